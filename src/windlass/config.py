@@ -1,0 +1,182 @@
+"""How an engine is set up: checked once, here. The only reader of environment variables."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+Mode = Literal["local", "interactive", "server"]
+KVDType = Literal["auto", "f32", "f16", "bf16"]
+LoadFormat = Literal["auto", "dummy"]
+ExecutorName = Literal["native", "reference"]
+
+PAGE_TOKENS = 16
+DEFAULT_PREFILL_CHUNK = 512
+LOCAL_TOKENS = 8192
+
+
+@dataclass(kw_only=True)
+class EngineConfig:
+    """Settings of an engine; ``None`` lets the engine choose. Names and modes are MLC-LLM's where it has them.
+
+    Modes: ``local`` serves up to 4 sequences in up to 8,192 tokens of KV cache, ``interactive`` one sequence in one
+    context, ``server`` up to 128 sequences in what memory allows.
+
+    Raises:
+        ValueError: a value is out of range, or two of them conflict; the message names the field.
+    """
+
+    model: str | None = None
+    """Model directory or ``HF://org/name``; the same as the engine's ``model`` argument when both are given."""
+    model_lib: str | None = None
+    """Accepted for compatibility with MLC-LLM; Windlass compiles nothing per model and ignores it."""
+    mode: Mode | None = None
+    quantization: str | None = None
+    """Scheme to quantize a Hugging Face model to while loading, such as ``q4f16_1``; None keeps it as stored."""
+    load_format: LoadFormat = "auto"
+    """``dummy`` makes random weights from the model's config alone: for benchmarks and tests of size."""
+    max_num_sequence: int | None = None
+    """Sequences that run at the same time; more of them wait."""
+    max_total_sequence_length: int | None = None
+    """Capacity of the KV cache in tokens."""
+    max_single_sequence_length: int | None = None
+    """Longest sequence, prompt and answer together, in tokens; at most the model's context."""
+    prefill_chunk_size: int | None = None
+    """Most tokens of one step; at least ``max_num_sequence``, since each running sequence decodes one."""
+    gpu_memory_utilization: float = 0.85
+    """Share of the available memory that model and KV cache may take together (of main memory on a CPU)."""
+    kv_cache_page_size: int = PAGE_TOKENS
+    kv_cache_dtype: KVDType = "auto"
+    """``auto`` is f32 for models stored in f32 and f16 for all others."""
+    num_threads: int | None = None
+    """Threads that compute; None is the number of physical cores this process may use."""
+    executor: ExecutorName = "native"
+    """``reference`` is the slow numpy oracle, for tests."""
+    kernels: str | None = None
+    """Instruction set of the kernels, one of those ``windlass doctor`` lists; None is the best of this CPU."""
+    verbose: bool = True
+    """Show the progress of a load of over a second, on a terminal."""
+
+    def __post_init__(self) -> None:
+        _check_choice(self, "mode", (*get_args(Mode), None))
+        _check_choice(self, "load_format", get_args(LoadFormat))
+        _check_choice(self, "kv_cache_dtype", get_args(KVDType))
+        _check_choice(self, "executor", get_args(ExecutorName))
+        for name in (
+            "max_num_sequence",
+            "max_total_sequence_length",
+            "max_single_sequence_length",
+            "prefill_chunk_size",
+            "num_threads",
+        ):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+                raise ValueError(f"EngineConfig.{name} must be a positive integer or None, not {value!r}")
+        if not 0.0 < self.gpu_memory_utilization <= 1.0:
+            raise ValueError(
+                f"EngineConfig.gpu_memory_utilization must lie in (0, 1], not {self.gpu_memory_utilization!r}"
+            )
+        if self.kv_cache_page_size != PAGE_TOKENS:
+            raise ValueError(f"EngineConfig.kv_cache_page_size must be {PAGE_TOKENS}, not {self.kv_cache_page_size!r}")
+        total, single = self.max_total_sequence_length, self.max_single_sequence_length
+        if total is not None and single is not None and single > total:
+            raise ValueError(
+                f"EngineConfig.max_single_sequence_length ({single}) is larger than max_total_sequence_length ({total})"
+            )
+
+    def with_arguments(self, **arguments: Any) -> EngineConfig:
+        """Return a copy in which the constructor's arguments are filled in.
+
+        Raises:
+            ValueError: an argument differs from what the field was set to.
+        """
+        changes = {}
+        for name, value in arguments.items():
+            current = getattr(self, name)
+            if value is None:
+                continue
+            if current is not None and current != value:
+                raise ValueError(f"EngineConfig.{name} is {current!r}, but the engine was given {name}={value!r}")
+            changes[name] = value
+        return dataclasses.replace(self, **changes)
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """The sizes of one engine, settled."""
+
+    max_num_sequence: int
+    max_single_sequence_length: int
+    prefill_chunk_size: int
+    num_pages: int = field(metadata={"unit": "pages of 16 tokens"})
+
+
+def settle_sizes(config: EngineConfig, *, context_length: int, kv_bytes_per_page: int, free_bytes: int) -> Sizes:
+    """Choose what ``config`` leaves open, by its mode, the model and the memory that is left beside the weights.
+
+    Args:
+        context_length: the model's, in tokens.
+        kv_bytes_per_page: KV cache bytes of one page, all layers.
+        free_bytes: what the KV cache may take.
+
+    Raises:
+        ValueError: the memory does not hold the shortest useful cache, or a field exceeds what is possible.
+    """
+    mode = config.mode or "local"
+    affordable = free_bytes // kv_bytes_per_page * PAGE_TOKENS
+    single = config.max_single_sequence_length or context_length
+    if single > context_length:
+        raise ValueError(
+            f"EngineConfig.max_single_sequence_length ({single}) is larger than the model's context ({context_length})"
+        )
+    sequences = config.max_num_sequence or {"local": 4, "interactive": 1, "server": 128}[mode]
+    wanted = {
+        "local": max(single, min(sequences * single, LOCAL_TOKENS))
+        if config.max_single_sequence_length
+        else min(sequences * single, LOCAL_TOKENS),
+        "interactive": single,
+        "server": sequences * single,
+    }[mode]
+    total = config.max_total_sequence_length or min(wanted, affordable)
+    if config.max_single_sequence_length is None:
+        single = min(single, total)
+    pages = -(-total // PAGE_TOKENS)
+    if total < 1 or pages * kv_bytes_per_page > free_bytes or single > pages * PAGE_TOKENS:
+        tokens = max(total, single)
+        raise ValueError(
+            f"a KV cache for {tokens} tokens takes {_mib(-(-tokens // PAGE_TOKENS) * kv_bytes_per_page)}, "
+            f"but {_mib(free_bytes)} are available; set EngineConfig.max_total_sequence_length lower"
+        )
+    return Sizes(
+        max_num_sequence=sequences,
+        max_single_sequence_length=single,
+        prefill_chunk_size=max(min(config.prefill_chunk_size or DEFAULT_PREFILL_CHUNK, pages * PAGE_TOKENS), sequences),
+        num_pages=pages,
+    )
+
+
+def default_threads() -> int | None:
+    """Return the thread count that the environment asks for (``WINDLASS_NUM_THREADS``), or None.
+
+    Raises:
+        ValueError: the variable is set but not a positive integer.
+    """
+    value = os.environ.get("WINDLASS_NUM_THREADS")
+    if not value:
+        return None
+    if not value.isdecimal() or int(value) < 1:
+        raise ValueError(f"WINDLASS_NUM_THREADS must be a positive integer, not {value!r}")
+    return int(value)
+
+
+def _check_choice(config: EngineConfig, name: str, choices: tuple[Any, ...]) -> None:
+    value = getattr(config, name)
+    if value not in choices:
+        accepted = ", ".join(repr(choice) for choice in choices)
+        raise ValueError(f"EngineConfig.{name} must be one of {accepted}, not {value!r}")
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:.0f} MiB"

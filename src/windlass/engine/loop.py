@@ -1,0 +1,294 @@
+"""The engine core: one thread owns all inference state, another delivers what it publishes.
+
+Callers talk to the core through queues only. ``SimpleQueue.put`` and the reads and writes of single attributes used
+here are atomic and take no lock of ours, so ``exit_background_loop`` and ``abort_request`` may run anywhere: in a
+signal handler, or in a finalizer that the garbage collector starts in the middle of any other code.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from queue import Empty, SimpleQueue
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from windlass.engine.batch import make_batch
+from windlass.engine.pages import PagePool
+from windlass.engine.request import FinishReason, Output, Request
+from windlass.engine.sampler import Sampler
+from windlass.engine.scheduler import Chunk, Scheduler
+from windlass.engine.state import EngineState, Lifecycle
+from windlass.errors import InvalidRequestError, RequestAbortedError, RequestError
+from windlass.program.executor import Executor, StepCancelledError
+
+STEP_SECONDS = 0.1
+"""How long a step may take while something decodes; a prefill chunk is cut to fit."""
+
+MAX_RERUNS = 2
+"""How often aborts may cut one step short; further aborts are honoured at its end."""
+
+
+class _Event(NamedTuple):
+    """What a step published for one request: a token, an ending, or both."""
+
+    output: Output
+    token_id: int | None
+    reason: FinishReason | None
+
+
+class EngineCore:
+    """The state and the two loops of one engine. Knows nothing of the engine object, so that it can be dropped.
+
+    The engine thread (``run_background_loop``) alone touches executor, scheduler and pages once it runs, and closes
+    the executor when it ends. ``_open`` holds every accepted request until it is finished, by request id.
+    """
+
+    def __init__(
+        self,
+        lifecycle: Lifecycle,
+        executor: Executor,
+        *,
+        num_pages: int,
+        max_num_sequence: int,
+        max_tokens: int,
+        active_vocab_size: int,
+    ) -> None:
+        self.lifecycle = lifecycle
+        self.executor = executor
+        self.pool = PagePool(num_pages)
+        self.scheduler = Scheduler(self.pool, max_num_sequence=max_num_sequence, max_tokens=max_tokens)
+        self.sampler = Sampler(active_vocab_size)
+        self._max_tokens = max_tokens
+        self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._outbox: SimpleQueue[Sequence[_Event] | None] = SimpleQueue()
+        self._open: dict[str, tuple[Request, ...]] = {}
+        self._exiting = False
+        self._reruns = 0
+        self._seconds_per_token = 0.0
+        self._idle_waiters: list[threading.Event] = []
+
+    # Called by any thread.
+
+    def add_request(self, requests: tuple[Request, ...]) -> None:
+        """Accept the sequences of one call, which share a request id.
+
+        Raises:
+            EngineError: the engine does not accept requests now.
+            InvalidRequestError: the request id is in use.
+        """
+        self._refuse()
+        request_id = requests[0].request_id
+        if self._open.setdefault(request_id, requests) is not requests:
+            raise InvalidRequestError(f"the request id {request_id!r} is in use", param="request_id")
+        # An exit that began after the first look has either seen the entry in _open or is seen here.
+        try:
+            self._refuse()
+        except BaseException:
+            self._open.pop(request_id, None)
+            raise
+        self._inbox.put(partial(self._admit, requests))
+
+    def abort_request(self, request_id: str, error: RequestError | None = None) -> None:
+        """End the requests of ``request_id`` with ``error``; unknown and finished ids are ignored."""
+        requests = self._open.get(request_id)
+        if requests is not None:
+            self.drop(requests, error)
+
+    def drop(self, requests: tuple[Request, ...], error: RequestError | None = None) -> None:
+        """End exactly these ``requests`` of one call with ``error``, unless they are finished."""
+        request_id = requests[0].request_id
+        if self._open.get(request_id) is not requests:
+            return
+        for request in requests:
+            request.output.fail(error or RequestAbortedError(f"request {request_id!r} was aborted"))
+        self._inbox.put(partial(self._remove, requests))
+        self._interrupt()
+
+    def finish_early(self, request_id: str, choice: int) -> None:
+        """Stop generating one choice, whose output has ended well by itself (a stop string)."""
+        requests = self._open.get(request_id, ())
+        self._inbox.put(partial(self._remove, requests[choice : choice + 1]))
+
+    def exit_background_loop(self) -> None:
+        """Tell every consumer and both loops to end. Returns at once; takes no lock."""
+        self._exiting = True
+        self.executor.cancel()
+        self._end_all(self.lifecycle.terminated)
+        self._inbox.put(_nothing)
+
+    def stop_delivery(self) -> None:
+        """End the stream-back loop when the engine thread, which otherwise does, never ran."""
+        self._outbox.put(None)
+
+    def stop_silently(self) -> None:
+        """Tell both loops to end, but no consumer: for the end of the interpreter."""
+        self._open.clear()
+        self.exit_background_loop()
+
+    def wait_until_idle(self, timeout: float | None) -> bool:
+        """Wait until no accepted request is unfinished; return False when ``timeout`` seconds pass first."""
+        waiter = threading.Event()
+        self._idle_waiters.append(waiter)
+        try:
+            return not self._open or waiter.wait(timeout)
+        finally:
+            self._idle_waiters.remove(waiter)
+
+    def wake_idle_waiters(self) -> None:
+        """Let every ``wait_until_idle`` return."""
+        for waiter in list(self._idle_waiters):
+            waiter.set()
+
+    @property
+    def num_open(self) -> int:
+        """Calls that were accepted and are not finished."""
+        return len(self._open)
+
+    def check_pages(self) -> None:
+        """Raise RuntimeError unless every page is accounted for. Meant for an idle engine."""
+        self.pool.check(sum(len(request.pages) for request in self.scheduler.running))
+
+    def _refuse(self) -> None:
+        error = self.lifecycle.refusal()
+        if error is not None:
+            raise error
+        if self._exiting:
+            raise self.lifecycle.terminated()
+
+    def _interrupt(self) -> None:
+        if self._reruns < MAX_RERUNS:
+            self.executor.cancel()
+
+    def _end_all(self, error: Callable[[], BaseException]) -> None:
+        for requests in list(self._open.values()):
+            for request in requests:
+                request.output.fail(error())
+        self.wake_idle_waiters()
+
+    # The engine thread.
+
+    def run_background_loop(self) -> None:
+        """Serve requests until ``exit_background_loop``; then free the model. The engine thread's whole life."""
+        try:
+            while not self._exiting:
+                self._run_commands(block=not self.scheduler.has_work)
+                if self.scheduler.has_work and not self._exiting:
+                    self._step()
+        except BaseException as error:  # whatever it was, every waiter must hear of it
+            self._fail(error)
+        finally:
+            self._outbox.put(None)
+            self.executor.close()
+
+    def _run_commands(self, *, block: bool) -> None:
+        try:
+            self._inbox.get(block=block)()
+            while True:
+                self._inbox.get_nowait()()
+        except Empty:
+            pass
+
+    def _fail(self, error: BaseException) -> None:
+        if self.lifecycle.advance(EngineState.FAILED, error):
+            self._end_all(self.lifecycle.failure)
+        else:
+            self._end_all(self.lifecycle.terminated)
+        self._open.clear()
+
+    def _admit(self, requests: tuple[Request, ...]) -> None:
+        for request in requests:
+            if not request.ended:
+                self.scheduler.add(request)
+
+    def _remove(self, requests: tuple[Request, ...]) -> None:
+        for request in requests:
+            self.scheduler.remove(request)
+            self._end(request)
+
+    def _end(self, request: Request) -> None:
+        """Mark ``request`` as ended; its call is finished when its siblings have ended too."""
+        request.ended = True
+        siblings = self._open.get(request.request_id)
+        if siblings is not None and request in siblings and all(sibling.ended for sibling in siblings):
+            del self._open[request.request_id]
+            if not self._open:
+                self.wake_idle_waiters()
+
+    def _step(self) -> None:
+        chunks = self.scheduler.schedule(self._prefill_budget())
+        started = time.perf_counter()
+        try:
+            logits = self.executor.run(make_batch(chunks))
+        except StepCancelledError:
+            self._reruns += 1
+            return
+        self._reruns = 0
+        self._pace(sum(chunk.num_tokens for chunk in chunks), time.perf_counter() - started)
+        self._publish(chunks, logits)
+
+    def _prefill_budget(self) -> int:
+        """Tokens of prefill that fit a step beside decoding, by the speed of the last large step."""
+        if not self.scheduler.decoding or not self._seconds_per_token:
+            return self._max_tokens
+        return min(self._max_tokens, int(STEP_SECONDS / self._seconds_per_token))
+
+    def _pace(self, num_tokens: int, seconds: float) -> None:
+        if num_tokens >= 16:
+            self._seconds_per_token = seconds / num_tokens
+
+    def _publish(self, chunks: Sequence[Chunk], logits: NDArray[np.float32]) -> None:
+        """Account for a step that ran: draw the next tokens, end what is finished, hand all of it over."""
+        events: list[_Event] = []
+        row = 0
+        for chunk in chunks:
+            request = chunk.request
+            completes = chunk.completes
+            request.num_computed += chunk.num_tokens
+            if completes:
+                token_id = self.sampler.sample(logits[row], request.sampling, len(request.token_ids))
+                row += 1
+                events.append(self._advance(request, token_id))
+        if events:
+            self._outbox.put(events)
+
+    def _advance(self, request: Request, token_id: int) -> _Event:
+        request.token_ids.append(token_id)
+        stopped = token_id in request.stop_token_ids
+        reason = FinishReason.STOP if stopped else None
+        if reason is None and request.num_generated >= request.max_tokens:
+            reason = FinishReason.LENGTH
+        if reason is not None:
+            self.scheduler.remove(request)
+            self._end(request)
+        return _Event(request.output, None if stopped else token_id, reason)
+
+    # The stream-back thread.
+
+    def run_background_stream_back_loop(self) -> None:
+        """Deliver what the engine thread publishes until it ends. The stream-back thread's whole life."""
+        while (events := self._outbox.get()) is not None:
+            for event in events:
+                _deliver(event)
+            del events
+
+
+def _deliver(event: _Event) -> None:
+    output, token_id, reason = event
+    try:
+        if token_id is not None:
+            output.put(token_id)
+        if reason is not None:
+            output.finish(reason)
+    except Exception as error:  # one request must not stop the others
+        failure = RequestAbortedError(f"its output could not be delivered ({type(error).__name__})")
+        failure.__cause__ = error
+        output.fail(failure)
+
+
+def _nothing() -> None:
+    """Wake the engine thread."""

@@ -1,0 +1,80 @@
+"""A request as the core sees it: token ids in, token ids out."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+class FinishReason(enum.Enum):
+    """Why a request ended well; the values are OpenAI's."""
+
+    STOP = "stop"
+    LENGTH = "length"
+
+
+class Output(Protocol):
+    """Where a request's tokens go. The stream-back thread calls it; nothing in it may block.
+
+    Exactly one of ``finish`` and ``fail`` has an effect, once: the first. ``fail`` may come from any thread, also from
+    a finalizer, so it takes no lock.
+    """
+
+    def put(self, token_id: int) -> None:
+        """Take the next token. A stop token is not put."""
+        ...
+
+    def finish(self, reason: FinishReason) -> None:
+        """The request ended well; every token was put."""
+        ...
+
+    def fail(self, error: BaseException) -> None:
+        """The request ended with ``error``."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How the next token is drawn. ``temperature`` 0 is greedy; ``seed`` and ``choice`` key the noise."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int = 0
+    choice: int = 0
+
+
+@dataclass(eq=False, slots=True)
+class Request:
+    """One sequence to generate. What stands after ``output`` belongs to the engine thread.
+
+    Invariant: ``num_computed`` positions are in the KV cache, in ``pages``; ``token_ids`` is the prompt and what was
+    generated; while it runs, ``num_computed < len(token_ids)``.
+    """
+
+    request_id: str
+    prompt_ids: list[int]
+    max_tokens: int
+    stop_token_ids: frozenset[int]
+    sampling: SamplingParams
+    output: Output
+
+    token_ids: list[int] = field(init=False)
+    num_computed: int = field(init=False, default=0)
+    pages: list[int] = field(init=False, default_factory=list)
+    ended: bool = field(init=False, default=False)
+
+    def __post_init__(self) -> None:
+        self.token_ids = list(self.prompt_ids)
+
+    @property
+    def num_generated(self) -> int:
+        """Tokens generated so far."""
+        return len(self.token_ids) - len(self.prompt_ids)
+
+    @property
+    def num_pending(self) -> int:
+        """Tokens that are known but not yet in the KV cache: 1 while decoding, more during prefill."""
+        return len(self.token_ids) - self.num_computed

@@ -1,0 +1,20 @@
+"""Fixtures that every test may use."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The directory of real test data; tests that need it skip when it is absent, or fail under WINDLASS_REQUIRE_DATA."""
+    configured = os.environ.get("WINDLASS_TEST_DATA")
+    path = Path(configured) if configured else Path(__file__).resolve().parents[2] / "shared" / "data"
+    if path.is_dir():
+        return path
+    if os.environ.get("WINDLASS_REQUIRE_DATA") == "1":
+        pytest.fail(f"WINDLASS_REQUIRE_DATA=1, but there is no test data at {path}")
+    pytest.skip(f"no test data at {path} (set WINDLASS_TEST_DATA)")
