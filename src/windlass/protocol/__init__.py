@@ -1,0 +1,1 @@
+"""The OpenAI wire types; pure data."""
