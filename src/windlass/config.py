@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 Mode = Literal["local", "interactive", "server"]
@@ -169,6 +170,22 @@ def default_threads() -> int | None:
     if not value.isdecimal() or int(value) < 1:
         raise ValueError(f"WINDLASS_NUM_THREADS must be a positive integer, not {value!r}")
     return int(value)
+
+
+def model_roots() -> dict[str, Path]:
+    """Return where models usually lie, by the layout found there.
+
+    ``here`` is the working directory, ``huggingface`` the download cache of huggingface_hub (``HF_HUB_CACHE``, else
+    below ``HF_HOME``), ``mlc`` that of MLC-LLM (``MLC_LLM_HOME``); the caches default to ``XDG_CACHE_HOME`` or
+    ``~/.cache``.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    huggingface = Path(os.environ.get("HF_HOME") or cache / "huggingface")
+    return {
+        "here": Path.cwd(),
+        "huggingface": Path(os.environ.get("HF_HUB_CACHE") or huggingface / "hub"),
+        "mlc": Path(os.environ.get("MLC_LLM_HOME") or cache / "mlc_llm"),
+    }
 
 
 def _check_choice(config: EngineConfig, name: str, choices: tuple[Any, ...]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import NamedTuple
@@ -41,36 +42,61 @@ class _Event(NamedTuple):
     reason: FinishReason | None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Runtime:
+    """What a loaded model brings to the core. The engine thread alone uses it, and closes the executor."""
+
+    executor: Executor
+    scheduler: Scheduler
+    sampler: Sampler
+
+    @classmethod
+    def build(
+        cls, executor: Executor, *, num_pages: int, max_num_sequence: int, max_tokens: int, active_vocab_size: int
+    ) -> Runtime:
+        """Put a scheduler over ``num_pages`` pages and a sampler beside an executor."""
+        pool = PagePool(num_pages)
+        scheduler = Scheduler(pool, max_num_sequence=max_num_sequence, max_tokens=max_tokens)
+        return cls(executor, scheduler, Sampler(active_vocab_size))
+
+
 class EngineCore:
     """The state and the two loops of one engine. Knows nothing of the engine object, so that it can be dropped.
 
-    The engine thread (``run_background_loop``) alone touches executor, scheduler and pages once it runs, and closes
-    the executor when it ends. ``_open`` holds every accepted request until it is finished, by request id.
+    The engine thread (``run_background_loop``) alone touches the runtime once it runs, and closes it when it ends.
+    ``_open`` holds every accepted request until it is finished, by request id.
     """
 
-    def __init__(
-        self,
-        lifecycle: Lifecycle,
-        executor: Executor,
-        *,
-        num_pages: int,
-        max_num_sequence: int,
-        max_tokens: int,
-        active_vocab_size: int,
-    ) -> None:
+    def __init__(self, lifecycle: Lifecycle, runtime: Runtime) -> None:
         self.lifecycle = lifecycle
-        self.executor = executor
-        self.pool = PagePool(num_pages)
-        self.scheduler = Scheduler(self.pool, max_num_sequence=max_num_sequence, max_tokens=max_tokens)
-        self.sampler = Sampler(active_vocab_size)
-        self._max_tokens = max_tokens
+        self._runtime: Runtime | None = runtime
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._outbox: SimpleQueue[Sequence[_Event] | None] = SimpleQueue()
         self._open: dict[str, tuple[Request, ...]] = {}
         self._exiting = False
+        self._ended = False
         self._reruns = 0
         self._seconds_per_token = 0.0
         self._idle_waiters: list[threading.Event] = []
+
+    def init_threaded_engine(self) -> tuple[threading.Thread, threading.Thread]:
+        """Start the engine thread and the stream-back thread, daemons both, and return them.
+
+        Raises:
+            RuntimeError: a thread could not be started; none is left.
+        """
+        loop = threading.Thread(target=self.run_background_loop, name="windlass-engine", daemon=True)
+        stream_back = threading.Thread(
+            target=self.run_background_stream_back_loop, name="windlass-stream-back", daemon=True
+        )
+        stream_back.start()
+        try:
+            loop.start()
+        except BaseException:
+            self._outbox.put(None)
+            stream_back.join()
+            raise
+        return loop, stream_back
 
     # Called by any thread.
 
@@ -107,23 +133,38 @@ class EngineCore:
         for request in requests:
             request.output.fail(error or RequestAbortedError(f"request {request_id!r} was aborted"))
         self._inbox.put(partial(self._remove, requests))
-        self._interrupt()
+        if self._reruns < MAX_RERUNS:
+            self._cancel_step()
 
     def finish_early(self, request_id: str, choice: int) -> None:
         """Stop generating one choice, whose output has ended well by itself (a stop string)."""
         requests = self._open.get(request_id, ())
         self._inbox.put(partial(self._remove, requests[choice : choice + 1]))
 
+    def abort_all(self, reason: str) -> None:
+        """End every open request with ``RequestAbortedError``."""
+        for requests in list(self._open.values()):
+            self.drop(requests, RequestAbortedError(f"request {requests[0].request_id!r} was aborted: {reason}"))
+
+    def reset(self) -> None:
+        """Abort every open request."""
+        self.abort_all("the engine was reset")
+
+    def unload(self) -> None:
+        """Abort every open request and free the model. Returns when its memory is free; no-op without a model."""
+        self.abort_all("the model was unloaded")
+        self._perform(self._close_runtime)
+
+    def reload(self, runtime: Runtime) -> None:
+        """Serve ``runtime`` from now on, after ``unload``; when the engine has ended, the runtime is closed instead."""
+        self._perform(partial(self._install, runtime))
+
     def exit_background_loop(self) -> None:
         """Tell every consumer and both loops to end. Returns at once; takes no lock."""
         self._exiting = True
-        self.executor.cancel()
+        self._cancel_step()
         self._end_all(self.lifecycle.terminated)
         self._inbox.put(_nothing)
-
-    def stop_delivery(self) -> None:
-        """End the stream-back loop when the engine thread, which otherwise does, never ran."""
-        self._outbox.put(None)
 
     def stop_silently(self) -> None:
         """Tell both loops to end, but no consumer: for the end of the interpreter."""
@@ -149,9 +190,22 @@ class EngineCore:
         """Calls that were accepted and are not finished."""
         return len(self._open)
 
-    def check_pages(self) -> None:
-        """Raise RuntimeError unless every page is accounted for. Meant for an idle engine."""
-        self.pool.check(sum(len(request.pages) for request in self.scheduler.running))
+    def num_free_pages(self) -> int:
+        """Return the free pages of the KV cache, after checking that every page is accounted for.
+
+        Raises:
+            RuntimeError: a page is lost or held twice.
+        """
+        free: list[int] = []
+
+        def count() -> None:
+            if self._runtime is not None:
+                scheduler = self._runtime.scheduler
+                scheduler.pool.check(sum(len(request.pages) for request in scheduler.running))
+                free.append(scheduler.pool.num_free)
+
+        self._perform(count)
+        return sum(free)
 
     def _refuse(self) -> None:
         error = self.lifecycle.refusal()
@@ -160,9 +214,34 @@ class EngineCore:
         if self._exiting:
             raise self.lifecycle.terminated()
 
-    def _interrupt(self) -> None:
-        if self._reruns < MAX_RERUNS:
-            self.executor.cancel()
+    def _cancel_step(self) -> None:
+        runtime = self._runtime
+        if runtime is not None:
+            runtime.executor.cancel()
+
+    def _perform(self, command: Callable[[], None]) -> None:
+        """Have the engine thread run ``command``, and wait until it has; when that thread has ended, run it here.
+
+        Raises:
+            Exception: whatever the command raised.
+        """
+        done = threading.Event()
+        errors: list[Exception] = []
+
+        def run() -> None:
+            try:
+                command()
+            except Exception as error:  # it belongs to the caller, not to the engine thread
+                errors.append(error)
+            done.set()
+
+        self._inbox.put(run)
+        if self._ended:
+            # The engine thread looks at its inbox once more after it set the flag, so one of the two runs the command.
+            self._run_commands(block=False)
+        done.wait()
+        if errors:
+            raise errors[0]
 
     def _end_all(self, error: Callable[[], BaseException]) -> None:
         for requests in list(self._open.values()):
@@ -176,14 +255,20 @@ class EngineCore:
         """Serve requests until ``exit_background_loop``; then free the model. The engine thread's whole life."""
         try:
             while not self._exiting:
-                self._run_commands(block=not self.scheduler.has_work)
-                if self.scheduler.has_work and not self._exiting:
+                self._run_commands(block=not self._has_work)
+                if self._has_work and not self._exiting:
                     self._step()
         except BaseException as error:  # whatever it was, every waiter must hear of it
             self._fail(error)
         finally:
             self._outbox.put(None)
-            self.executor.close()
+            self._close_runtime()
+            self._ended = True
+            self._run_commands(block=False)
+
+    @property
+    def _has_work(self) -> bool:
+        return self._runtime is not None and self._runtime.scheduler.has_work
 
     def _run_commands(self, *, block: bool) -> None:
         try:
@@ -202,13 +287,25 @@ class EngineCore:
 
     def _admit(self, requests: tuple[Request, ...]) -> None:
         for request in requests:
-            if not request.ended:
-                self.scheduler.add(request)
+            if not request.ended and self._runtime is not None:
+                self._runtime.scheduler.add(request)
 
     def _remove(self, requests: tuple[Request, ...]) -> None:
         for request in requests:
-            self.scheduler.remove(request)
+            if self._runtime is not None:
+                self._runtime.scheduler.remove(request)
             self._end(request)
+
+    def _install(self, runtime: Runtime) -> None:
+        if self._ended or self._runtime is not None:
+            runtime.executor.close()
+        else:
+            self._runtime = runtime
+
+    def _close_runtime(self) -> None:
+        runtime, self._runtime = self._runtime, None
+        if runtime is not None:
+            runtime.executor.close()
 
     def _end(self, request: Request) -> None:
         """Mark ``request`` as ended; its call is finished when its siblings have ended too."""
@@ -220,28 +317,31 @@ class EngineCore:
                 self.wake_idle_waiters()
 
     def _step(self) -> None:
-        chunks = self.scheduler.schedule(self._prefill_budget())
+        runtime = self._runtime
+        if runtime is None:
+            return
+        chunks = runtime.scheduler.schedule(self._prefill_budget(runtime.scheduler))
         started = time.perf_counter()
         try:
-            logits = self.executor.run(make_batch(chunks))
+            logits = runtime.executor.run(make_batch(chunks))
         except StepCancelledError:
             self._reruns += 1
             return
         self._reruns = 0
         self._pace(sum(chunk.num_tokens for chunk in chunks), time.perf_counter() - started)
-        self._publish(chunks, logits)
+        self._publish(runtime, chunks, logits)
 
-    def _prefill_budget(self) -> int:
+    def _prefill_budget(self, scheduler: Scheduler) -> int:
         """Tokens of prefill that fit a step beside decoding, by the speed of the last large step."""
-        if not self.scheduler.decoding or not self._seconds_per_token:
-            return self._max_tokens
-        return min(self._max_tokens, int(STEP_SECONDS / self._seconds_per_token))
+        if not scheduler.decoding or not self._seconds_per_token:
+            return scheduler.max_tokens
+        return min(scheduler.max_tokens, int(STEP_SECONDS / self._seconds_per_token))
 
     def _pace(self, num_tokens: int, seconds: float) -> None:
         if num_tokens >= 16:
             self._seconds_per_token = seconds / num_tokens
 
-    def _publish(self, chunks: Sequence[Chunk], logits: NDArray[np.float32]) -> None:
+    def _publish(self, runtime: Runtime, chunks: Sequence[Chunk], logits: NDArray[np.float32]) -> None:
         """Account for a step that ran: draw the next tokens, end what is finished, hand all of it over."""
         events: list[_Event] = []
         row = 0
@@ -250,20 +350,22 @@ class EngineCore:
             completes = chunk.completes
             request.num_computed += chunk.num_tokens
             if completes:
-                token_id = self.sampler.sample(logits[row], request.sampling, len(request.token_ids))
+                token_id = runtime.sampler.sample(
+                    logits[row], request.sampling, request.token_ids, len(request.prompt_ids)
+                )
                 row += 1
-                events.append(self._advance(request, token_id))
+                events.append(self._advance(runtime.scheduler, request, token_id))
         if events:
             self._outbox.put(events)
 
-    def _advance(self, request: Request, token_id: int) -> _Event:
+    def _advance(self, scheduler: Scheduler, request: Request, token_id: int) -> _Event:
         request.token_ids.append(token_id)
         stopped = token_id in request.stop_token_ids
         reason = FinishReason.STOP if stopped else None
         if reason is None and request.num_generated >= request.max_tokens:
             reason = FinishReason.LENGTH
         if reason is not None:
-            self.scheduler.remove(request)
+            scheduler.remove(request)
             self._end(request)
         return _Event(request.output, None if stopped else token_id, reason)
 

@@ -36,14 +36,27 @@ class Output(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How the next token is drawn. ``temperature`` 0 is greedy; ``seed`` and ``choice`` key the noise."""
+    """How the next token is drawn. ``temperature`` 0 is greedy; ``seed`` and ``choice`` key the noise.
+
+    The penalties lower the logits of tokens that stand in the answer already: ``presence_penalty`` once each,
+    ``frequency_penalty`` for each time; ``repetition_penalty`` divides positive logits and multiplies negative ones, of
+    the prompt's tokens too (Keskar et al., 2019).
+    """
 
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
     min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
     seed: int = 0
     choice: int = 0
+
+    @property
+    def penalizes(self) -> bool:
+        """True when what was generated changes what comes next beyond the model itself."""
+        return self.presence_penalty != 0.0 or self.frequency_penalty != 0.0 or self.repetition_penalty != 1.0
 
 
 @dataclass(eq=False, slots=True)

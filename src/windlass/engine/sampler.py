@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -31,18 +33,23 @@ class Sampler:
     def __init__(self, active_vocab_size: int) -> None:
         self.active_vocab_size = active_vocab_size
 
-    def sample(self, logits: NDArray[np.float32], params: SamplingParams, position: int) -> int:
-        """Return the token for ``position``.
+    def sample(
+        self, logits: NDArray[np.float32], params: SamplingParams, token_ids: Sequence[int], num_prompt: int
+    ) -> int:
+        """Return the next token.
 
         Args:
             logits: float32 [vocab], finite.
-            params: temperature, then top_k, then top_p, then min_p restrict the draw.
-            position: where the token will stand in its sequence.
+            params: the penalties, then temperature, then top_k, then top_p, then min_p shape the draw.
+            token_ids: the sequence so far, of which the first ``num_prompt`` are the prompt.
 
         Raises:
             FloatingPointError: the logits hold a NaN or an infinity.
         """
+        position = len(token_ids)
         row = logits[: self.active_vocab_size]
+        if params.penalizes:
+            row = _penalized(row, params, np.asarray(token_ids), num_prompt)
         best = int(row.argmax())
         if not np.isfinite(row[best]):
             raise FloatingPointError(f"the model's logits at position {position} are not finite")
@@ -54,6 +61,21 @@ class Sampler:
             return _draw(weights, noise)
         ids = _most_likely(weights, params)
         return int(ids[_draw(weights[ids], noise)])
+
+
+def _penalized(
+    row: NDArray[np.float32], params: SamplingParams, token_ids: NDArray[np.int_], num_prompt: int
+) -> NDArray[np.float32]:
+    """Return the logits after the penalties."""
+    row = row.copy()
+    if params.repetition_penalty != 1.0:
+        seen = np.unique(token_ids)
+        seen = seen[seen < row.size]
+        values = row[seen]
+        row[seen] = np.where(values > 0, values / params.repetition_penalty, values * params.repetition_penalty)
+    generated, counts = np.unique(token_ids[num_prompt:], return_counts=True)
+    row[generated] -= params.presence_penalty + params.frequency_penalty * counts.astype(np.float32)
+    return row
 
 
 def _draw(weights: NDArray[np.float64], noise: float) -> int:

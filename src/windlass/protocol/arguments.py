@@ -43,6 +43,16 @@ class CommonArguments(TypedDict, total=False):
     """0 takes the most likely token; otherwise the model's own default, or 1."""
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] | None
     """Draw from the smallest set of likeliest tokens that has this probability (Holtzman et al., 2020)."""
+    top_k: Annotated[int, Field(ge=0)] | None
+    """Draw from this many likeliest tokens; 0 for all."""
+    min_p: Annotated[float, Field(ge=0.0, le=1.0)] | None
+    """Draw from tokens at least this likely in relation to the likeliest one."""
+    presence_penalty: Annotated[float, Field(ge=-2.0, le=2.0)] | None
+    """Taken from the logit of each token that stands in the answer already."""
+    frequency_penalty: Annotated[float, Field(ge=-2.0, le=2.0)] | None
+    """Taken from the logit of each token once for each time it stands in the answer."""
+    repetition_penalty: Annotated[float, Field(gt=0.0, le=10.0)] | None
+    """Divides the positive logits of tokens in prompt and answer, and multiplies the negative ones."""
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None
     """Number of independent choices."""
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import pytest
 
 from support.fakes import CountingExecutor, expected_tokens, make_request
-from windlass.engine.loop import EngineCore
+from windlass.engine.loop import EngineCore, Runtime
 from windlass.engine.request import FinishReason
 from windlass.engine.state import EngineState, Lifecycle
 from windlass.errors import (
@@ -25,20 +25,15 @@ LIMIT = 20.0
 @contextmanager
 def running(executor: CountingExecutor, *, sequences: int = 4, tokens: int = 32) -> Iterator[EngineCore]:
     lifecycle = Lifecycle()
-    core = EngineCore(
-        lifecycle,
+    runtime = Runtime.build(
         executor,
         num_pages=executor.num_pages,
         max_num_sequence=sequences,
         max_tokens=tokens,
         active_vocab_size=64,
     )
-    threads = [
-        threading.Thread(target=core.run_background_loop, daemon=True),
-        threading.Thread(target=core.run_background_stream_back_loop, daemon=True),
-    ]
-    for thread in threads:
-        thread.start()
+    core = EngineCore(lifecycle, runtime)
+    threads = core.init_threaded_engine()
     lifecycle.advance(EngineState.READY)
     try:
         yield core
@@ -62,8 +57,7 @@ def test_many_requests_at_once_each_get_their_own_tokens() -> None:
             assert output.reason is FinishReason.LENGTH
         assert core.wait_until_idle(LIMIT)
         assert core.num_open == 0
-        core.check_pages()
-        assert core.pool.num_free == 64
+        assert core.num_free_pages() == 64
 
 
 def test_preemption_changes_no_tokens() -> None:
@@ -102,8 +96,7 @@ def test_abort_ends_one_request_and_leaves_the_others() -> None:
         assert kept_output.ended.wait(LIMIT)
         assert kept_output.token_ids == expected_tokens(kept)
         assert core.wait_until_idle(LIMIT)
-        core.check_pages()
-        assert core.pool.num_free == 64
+        assert core.num_free_pages() == 64
 
 
 def test_an_abort_before_the_admission_is_honoured() -> None:
@@ -220,3 +213,55 @@ def test_adding_while_others_exit_loses_no_request() -> None:
             for output in outputs:
                 assert output.ended.wait(LIMIT)
                 assert output.endings == 1
+
+
+def test_unload_frees_the_model_and_reload_serves_another() -> None:
+    first, second = CountingExecutor(64), CountingExecutor(8)
+    first.gate.clear()
+    with running(first) as core:
+        cut, cut_output = make_request("cut", max_tokens=500)
+        core.add_request((cut,))
+        assert first.running.wait(LIMIT)
+        core.unload()
+        assert first.closed
+        assert isinstance(cut_output.error, RequestAbortedError)
+        assert core.num_open == 0
+        core.unload()
+        core.reload(Runtime.build(second, num_pages=8, max_num_sequence=2, max_tokens=32, active_vocab_size=64))
+        request, output = make_request("next")
+        core.add_request((request,))
+        assert output.ended.wait(LIMIT)
+        assert output.token_ids == expected_tokens(request)
+        assert core.num_free_pages() == 8
+    assert second.closed
+
+
+def test_commands_after_the_end_are_carried_out_by_their_caller() -> None:
+    with running(CountingExecutor(8)) as core:
+        pass
+    late = CountingExecutor(8)
+    core.reload(Runtime.build(late, num_pages=8, max_num_sequence=2, max_tokens=32, active_vocab_size=64))
+    assert late.closed
+    core.unload()
+    assert core.num_free_pages() == 0
+
+
+def test_reset_aborts_everything_and_serving_goes_on() -> None:
+    executor = CountingExecutor(64)
+    executor.gate.clear()
+    with running(executor) as core:
+        outputs = []
+        for i in range(6):
+            request, output = make_request(f"r{i}", max_tokens=500)
+            core.add_request((request,))
+            outputs.append(output)
+        assert executor.running.wait(LIMIT)
+        core.reset()
+        executor.gate.set()
+        assert all(isinstance(output.error, RequestAbortedError) for output in outputs)
+        assert core.wait_until_idle(LIMIT)
+        assert core.num_free_pages() == 64
+        request, output = make_request("after")
+        core.add_request((request,))
+        assert output.ended.wait(LIMIT)
+        assert output.token_ids == expected_tokens(request)

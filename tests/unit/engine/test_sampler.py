@@ -11,6 +11,11 @@ from windlass.engine.request import SamplingParams
 from windlass.engine.sampler import Sampler, uniform
 
 
+def draw(size: int, logits: np.ndarray, params: SamplingParams, position: int = 0) -> int:
+    """Draw the token after ``position`` others."""
+    return Sampler(size).sample(logits, params, [0] * position, 0)
+
+
 def allowed(logits: np.ndarray, params: SamplingParams) -> dict[int, float]:
     """The distribution that the parameters leave, worked out the slow way."""
     weights = np.exp((logits.astype(np.float64) - float(logits.max())) / params.temperature)
@@ -46,7 +51,7 @@ def test_only_allowed_tokens_are_drawn(
     params = SamplingParams(temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, seed=seed)
     possible = allowed(logits, params)
     for position in range(20):
-        assert Sampler(size).sample(logits, params, position) in possible
+        assert draw(size, logits, params, position) in possible
 
 
 @pytest.mark.parametrize("top_p", [1.0, 0.8])
@@ -56,7 +61,7 @@ def test_frequencies_follow_the_distribution(top_p: float) -> None:
     draws = 20_000
     counts = np.zeros(6)
     for position in range(draws):
-        counts[Sampler(6).sample(logits, params, position)] += 1
+        counts[draw(6, logits, params, position)] += 1
     for token, probability in allowed(logits, params).items():
         deviation = np.sqrt(probability * (1 - probability) * draws)
         assert abs(counts[token] - probability * draws) < 4.5 * deviation + 1
@@ -65,8 +70,8 @@ def test_frequencies_follow_the_distribution(top_p: float) -> None:
 
 def test_greedy_takes_the_first_of_the_largest_and_never_the_padding() -> None:
     logits = np.array([0.0, 3.0, 3.0, 9.0], dtype=np.float32)
-    assert Sampler(3).sample(logits, SamplingParams(temperature=0.0), 0) == 1
-    assert Sampler(4).sample(logits, SamplingParams(temperature=0.0), 0) == 3
+    assert draw(3, logits, SamplingParams(temperature=0.0)) == 1
+    assert draw(4, logits, SamplingParams(temperature=0.0)) == 3
 
 
 def test_the_noise_depends_on_seed_choice_and_position_only() -> None:
@@ -79,9 +84,28 @@ def test_the_noise_depends_on_seed_choice_and_position_only() -> None:
 
 def test_broken_logits_are_an_error() -> None:
     with pytest.raises(FloatingPointError, match="position 5"):
-        Sampler(2).sample(np.array([np.nan, 1.0], dtype=np.float32), SamplingParams(), 5)
+        draw(2, np.array([np.nan, 1.0], dtype=np.float32), SamplingParams(), 5)
 
 
 def test_tiny_temperature_does_not_overflow() -> None:
     logits = np.array([0.0, 100.0, -100.0], dtype=np.float32)
-    assert Sampler(3).sample(logits, SamplingParams(temperature=1e-6, seed=1), 0) == 1
+    assert draw(3, logits, SamplingParams(temperature=1e-6, seed=1)) == 1
+
+
+def test_penalties() -> None:
+    logits = np.array([4.0, 3.9, -1.0, 0.0], dtype=np.float32)
+
+    def greedy(generated: list[int], **penalties: float) -> int:
+        params = SamplingParams(temperature=0.0, **penalties)
+        return Sampler(4).sample(logits, params, [1, *generated], num_prompt=1)
+
+    assert greedy([0]) == 0
+    assert greedy([0], presence_penalty=0.2) == 1
+    assert greedy([0, 0, 1], presence_penalty=0.2) == 0
+    assert greedy([0, 0, 1], frequency_penalty=0.2) == 1
+    assert greedy([3], repetition_penalty=1.1) == 0, "the prompt's token 1 counts, token 0 does not"
+    assert greedy([0], repetition_penalty=1.1) == 0, "both are divided alike"
+    assert greedy([], frequency_penalty=2.0) == 0, "the prompt does not count"
+    only_bad = np.array([-1.0, -1.05], dtype=np.float32)
+    params = SamplingParams(temperature=0.0, repetition_penalty=1.2)
+    assert Sampler(2).sample(only_bad, params, [0], num_prompt=1) == 1, "negative logits get more negative"
