@@ -1,0 +1,178 @@
+"""``engine.chat.completions.create``, sync and async."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Literal, overload
+
+from pydantic import BaseModel
+from typing_extensions import Unpack
+
+from windlass.errors import InvalidRequestError
+from windlass.protocol.arguments import ChatArguments, check_arguments
+from windlass.protocol.responses import (
+    ChatChoice,
+    ChatChunkChoice,
+    ChatCompletion,
+    ChatCompletionChunk,
+    ChatDelta,
+    ChatMessage,
+    Usage,
+)
+from windlass.serve.call import AsyncHost, AsyncStream, Box, Call, CallInfo, Host, Stream, start_call, wait, wait_async
+from windlass.serve.mailbox import AsyncMailbox, Piece, SyncMailbox
+
+
+class ChatFormat:
+    """Pieces as chat objects. The first chunk of each choice carries the role."""
+
+    def __init__(self, info: CallInfo) -> None:
+        self._info = info
+        self._begun: set[int] = set()
+
+    def chunk(self, piece: Piece) -> ChatCompletionChunk:
+        """Return the stream element of one piece."""
+        first = piece.index not in self._begun
+        self._begun.add(piece.index)
+        content = piece.text if piece.text or first else None
+        return self._chunk(
+            [
+                ChatChunkChoice(
+                    index=piece.index,
+                    delta=ChatDelta(role="assistant" if first else None, content=content),
+                    finish_reason=piece.reason.value if piece.reason else None,
+                )
+            ]
+        )
+
+    def usage_chunk(self, usage: Usage) -> ChatCompletionChunk:
+        """Return the stream element that closes a stream with ``include_usage``."""
+        return self._chunk([], usage)
+
+    def response(self, texts: Sequence[str], last: Sequence[Piece], usage: Usage) -> ChatCompletion:
+        """Return the whole response."""
+        return ChatCompletion(
+            id=self._info.id,
+            created=self._info.created,
+            model=self._info.model,
+            choices=[
+                ChatChoice(index=index, message=ChatMessage(content=text), finish_reason=_value(piece))
+                for index, (text, piece) in enumerate(zip(texts, last, strict=True))
+            ],
+            usage=usage,
+        )
+
+    def _chunk(self, choices: list[ChatChunkChoice], usage: Usage | None = None) -> ChatCompletionChunk:
+        return ChatCompletionChunk(
+            id=self._info.id, created=self._info.created, model=self._info.model, choices=choices, usage=usage
+        )
+
+
+def _value(piece: Piece) -> Literal["stop", "length"]:
+    if piece.reason is None:
+        raise RuntimeError("a call ended without a finish reason")
+    return piece.reason.value
+
+
+def start_chat(
+    host: Host, arguments: ChatArguments, mailbox: type[Box]
+) -> Call[Box, ChatCompletionChunk, ChatCompletion]:
+    """Check ``arguments``, render and tokenize the conversation, and submit the call.
+
+    Raises:
+        InvalidRequestError, ContextLengthError: the request is refused; ``param`` names the argument.
+        EngineError: the engine does not accept requests now.
+    """
+    core, model = host._parts()
+    messages = arguments.get("messages")
+    if isinstance(messages, Sequence) and not isinstance(messages, str):
+        arguments["messages"] = [_plain(message) for message in messages]
+    arguments = check_arguments(ChatArguments, arguments)
+    max_tokens, newer = arguments.get("max_tokens"), arguments.get("max_completion_tokens")
+    if max_tokens is not None and newer is not None and max_tokens != newer:
+        raise InvalidRequestError("max_tokens and max_completion_tokens differ; give one", param="max_tokens")
+    return start_call(
+        core,
+        model,
+        arguments,
+        model.text.encode_chat(arguments["messages"], tools=arguments.get("tools")),
+        max_tokens=newer or max_tokens,
+        id_prefix="chatcmpl",
+        param="messages",
+        mailbox=mailbox,
+        format=ChatFormat,
+    )
+
+
+def _plain(message: Any) -> Any:
+    """Let an answer's message object be appended to the conversation as it is."""
+    return message.model_dump(exclude_none=True) if isinstance(message, BaseModel) else message
+
+
+class ChatCompletions:
+    """``engine.chat.completions`` of the sync engine."""
+
+    def __init__(self, engine: Host) -> None:
+        self._engine = engine
+
+    @overload
+    def create(self, *, stream: Literal[False] = False, **arguments: Unpack[ChatArguments]) -> ChatCompletion: ...
+    @overload
+    def create(self, *, stream: Literal[True], **arguments: Unpack[ChatArguments]) -> Stream[ChatCompletionChunk]: ...
+    @overload
+    def create(
+        self, *, stream: bool, **arguments: Unpack[ChatArguments]
+    ) -> ChatCompletion | Stream[ChatCompletionChunk]: ...
+    def create(
+        self, *, stream: bool = False, **arguments: Unpack[ChatArguments]
+    ) -> ChatCompletion | Stream[ChatCompletionChunk]:
+        """Answer a conversation; the arguments are those of ``protocol.arguments.ChatArguments``.
+
+        Returns the whole answer, or with ``stream=True`` an iterator of chunks; the request is accepted or refused
+        before this returns.
+
+        Raises:
+            InvalidRequestError, ContextLengthError: the request is refused; ``param`` names the argument.
+            EngineError: the engine does not accept requests now, or ended before the answer did.
+        """
+        call = start_chat(self._engine, arguments, SyncMailbox)
+        return Stream(call, self._engine) if stream else wait(call)
+
+
+class AsyncChatCompletions:
+    """``engine.chat.completions`` of the async engine."""
+
+    def __init__(self, engine: AsyncHost) -> None:
+        self._engine = engine
+
+    @overload
+    async def create(self, *, stream: Literal[False] = False, **arguments: Unpack[ChatArguments]) -> ChatCompletion: ...
+    @overload
+    async def create(
+        self, *, stream: Literal[True], **arguments: Unpack[ChatArguments]
+    ) -> AsyncStream[ChatCompletionChunk]: ...
+    @overload
+    async def create(
+        self, *, stream: bool, **arguments: Unpack[ChatArguments]
+    ) -> ChatCompletion | AsyncStream[ChatCompletionChunk]: ...
+    async def create(
+        self, *, stream: bool = False, **arguments: Unpack[ChatArguments]
+    ) -> ChatCompletion | AsyncStream[ChatCompletionChunk]:
+        """As ``ChatCompletions.create``, without blocking the event loop."""
+        call = await self._engine._prepare(partial(start_chat, self._engine, arguments, AsyncMailbox))
+        return AsyncStream(call, self._engine) if stream else await wait_async(call)
+
+
+class Chat:
+    """``engine.chat`` of the sync engine. Made anew at each access, so that engines are in no reference cycle."""
+
+    def __init__(self, engine: Host) -> None:
+        self.completions = ChatCompletions(engine)
+
+
+class AsyncChat:
+    """``engine.chat`` of the async engine."""
+
+    def __init__(self, engine: AsyncHost) -> None:
+        self.completions = AsyncChatCompletions(engine)

@@ -1,0 +1,142 @@
+"""The engines users build: ``MLCEngine`` for threads, ``AsyncMLCEngine`` for event loops."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+
+from typing_extensions import Self
+
+from windlass.serve.build import LoadedModel
+from windlass.serve.call import Call, Chunk_co, Response_co
+from windlass.serve.chat import AsyncChat, Chat
+from windlass.serve.completions import AsyncCompletions, Completions
+from windlass.serve.engine_base import MLCEngineBase
+from windlass.serve.mailbox import AsyncMailbox
+from windlass.serve.preparer import Preparer, run_in_thread
+
+
+class MLCEngine(MLCEngineBase):
+    """An LLM in this process, for synchronous code. Any number of threads may use one engine.
+
+    with MLCEngine() as engine:
+        answer = engine.chat.completions.create(messages=[{"role": "user", "content": "Hello!"}])
+        print(answer.choices[0].message.content)
+    """
+
+    @property
+    def chat(self) -> Chat:
+        """Chat calls: ``engine.chat.completions.create(...)``."""
+        return Chat(self)
+
+    @property
+    def completions(self) -> Completions:
+        """Text calls: ``engine.completions.create(...)``."""
+        return Completions(self)
+
+    def abort(self, request_id: str) -> None:
+        """End the call of that id with ``RequestAbortedError``; unknown and finished ids are ignored."""
+        core = self._core
+        if core is not None:
+            core.abort_request(request_id)
+
+    def unload(self) -> None:
+        """Free the model but keep the engine; open requests end with ``RequestAbortedError``. Idempotent.
+
+        Raises:
+            EngineError: the engine is being terminated, or failed.
+        """
+        self._unload()
+
+    def reload(self, model: str | None = None) -> None:
+        """Load ``model``, by default the one loaded last, in place of what is loaded.
+
+        Raises:
+            LoadError: it cannot be loaded; the engine is unloaded then.
+            EngineError: the engine is being terminated, or failed.
+        """
+        self._reload(model)
+
+    def reset(self) -> None:
+        """Abort every open request with ``RequestAbortedError``; the engine goes on serving."""
+        self._parts()[0].reset()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._exit(kind)
+
+
+class AsyncMLCEngine(MLCEngineBase):
+    """An LLM in this process, for asyncio. Any number of event loops may use one engine, also at the same time.
+
+    async with AsyncMLCEngine() as engine:
+        stream = await engine.chat.completions.create(messages=[...], stream=True)
+        async for chunk in stream:
+            print(chunk.choices[0].delta.content or "", end="")
+    """
+
+    def _start(self, loaded: LoadedModel) -> None:
+        self._preparer = Preparer()
+        super()._start(loaded)
+
+    @property
+    def chat(self) -> AsyncChat:
+        """Chat calls: ``await engine.chat.completions.create(...)``."""
+        return AsyncChat(self)
+
+    @property
+    def completions(self) -> AsyncCompletions:
+        """Text calls: ``await engine.completions.create(...)``."""
+        return AsyncCompletions(self)
+
+    async def abort(self, request_id: str) -> None:
+        """End the call of that id with ``RequestAbortedError``; unknown and finished ids are ignored."""
+        core = self._core
+        if core is not None:
+            core.abort_request(request_id)
+
+    async def unload(self) -> None:
+        """As ``MLCEngine.unload``, without blocking the event loop."""
+        await run_in_thread(self._unload)
+
+    async def reload(self, model: str | None = None) -> None:
+        """As ``MLCEngine.reload``, without blocking the event loop."""
+        await run_in_thread(lambda: self._reload(model))
+
+    async def reset(self) -> None:
+        """As ``MLCEngine.reset``."""
+        self._parts()[0].reset()
+
+    async def aterminate(self, *, drain: bool = False, timeout: float | None = None) -> None:
+        """As ``terminate``, without blocking the event loop."""
+        await run_in_thread(lambda: self.terminate(drain=drain, timeout=timeout))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await run_in_thread(lambda: self._exit(kind))
+
+    async def _prepare(
+        self, start: Callable[[], Call[AsyncMailbox, Chunk_co, Response_co]]
+    ) -> Call[AsyncMailbox, Chunk_co, Response_co]:
+        """Run ``start`` in the engine's own thread; when the task is cancelled meanwhile, abort what it started."""
+        return await self._preparer.run(start, Call.abort)
+
+    def _stop_loops(self) -> None:
+        super()._stop_loops()
+        self._preparer.stop()
+
+    def _stop_loops_from_finalizer(self) -> None:
+        super()._stop_loops_from_finalizer()
+        self._preparer.stop()
+
+    def _join_loops(self) -> None:
+        super()._join_loops()
+        self._preparer.join()

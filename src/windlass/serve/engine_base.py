@@ -1,0 +1,275 @@
+"""What the sync and the async engine share: construction, state and the documented ``terminate()``."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from windlass.config import EngineConfig
+from windlass.demo import model_directory
+from windlass.engine.exit import forget, stop_at_exit
+from windlass.engine.loop import EngineCore
+from windlass.engine.state import EngineState, Lifecycle
+from windlass.serve.build import LoadedModel, load_model
+from windlass.serve.memory import return_free_memory
+from windlass.text.text_model import TextModel
+from windlass.weights.hub import resolve_model
+
+DEMO_NAME = "windlass-demo"
+"""What responses call the bundled model."""
+
+
+class MLCEngineBase:
+    """An engine: a loaded model, an engine thread that serves it, a stream-back thread that delivers.
+
+    ``terminate()`` is the documented way to end it; ``with`` does it at the end of a block. The threads know the core
+    only, never this object, so that dropping the last reference ends them too (with a ``ResourceWarning``).
+    """
+
+    def __init__(
+        self,
+        model: str | None = None,
+        device: str = "auto",
+        *,
+        model_lib: str | None = None,
+        mode: str | None = None,
+        engine_config: EngineConfig | None = None,
+        enable_tracing: bool = False,
+        quantization: str | None = None,
+        exit_drain_timeout: float = 5.0,
+    ) -> None:
+        """Load a model and start serving it.
+
+        Args:
+            model: a model directory (Hugging Face or MLC layout) or ``HF://org/name``; None is the bundled demo model.
+            device: ``auto`` or ``cpu``.
+            model_lib: accepted for compatibility with MLC-LLM and ignored.
+            mode: ``local`` (the default), ``interactive`` or ``server``; see ``EngineConfig``.
+            engine_config: everything else that can be set.
+            enable_tracing: not available yet; only False is accepted.
+            quantization: scheme to quantize a Hugging Face model to while loading, such as ``q4f16_1``.
+            exit_drain_timeout: seconds that open requests get to finish when a ``with`` block ends well.
+
+        Raises:
+            LoadError: the model cannot be loaded; nothing of it stays behind.
+            ValueError: an argument is out of range or conflicts with ``engine_config``.
+        """
+        self._terminated = False
+        self._closed = False
+        self._in_terminate = False
+        self._terminate_lock = threading.RLock()
+        self._load_lock = threading.RLock()
+        self._lifecycle = Lifecycle()
+        self._exit_drain_timeout = exit_drain_timeout
+        if enable_tracing:
+            raise ValueError("enable_tracing is not available in this version")
+        check_device(device)
+        self._settings = (engine_config or EngineConfig()).with_arguments(
+            model=model, model_lib=model_lib, mode=mode, quantization=quantization
+        )
+        loaded = _load(self._settings)
+        try:
+            self._start(loaded)
+        except BaseException:
+            loaded.executor.close()
+            raise
+
+    def _start(self, loaded: LoadedModel) -> None:
+        """Start the two loops, the last thing that construction does."""
+        self._model: LoadedModel | None = loaded
+        core = EngineCore(self._lifecycle, loaded.runtime())
+        self._core: EngineCore | None = core
+        self._background_loop_thread, self._background_stream_back_loop_thread = core.init_threaded_engine()
+        stop_at_exit(core, (self._background_loop_thread, self._background_stream_back_loop_thread))
+        self._lifecycle.advance(EngineState.READY)
+        self._ffi: dict[str, Callable[..., Any]] = {
+            "init_threaded_engine": core.init_threaded_engine,
+            "run_background_loop": core.run_background_loop,
+            "run_background_stream_back_loop": core.run_background_stream_back_loop,
+            "reload": core.reload,
+            "unload": core.unload,
+            "reset": core.reset,
+            "add_request": core.add_request,
+            "abort_request": core.abort_request,
+            "exit_background_loop": core.exit_background_loop,
+            "get_complete_engine_config": partial(getattr, loaded, "config"),
+        }
+
+    @property
+    def state(self) -> EngineState:
+        """Where the engine is in its life."""
+        return self._lifecycle.current
+
+    @property
+    def engine_config(self) -> EngineConfig:
+        """The settings in force, with everything chosen that was left open."""
+        return self._loaded().config
+
+    @property
+    def tokenizer(self) -> TextModel:
+        """The text side of the model.
+
+        Raises:
+            EngineTerminatedError: the engine was terminated.
+        """
+        return self._loaded().text
+
+    def __repr__(self) -> str:
+        lifecycle = self.__dict__.get("_lifecycle")
+        state = lifecycle.current.value if lifecycle is not None else "not constructed"
+        model = self.__dict__.get("_model")
+        return f"<{type(self).__name__} {model.name if model is not None else '-'}: {state}>"
+
+    def _loaded(self) -> LoadedModel:
+        model = self._model
+        if model is None:
+            raise self._lifecycle.terminated()
+        return model
+
+    def _parts(self) -> tuple[EngineCore, LoadedModel]:
+        """Return what serves requests, or raise why there is nothing."""
+        refusal = self._lifecycle.refusal()
+        if refusal is not None:
+            raise refusal
+        core, model = self._core, self._model
+        if core is None or model is None:
+            raise self._lifecycle.terminated()
+        return core, model
+
+    def terminate(self, *, drain: bool = False, timeout: float | None = None) -> None:
+        """End the engine and give back everything it holds: threads, weights, KV cache, tokenizer.
+
+        Idempotent and safe from any thread, also on an engine whose constructor raised. Open requests raise
+        ``EngineTerminatedError``; with ``drain=True`` new requests are refused first while accepted ones finish, for
+        at most ``timeout`` seconds. When another thread is terminating, this waits for it; from an engine thread, or
+        from within a terminate of the same thread, it returns at once.
+        """
+        lifecycle: Lifecycle | None = self.__dict__.get("_lifecycle")
+        if lifecycle is None or self._closed or lifecycle.forked:
+            self._terminated = True
+            return
+        if drain and not self._terminated:
+            self._drain(timeout)
+        self._terminated = True
+        if "_ffi" not in self.__dict__:
+            return
+        if threading.current_thread() in (self._background_loop_thread, self._background_stream_back_loop_thread):
+            self._stop_loops()
+            return
+        with self._terminate_lock:
+            if self._closed or self._in_terminate:
+                return
+            self._in_terminate = True
+            try:
+                self._stop_loops()
+                self._join_loops()
+                # A reload that is under way notices, and frees what it has.
+                with self._load_lock:
+                    self._release()
+                self._closed = True
+            finally:
+                # An interrupted terminate leaves _closed unset: the next call goes on where this one stopped.
+                self._in_terminate = False
+
+    def _drain(self, timeout: float | None) -> None:
+        core = self.__dict__.get("_core")
+        if core is None:
+            return
+        self._lifecycle.advance(EngineState.DRAINING)
+        if self._lifecycle.current is EngineState.DRAINING:
+            core.wait_until_idle(timeout)
+
+    def _stop_loops(self) -> None:
+        """Tell the consumers and both loops, once per termination."""
+        if self._lifecycle.advance(EngineState.TERMINATING):
+            self._ffi["exit_background_loop"]()
+
+    def _stop_loops_from_finalizer(self) -> None:
+        """Tell both loops without taking a lock."""
+        self._ffi["exit_background_loop"]()
+
+    def _unload(self) -> None:
+        """Free the model but keep the engine; see ``MLCEngine.unload``."""
+        with self._load_lock:
+            if self._lifecycle.advance(EngineState.UNLOADED):
+                self._free_model()
+            elif self._lifecycle.current is not EngineState.UNLOADED:
+                raise self._lifecycle.refusal() or self._lifecycle.terminated()
+
+    def _reload(self, model: str | None) -> None:
+        """Load a model, in place of the one that is loaded; see ``MLCEngine.reload``."""
+        with self._load_lock:
+            if not self._lifecycle.advance(EngineState.LOADING):
+                raise self._lifecycle.refusal() or self._lifecycle.terminated()
+            ffi = self._ffi
+            try:
+                self._free_model()
+                settings = self._settings if model is None else dataclasses.replace(self._settings, model=model)
+                loaded = _load(settings, self._refuse_load)
+                # Closes the executor when the engine has ended meanwhile.
+                ffi["reload"](loaded.runtime())
+            except BaseException:
+                self._lifecycle.advance(EngineState.UNLOADED)
+                raise
+            self._settings, self._model = settings, loaded
+            ffi["get_complete_engine_config"] = partial(getattr, loaded, "config")
+            if not self._lifecycle.advance(EngineState.READY):
+                self._model = None
+                raise self._lifecycle.terminated()
+
+    def _free_model(self) -> None:
+        self._ffi["unload"]()
+        self._model = None
+        return_free_memory()
+
+    def _refuse_load(self) -> None:
+        """Cut a load short when the engine is being terminated."""
+        if self._terminated:
+            raise self._lifecycle.terminated()
+
+    def _join_loops(self) -> None:
+        self._background_loop_thread.join()
+        self._background_stream_back_loop_thread.join()
+
+    def _release(self) -> None:
+        """Drop what the loops left: the text side, and the last references to weights and KV cache."""
+        if self._core is not None:
+            forget(self._core)
+        self._core = None
+        self._model = None
+        self._ffi = {"exit_background_loop": _nothing}
+        return_free_memory()
+        self._lifecycle.advance(EngineState.TERMINATED)
+
+    def __del__(self) -> None:
+        # Runs wherever the garbage collector happens to be, so: no lock, no join. The engine thread frees the model.
+        if "_ffi" not in self.__dict__ or self._terminated or self._lifecycle.forked:
+            return
+        self._terminated = True
+        self._stop_loops_from_finalizer()
+        warnings.warn(f"{self!r} was dropped without terminate()", ResourceWarning, source=self, stacklevel=2)
+
+    def _exit(self, kind: type[BaseException] | None) -> None:
+        """End a ``with`` block: drain when it ended well, else terminate at once."""
+        self.terminate(drain=kind is None, timeout=self._exit_drain_timeout)
+
+
+def _load(settings: EngineConfig, interrupt: Callable[[], None] | None = None) -> LoadedModel:
+    """Load the model that ``settings`` name, or the demo model."""
+    if settings.model is None:
+        return load_model(DEMO_NAME, model_directory(), settings, interrupt=interrupt)
+    return load_model(settings.model, resolve_model(settings.model), settings, interrupt=interrupt)
+
+
+def check_device(device: str) -> None:
+    """Raise ValueError unless ``device`` is one this version runs on."""
+    if device not in ("auto", "cpu", "cpu:0"):
+        raise ValueError(f"device {device!r} is not supported; Windlass runs on 'cpu' (or 'auto') in this version")
+
+
+def _nothing() -> None:
+    """What a terminated engine does to stop its loops."""

@@ -1,0 +1,186 @@
+"""Where the stream-back thread leaves what a caller waits for.
+
+A mailbox belongs to one call. Its ending, a last piece or an error, is claimed once: whoever pops the only ticket ends
+the call. Nothing here takes a lock, so a call can be failed from a finalizer or a signal handler.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from queue import SimpleQueue
+
+from windlass.engine.request import FinishReason
+from windlass.text.detokenizer import IncrementalDetokenizer
+from windlass.text.stop import StopStrings
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """New text of one choice; ``reason`` is set on its last piece. ``num_tokens`` counts all its tokens so far."""
+
+    index: int
+    text: str
+    num_tokens: int
+    reason: FinishReason | None
+
+
+class Mailbox(ABC):
+    """Pieces on their way from the stream-back thread to one consumer.
+
+    Invariant: after the ending was claimed nothing more is read but what was sent before a last piece; an error goes
+    before everything that was not read yet, so that a call that was cut never looks complete.
+    """
+
+    def __init__(self, num_choices: int) -> None:
+        self._unfinished = num_choices
+        self._ticket = [None]
+        self._error: BaseException | None = None
+
+    def put(self, piece: Piece) -> None:
+        """Add a piece. Called by the stream-back thread only."""
+        if piece.reason is not None:
+            self._unfinished -= 1
+            if not self._unfinished:
+                if self._claim_ending():
+                    self._send(piece)
+                    self._send(None)
+                return
+        self._send(piece)
+
+    def fail(self, error: BaseException) -> None:
+        """End the call with ``error`` unless it has ended. From any thread."""
+        if self._claim_ending():
+            self._error = error
+            self._send(None)
+
+    def _claim_ending(self) -> bool:
+        try:
+            self._ticket.pop()
+        except IndexError:
+            return False
+        return True
+
+    @abstractmethod
+    def _send(self, piece: Piece | None) -> None:
+        """Hand over a piece, or None for the ending, and wake the consumer."""
+
+
+class SyncMailbox(Mailbox):
+    """A mailbox whose consumer is a thread."""
+
+    def __init__(self, num_choices: int) -> None:
+        super().__init__(num_choices)
+        self._queue: SimpleQueue[Piece | None] = SimpleQueue()
+
+    def get(self) -> Piece | None:
+        """Wait for the next piece; None when all are read.
+
+        Raises:
+            WindlassError: the error that ended the call.
+        """
+        piece = self._queue.get()
+        if self._error is not None:
+            raise self._error
+        return piece
+
+    def _send(self, piece: Piece | None) -> None:
+        self._queue.put(piece)
+
+
+class AsyncMailbox(Mailbox):
+    """A mailbox whose consumer is a task, on whatever event loop it runs."""
+
+    def __init__(self, num_choices: int) -> None:
+        super().__init__(num_choices)
+        self._pieces: deque[Piece | None] = deque()
+        self._waiter: tuple[asyncio.AbstractEventLoop, asyncio.Future[None]] | None = None
+
+    async def get(self) -> Piece | None:
+        """Wait for the next piece; None when all are read.
+
+        Raises:
+            WindlassError: the error that ended the call.
+        """
+        while not self._pieces:
+            loop = asyncio.get_running_loop()
+            future: asyncio.Future[None] = loop.create_future()
+            self._waiter = (loop, future)
+            # The producer appends before it looks for a waiter, so one of the two sees the other.
+            try:
+                if not self._pieces:
+                    await future
+            finally:
+                self._waiter = None
+        piece = self._pieces.popleft()
+        if self._error is not None:
+            raise self._error
+        return piece
+
+    def _send(self, piece: Piece | None) -> None:
+        self._pieces.append(piece)
+        waiter = self._waiter
+        if waiter is not None:
+            loop, future = waiter
+            try:
+                loop.call_soon_threadsafe(_wake, future)
+            except RuntimeError:
+                # The loop is closed, so nobody waits any more.
+                self._waiter = None
+
+
+def _wake(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+class ChoiceOutput:
+    """Turns the tokens of one choice into text, on the stream-back thread (an ``engine.request.Output``)."""
+
+    def __init__(
+        self,
+        index: int,
+        mailbox: Mailbox,
+        detokenizer: IncrementalDetokenizer,
+        stops: StopStrings,
+        release: Callable[[], None],
+    ) -> None:
+        self._index = index
+        self._mailbox = mailbox
+        self._detokenizer = detokenizer
+        self._stops = stops
+        self._release = release
+        self._num_tokens = 0
+        self._finished = False
+
+    def put(self, token_id: int) -> None:
+        """Deliver what the token completes; a stop string ends the choice and the rest of its tokens is ignored."""
+        if self._finished:
+            return
+        self._num_tokens += 1
+        text, stopped = self._stops.push(self._detokenizer.push(token_id))
+        if stopped:
+            self._end(text, FinishReason.STOP)
+            self._release()
+        elif text:
+            self._mailbox.put(Piece(self._index, text, self._num_tokens, None))
+
+    def finish(self, reason: FinishReason) -> None:
+        """Deliver what was held back, and the reason."""
+        if self._finished:
+            return
+        text, stopped = self._stops.push(self._detokenizer.flush())
+        if not stopped:
+            text += self._stops.flush()
+        self._end(text, FinishReason.STOP if stopped else reason)
+
+    def fail(self, error: BaseException) -> None:
+        """End the whole call with ``error``."""
+        self._mailbox.fail(error)
+
+    def _end(self, text: str, reason: FinishReason) -> None:
+        self._finished = True
+        self._mailbox.put(Piece(self._index, text, self._num_tokens, reason))
