@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, TypeVar, cast
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from typing_extensions import Required, TypedDict
 
 from windlass.errors import InvalidRequestError
@@ -17,23 +17,33 @@ MAX_STOPS = 16
 MAX_STOP_BYTES = 256
 MAX_CHOICES = 16
 
+_STRICT = ConfigDict(extra="forbid")
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
 TokenId = Annotated[int, Field(ge=0)]
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_BYTES)]
 
 
+def _check_role(message: dict[str, Any]) -> dict[str, Any]:
+    if message.get("role") not in ROLES:
+        raise ValueError(f"role must be one of {', '.join(ROLES)}, not {message.get('role')!r}")
+    return message
+
+
+Message = Annotated[dict[str, Any], AfterValidator(_check_role)]
+
+
+@with_config(_STRICT)
 class StreamOptions(TypedDict, total=False):
     """What a stream carries besides text."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
 
     include_usage: bool
     """End with one more chunk that has no choices but the usage of the call."""
 
 
+@with_config(_STRICT)
 class CommonArguments(TypedDict, total=False):
     """Arguments of chat and text completions alike; None means the same as leaving one out."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
 
     model: str | None
     """Ignored by an engine that has one model; repeated in the response."""
@@ -66,23 +76,21 @@ class CommonArguments(TypedDict, total=False):
     """Accepted for compatibility; not used."""
 
 
+@with_config(_STRICT)
 class ChatArguments(CommonArguments, total=False):
     """Arguments of ``chat.completions.create``."""
 
-    __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
-
-    messages: Required[Annotated[list[dict[str, Any]], Field(min_length=1)]]
-    """The conversation, OpenAI's message objects."""
+    messages: Required[Annotated[list[Message], Field(min_length=1)]]
+    """The conversation, OpenAI's message objects; the answer's own message object may be appended to it as it is."""
     max_completion_tokens: Annotated[int, Field(ge=1)] | None
     """OpenAI's newer name of ``max_tokens``."""
     tools: list[dict[str, Any]] | None
     """Function tools the template presents to the model."""
 
 
+@with_config(_STRICT)
 class CompletionArguments(CommonArguments, total=False):
     """Arguments of ``completions.create``."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
 
     prompt: Required[str | Annotated[list[TokenId], Field(min_length=1)]]
     """Text, or token ids as they are."""
@@ -108,9 +116,17 @@ def check_arguments(kind: type[Arguments], arguments: Arguments) -> Arguments:
     return cast(Arguments, {name: value for name, value in checked.items() if value is not None})
 
 
+def _step(part: int | str) -> str:
+    """One step of the way to what is wrong. The names that pydantic gives to the members of a union say nothing."""
+    if isinstance(part, int):
+        return f"[{part}]"
+    return f".{part}" if part.isidentifier() and part != "str" else ""
+
+
 def _refusal(error: ValidationError, kind: type) -> InvalidRequestError:
     first = error.errors(include_url=False, include_input=False)[0]
     param = str(first["loc"][0]) if first["loc"] else None
+    where = "".join(_step(part) for part in first["loc"][1:])
     if first["type"] == "extra_forbidden" and len(first["loc"]) == 1:
         accepted = ", ".join(sorted(kind.__annotations__))
         return InvalidRequestError(
@@ -118,4 +134,4 @@ def _refusal(error: ValidationError, kind: type) -> InvalidRequestError:
         )
     if first["type"] == "missing" and len(first["loc"]) == 1:
         return InvalidRequestError(f"{param!r} is required", param=param, code="missing_required_parameter")
-    return InvalidRequestError(f"{param!r}: {first['msg']}", param=param)
+    return InvalidRequestError(f"{param}{where}: {first['msg'].removeprefix('Value error, ')}", param=param)

@@ -96,7 +96,9 @@ def start_chat(
         core,
         model,
         arguments,
-        model.text.encode_chat(arguments["messages"], tools=arguments.get("tools")),
+        model.text.encode_chat(
+            [_for_template(message) for message in arguments["messages"]], tools=arguments.get("tools")
+        ),
         max_tokens=newer or max_tokens,
         id_prefix="chatcmpl",
         param="messages",
@@ -108,6 +110,11 @@ def start_chat(
 def _plain(message: Any) -> Any:
     """Let an answer's message object be appended to the conversation as it is."""
     return message.model_dump(exclude_none=True) if isinstance(message, BaseModel) else message
+
+
+def _for_template(message: dict[str, Any]) -> dict[str, Any]:
+    """OpenAI's newer name of the system role is one that templates do not know."""
+    return {**message, "role": "system"} if message["role"] == "developer" else {**message}
 
 
 class ChatCompletions:
