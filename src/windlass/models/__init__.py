@@ -1,0 +1,1 @@
+"""One file per architecture, each writing a program; strict reading of their configs."""

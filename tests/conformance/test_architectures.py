@@ -1,0 +1,76 @@
+"""Every architecture on both executors against Hugging Face transformers, whose answers tools/make_goldens.py wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from support.executors import EXECUTORS, make_executor
+from support.greedy import GreedyDriver, Sequence
+from support.tiny_models import CASES, program_weights
+from windlass.models.definition import ModelDefinition
+from windlass.models.registry import define_model
+from windlass.program.executor import Executor
+from windlass.quantization.tensor import Tensor
+
+GOLDENS = Path(__file__).parent / "goldens"
+NUM_PAGES = 40
+TOLERANCE = 1e-4
+
+
+@cache
+def load_case(name: str) -> tuple[ModelDefinition, dict[str, Tensor], dict[str, np.ndarray[Any, Any]]]:
+    case = CASES[name]
+    definition = define_model(case.config["model_type"], case.config, Path("config.json"), dialect="hf")
+    with np.load(GOLDENS / f"{name}.npz") as file:
+        golden = dict(file)
+    assert str(golden["digest"]) == case.digest(), "the model changed: run tools/make_goldens.py"
+    return definition, program_weights(definition.program, case.weights()), golden
+
+
+@pytest.fixture(params=list(CASES))
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(params=EXECUTORS)
+def executor(request: pytest.FixtureRequest, name: str) -> Iterator[Executor]:
+    definition, weights, _ = load_case(name)
+    executor = make_executor(request.param, definition.program, weights, num_pages=NUM_PAGES, max_positions=128)
+    yield executor
+    executor.close()
+
+
+def prompts(golden: dict[str, np.ndarray[Any, Any]]) -> list[list[int]]:
+    return [golden[f"prompt_{i}"].tolist() for i in range(4)]
+
+
+def check(sequence: Sequence, golden: dict[str, np.ndarray[Any, Any]], number: int) -> None:
+    rows, expected = golden[f"rows_{number}"], golden[f"logits_{number}"]
+    actual = np.stack([sequence.logits[row] for row in rows])
+    error = np.abs(actual - expected).max(axis=1) / np.abs(expected).max(axis=1)
+    assert error.max() <= TOLERANCE, f"prompt {number}: errors {error} at positions {rows}"
+    assert sequence.generated == golden[f"tokens_{number}"].tolist()
+
+
+@pytest.mark.parametrize("chunk", [None, 1, 7, 16, 33])
+def test_single_prompts_whole_and_in_chunks(name: str, executor: Executor, chunk: int | None) -> None:
+    golden = load_case(name)[2]
+    driver = GreedyDriver(executor, NUM_PAGES)
+    for number, prompt in enumerate(prompts(golden)):
+        sequence = driver.generate(prompt, 64, chunk=chunk)
+        check(sequence, golden, number)
+        driver.free(sequence)
+
+
+@pytest.mark.parametrize("chunk", [7, 16, 64])
+def test_ragged_batches_of_prompts_at_different_stages(name: str, executor: Executor, chunk: int) -> None:
+    golden = load_case(name)[2]
+    sequences = GreedyDriver(executor, NUM_PAGES).generate_together(prompts(golden), 64, chunk=chunk, stagger=3)
+    for number, sequence in enumerate(sequences):
+        check(sequence, golden, number)

@@ -1,0 +1,159 @@
+"""stories260K, a real trained Llama of 260 thousand parameters, from llama2.c's files into a Hugging Face directory."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from support.tiny_models import write_tensors
+
+F32 = NDArray[np.float32]
+
+
+def write_stories_directory(data_dir: Path, path: Path) -> Path:
+    """Write config.json, model.safetensors, tokenizer.json and tokenizer_config.json; return ``path``."""
+    path.mkdir(parents=True, exist_ok=True)
+    config, tensors = read_stories(data_dir)
+    (path / "config.json").write_text(json.dumps(config, indent=2))
+    write_tensors(path, tensors)
+    (path / "tokenizer.json").write_text(json.dumps(stories_tokenizer(data_dir), ensure_ascii=False))
+    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "tokenizer_class": "LlamaTokenizer"}
+    (path / "tokenizer_config.json").write_text(json.dumps(names))
+    return path
+
+
+def read_stories(data_dir: Path) -> tuple[dict[str, Any], dict[str, F32]]:
+    """Return config.json and the tensors by their Hugging Face names."""
+    raw = (data_dir / "weights" / "stories260K.bin").read_bytes()
+    dim, inner, layers, heads, kv_heads, vocab, context = struct.unpack_from("<7i", raw)
+    numbers = np.frombuffer(raw, dtype="<f4", offset=28)
+    used = 0
+
+    def take(*shape: int) -> F32:
+        nonlocal used
+        used += int(np.prod(shape))
+        return numbers[used - int(np.prod(shape)) : used].reshape(shape)
+
+    keys = kv_heads * (dim // heads)
+    tensors = {"model.embed_tokens.weight": take(vocab, dim)}
+    stacked = {  # in file order
+        "input_layernorm": take(layers, dim),
+        "self_attn.q_proj": _half_rotation(take(layers, dim, dim), heads),
+        "self_attn.k_proj": _half_rotation(take(layers, keys, dim), kv_heads),
+        "self_attn.v_proj": take(layers, keys, dim),
+        "self_attn.o_proj": take(layers, dim, dim),
+        "post_attention_layernorm": take(layers, dim),
+        "mlp.gate_proj": take(layers, inner, dim),
+        "mlp.down_proj": take(layers, dim, inner),
+        "mlp.up_proj": take(layers, inner, dim),
+    }
+    for name, weights in stacked.items():
+        tensors |= {f"model.layers.{layer}.{name}.weight": weights[layer] for layer in range(layers)}
+    tensors["model.norm.weight"] = take(dim)
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_act": "silu",
+        "hidden_size": dim,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "vocab_size": vocab,
+        "max_position_embeddings": context,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": True,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "torch_dtype": "float32",
+    }
+    return config, tensors
+
+
+def _half_rotation(weights: F32, heads: int) -> F32:
+    """Reorder the rows of each head from interleaved pairs (2i, 2i + 1) to pairs (i, i + half)."""
+    layers, rows, columns = weights.shape
+    pairs = weights.reshape(layers, heads, rows // heads // 2, 2, columns)
+    return np.ascontiguousarray(pairs.swapaxes(2, 3)).reshape(layers, rows, columns)
+
+
+def stories_tokenizer(data_dir: Path) -> dict[str, Any]:
+    """Build a tokenizer.json: SentencePiece's BPE with byte fallback, its merges ordered by the pieces' scores."""
+    scores = _read_pieces((data_dir / "weights" / "tok512.bin").read_bytes())
+    vocab = {piece: number for number, piece in enumerate(scores)}
+    special = [
+        {"id": vocab[piece], "content": piece, "special": True}
+        | dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+        for piece in ("<unk>", "<s>", "</s>")
+    ]
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": special,
+        "normalizer": {
+            "type": "Sequence",
+            "normalizers": [
+                {"type": "Prepend", "prepend": "▁"},
+                {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+            ],
+        },
+        "pre_tokenizer": None,
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}},
+        },
+        "decoder": {
+            "type": "Sequence",
+            "decoders": [
+                {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+                {"type": "ByteFallback"},
+                {"type": "Fuse"},
+                {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+            ],
+        },
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": "<unk>",
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": True,
+            "byte_fallback": True,
+            "ignore_merges": False,
+            "vocab": vocab,
+            "merges": _merges(scores, vocab),
+        },
+    }
+
+
+def _read_pieces(raw: bytes) -> dict[str, float]:
+    """The pieces and their scores, in the order of their ids."""
+    scores: dict[str, float] = {}
+    offset = 4
+    while offset < len(raw):
+        score, length = struct.unpack_from("<fi", raw, offset)
+        piece = raw[offset + 8 : offset + 8 + length].decode().strip("\n") or "\n"
+        scores[piece.replace(" ", "▁")] = score
+        offset += 8 + length
+    return scores
+
+
+def _merges(scores: Mapping[str, float], vocab: Mapping[str, int]) -> list[list[str]]:
+    """Every way to make a piece of two others, the best-scored piece first: SentencePiece merges in that order."""
+    merges = [
+        (-score, vocab[piece[:cut]], vocab[piece[cut:]], [piece[:cut], piece[cut:]])
+        for piece, score in scores.items()
+        for cut in range(1, len(piece))
+        if piece[:cut] in vocab and piece[cut:] in vocab
+    ]
+    return [pair for *_, pair in sorted(merges)]

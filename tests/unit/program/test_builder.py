@@ -1,0 +1,133 @@
+"""The builder writes what it is told, and refuses what breaks an invariant of ``Program``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from windlass.program.builder import ProgramBuilder, ProgramError
+from windlass.program.ops import Attention, Linear, Logits, Value
+from windlass.program.program import Program, WeightSpec
+
+
+@dataclass(frozen=True)
+class NoRotation:
+    dim: int
+
+    def cos_sin(self, positions: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        ones = np.ones((positions, self.dim // 2), dtype=np.float32)
+        return ones, 0 * ones
+
+
+def new_builder(**sizes: int) -> ProgramBuilder:
+    return ProgramBuilder(**{"num_layers": 1, "num_kv_heads": 1, "head_dim": 4, "vocab_size": 10, **sizes})
+
+
+def write_layer(b: ProgramBuilder, x: Value) -> Value:
+    """One attention layer of two query heads on ``x``, 8 columns wide."""
+    qkv = b.linear(x, "qkv", 16, parts=("q", "k", "v"), bias=True)
+    b.rope(qkv.columns(0, 8), b.rope_table(NoRotation(4)))
+    b.write_kv(0, qkv.columns(8, 4), qkv.columns(12, 4))
+    return b.attention(qkv.columns(0, 8), 0, num_heads=2)
+
+
+def test_a_whole_program() -> None:
+    b = new_builder()
+    x = b.embed("embed", 8)
+    b.add(x, write_layer(b, b.rms_norm(x, "norm", 1e-5)))
+    b.logits(x, "head")
+    program = b.build()
+    assert program.weights == (
+        WeightSpec("embed.weight", (10, 8), ("embed.weight",), "embedding"),
+        WeightSpec("norm.weight", (8,), ("norm.weight",), "plain"),
+        WeightSpec("qkv.weight", (16, 8), ("q.weight", "k.weight", "v.weight"), "linear"),
+        WeightSpec("qkv.bias", (16,), ("q.bias", "k.bias", "v.bias"), "plain"),
+        WeightSpec("head.weight", (10, 8), ("head.weight",), "head"),
+    )
+    assert program.buffer_widths == (8, 8, 16, 8)
+    assert Linear(Value(2, 0, 16), Value(1, 0, 8), "qkv.weight", "qkv.bias") in program.ops
+    assert Attention(Value(3, 0, 8), Value(2, 0, 8), 0, 2, 1, 4, scale=0.5) in program.ops
+    assert program.ops[-1] == Logits(Value(0, 0, 8), "head.weight")
+
+
+def test_a_tied_head_shares_the_embedding() -> None:
+    b = new_builder()
+    x = b.embed("embed", 8)
+    b.add(x, write_layer(b, x))
+    b.logits(x, "embed")
+    assert [spec.name for spec in b.build().weights] == ["embed.weight", "qkv.weight", "qkv.bias"]
+
+
+def finished(b: ProgramBuilder) -> Program:
+    x = b.embed("embed", 8)
+    b.logits(write_layer(b, x), "head")
+    return b.build()
+
+
+MISTAKES: dict[str, tuple[str, Callable[[ProgramBuilder], object]]] = {
+    "unwritten buffer": ("never written", lambda b: b.linear(Value(0, 0, 4), "w", 4)),
+    "columns outside a buffer": ("do not lie", lambda b: b.linear(Value(b.embed("e", 8).buffer, 4, 8), "w", 4)),
+    "weight declared twice": ("declared twice", lambda b: (b.embed("e", 8), b.embed("e", 8))),
+    "no columns": ("at least one column", lambda b: b.linear(b.embed("e", 8), "w", 0)),
+    "negative eps": ("eps", lambda b: b.rms_norm(b.embed("e", 8), "n", -1e-5)),
+    "eps that is no number": ("eps", lambda b: b.rms_norm(b.embed("e", 8), "n", float("nan"))),
+    "half a head": ("heads of 4", lambda b: b.head_norm(b.embed("e", 6), "n", 1e-5)),
+    "no such rope table": ("rope table 0", lambda b: b.rope(b.embed("e", 8), 0)),
+    "keys too wide": ("4 columns wide", lambda b: b.write_kv(0, b.embed("e", 8), b.embed("f", 4))),
+    "layer outside the program": ("layer 1", lambda b: b.write_kv(1, b.embed("e", 4), b.embed("f", 4))),
+    "attention before its keys": ("before its write_kv", lambda b: b.attention(b.embed("e", 8), 0, num_heads=2)),
+    "heads that do not fill the value": ("3 heads", lambda b: b.attention(b.embed("e", 8), 0, num_heads=3)),
+    "odd gate": ("even width", lambda b: b.gated_activation(b.embed("e", 7))),
+    "adding another width": ("width 4", lambda b: b.add(b.embed("e", 8), b.embed("f", 4))),
+    "head that does not fit": ("shape", lambda b: b.logits(b.embed("e", 8).columns(0, 4), "e")),
+    "nothing at all": ("ends with logits", lambda b: b.build()),
+    "no logits": ("ends with logits", lambda b: (b.embed("e", 8), b.build())),
+    "a layer left out": (r"layers \[0\]", lambda b: (b.logits(b.embed("e", 8), "h"), b.build())),
+    "something after logits": ("last operation", lambda b: (b.logits(b.embed("e", 8), "h"), b.embed("f", 8))),
+    "cache written twice": ("twice", lambda b: [b.write_kv(0, v, v) for v in [b.embed("e", 4)] * 2]),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_refused(mistake: str) -> None:
+    message, write = MISTAKES[mistake]
+    with pytest.raises(ProgramError, match=message):
+        write(new_builder())
+
+
+def test_heads_that_cannot_share_are_refused() -> None:
+    b = new_builder(num_kv_heads=2)
+    x = b.embed("e", 12)
+    b.write_kv(0, x.columns(0, 8), x.columns(4, 8))
+    with pytest.raises(ProgramError, match="3 query heads cannot share 2"):
+        b.attention(x, 0, num_heads=3)
+
+
+def test_a_window_must_see_something() -> None:
+    b = new_builder()
+    x = b.embed("e", 4)
+    b.write_kv(0, x, x)
+    with pytest.raises(ProgramError, match="window of 0"):
+        b.attention(x, 0, num_heads=1, window=0)
+
+
+def test_rotation_needs_an_even_head() -> None:
+    b = new_builder(head_dim=3)
+    with pytest.raises(ProgramError, match="even head_dim"):
+        b.rope(b.embed("e", 6), b.rope_table(NoRotation(4)))
+
+
+@pytest.mark.parametrize("size", ["num_layers", "num_kv_heads", "head_dim", "vocab_size"])
+def test_sizes_must_be_positive(size: str) -> None:
+    with pytest.raises(ProgramError, match=size):
+        new_builder(**{size: 0})
+
+
+def test_a_program_cannot_be_changed() -> None:
+    program = finished(new_builder())
+    with pytest.raises(AttributeError):
+        program.num_layers = 2  # type: ignore[misc]
