@@ -160,7 +160,7 @@ def test_t3_a_constructor_that_raises_leaves_nothing_behind(tmp_path: Path, monk
     with pytest.raises(RuntimeError, match="can't start"):
         MLCEngine()
     monkeypatch.undo()
-    assert wait_for(lambda: num_threads() == threads)
+    assert wait_for(lambda: num_threads() <= threads)
     assert num_descriptors() == descriptors
     assert mapped_files() == files
 
@@ -184,7 +184,7 @@ def test_t7_dropping_the_last_reference_ends_the_engine_and_warns() -> None:
     with pytest.warns(ResourceWarning, match="without terminate"):
         del engine
     assert reference() is None, "an engine must be in no reference cycle"
-    assert wait_for(lambda: num_threads() == threads)
+    assert wait_for(lambda: num_threads() <= threads)
 
 
 def test_an_open_stream_keeps_its_engine_alive() -> None:
@@ -192,7 +192,7 @@ def test_an_open_stream_keeps_its_engine_alive() -> None:
     stream = ask(MLCEngine(), stream=True)
     text = "".join(chunk.choices[0].delta.content or "" for chunk in _warned(stream))
     assert text == ANSWER
-    assert wait_for(lambda: num_threads() == threads)
+    assert wait_for(lambda: num_threads() <= threads)
 
 
 def _warned(stream):  # type: ignore[no-untyped-def]

@@ -49,19 +49,24 @@ class CountingExecutor:
         return logits
 
     def _check(self, batch: Batch) -> None:
-        """Every position that a token attends to must hold what an earlier or this step wrote for its sequence."""
-        held: set[int] = set()
-        for s in range(len(batch.token_starts) - 1):
-            tokens = range(batch.token_starts[s], batch.token_starts[s + 1])
-            pages = batch.page_ids[batch.page_starts[s] : batch.page_starts[s + 1]].tolist()
-            assert len(set(pages)) == len(pages)
-            assert not held & set(pages), "two sequences share a page"
-            held |= set(pages)
-            positions = batch.positions[tokens.start : tokens.stop].tolist()
+        """Nobody writes what another sequence reads, and every position read holds its sequence's token."""
+        ranges = list(zip(batch.token_starts[:-1], batch.token_starts[1:], strict=True))
+        pages = [
+            batch.page_ids[start:end].tolist()
+            for start, end in zip(batch.page_starts[:-1], batch.page_starts[1:], strict=True)
+        ]
+        writers: dict[int, int] = {}
+        for s, (start, end) in enumerate(ranges):
+            positions = batch.positions[start:end].tolist()
             assert positions == list(range(positions[0], positions[0] + len(positions)))
-            for token, position in zip(tokens, positions, strict=True):
-                self.cached[pages[position // 16] * 16 + position % 16] = int(batch.token_ids[token])
-            context = [self.cached[pages[p // 16] * 16 + p % 16] for p in range(positions[-1] + 1)]
+            assert len(set(pages[s])) == len(pages[s])
+            for token, position in zip(range(start, end), positions, strict=True):
+                page = pages[s][position // 16]
+                assert writers.setdefault(page, s) == s, "two sequences write to one page"
+                self.cached[page * 16 + position % 16] = int(batch.token_ids[token])
+        for s, (_, end) in enumerate(ranges):
+            assert all(writers.get(page, s) == s for page in pages[s]), "a sequence reads what another one writes"
+            context = [self.cached[pages[s][p // 16] * 16 + p % 16] for p in range(int(batch.positions[end - 1]) + 1)]
             expected = [(context[0] + i) % VOCAB for i in range(len(context))]
             assert context == expected, "the cache does not hold the sequence"
 

@@ -52,10 +52,17 @@ class Runtime:
 
     @classmethod
     def build(
-        cls, executor: Executor, *, num_pages: int, max_num_sequence: int, max_tokens: int, active_vocab_size: int
+        cls,
+        executor: Executor,
+        *,
+        num_pages: int,
+        max_num_sequence: int,
+        max_tokens: int,
+        active_vocab_size: int,
+        prefix_cache: bool = True,
     ) -> Runtime:
         """Put a scheduler over ``num_pages`` pages and a sampler beside an executor."""
-        pool = PagePool(num_pages)
+        pool = PagePool(num_pages, prefix_cache=prefix_cache)
         scheduler = Scheduler(pool, max_num_sequence=max_num_sequence, max_tokens=max_tokens)
         return cls(executor, scheduler, Sampler(active_vocab_size))
 
@@ -147,8 +154,9 @@ class EngineCore:
             self.drop(requests, RequestAbortedError(f"request {requests[0].request_id!r} was aborted: {reason}"))
 
     def reset(self) -> None:
-        """Abort every open request."""
+        """Abort every open request and forget all cached prefixes."""
         self.abort_all("the engine was reset")
+        self._perform(self._clear_cache)
 
     def unload(self) -> None:
         """Abort every open request and free the model. Returns when its memory is free; no-op without a model."""
@@ -191,7 +199,7 @@ class EngineCore:
         return len(self._open)
 
     def num_free_pages(self) -> int:
-        """Return the free pages of the KV cache, after checking that every page is accounted for.
+        """Return the pages that no request holds, after checking that every page is accounted for.
 
         Raises:
             RuntimeError: a page is lost or held twice.
@@ -200,9 +208,8 @@ class EngineCore:
 
         def count() -> None:
             if self._runtime is not None:
-                scheduler = self._runtime.scheduler
-                scheduler.pool.check(sum(len(request.pages) for request in scheduler.running))
-                free.append(scheduler.pool.num_free)
+                self._runtime.scheduler.check()
+                free.append(self._runtime.scheduler.pool.num_available)
 
         self._perform(count)
         return sum(free)
@@ -302,6 +309,10 @@ class EngineCore:
         else:
             self._runtime = runtime
 
+    def _clear_cache(self) -> None:
+        if self._runtime is not None:
+            self._runtime.scheduler.pool.clear()
+
     def _close_runtime(self) -> None:
         runtime, self._runtime = self._runtime, None
         if runtime is not None:
@@ -348,7 +359,7 @@ class EngineCore:
         for chunk in chunks:
             request = chunk.request
             completes = chunk.completes
-            request.num_computed += chunk.num_tokens
+            runtime.scheduler.advance(chunk)
             if completes:
                 token_id = runtime.sampler.sample(
                     logits[row], request.sampling, request.token_ids, len(request.prompt_ids)

@@ -6,6 +6,8 @@ import enum
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from windlass.engine.pages import CachedPage
+
 
 class FinishReason(enum.Enum):
     """Why a request ended well; the values are OpenAI's."""
@@ -63,8 +65,9 @@ class SamplingParams:
 class Request:
     """One sequence to generate. What stands after ``output`` belongs to the engine thread.
 
-    Invariant: ``num_computed`` positions are in the KV cache, in ``pages``; ``token_ids`` is the prompt and what was
-    generated; while it runs, ``num_computed < len(token_ids)``.
+    Invariant: ``num_computed`` positions are in the KV cache, in ``pages``, of which the first ones are ``cached``: in
+    the prefix tree, shared and never written again. ``token_ids`` is the prompt and what was generated; while the
+    request runs, ``num_computed < len(token_ids)``.
     """
 
     request_id: str
@@ -77,6 +80,9 @@ class Request:
     token_ids: list[int] = field(init=False)
     num_computed: int = field(init=False, default=0)
     pages: list[int] = field(init=False, default_factory=list)
+    cached: list[CachedPage] = field(init=False, default_factory=list)
+    num_reused: int = field(init=False, default=0)
+    """Prompt tokens that were found in the prefix cache when the request was first admitted."""
     ended: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:

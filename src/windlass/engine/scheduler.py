@@ -56,7 +56,7 @@ class Scheduler:
         """Take ``request`` out, wherever it is, and free its pages; no-op when it is not here."""
         if request in self.running:
             self.running.remove(request)
-            self.pool.give_back(request.pages)
+            self._free_pages(request)
         elif request in self.waiting:
             self.waiting.remove(request)
 
@@ -65,28 +65,76 @@ class Scheduler:
 
         Empty only when nothing waits or runs. Pages for the chosen tokens are taken.
         """
-        chunks: list[Chunk] = []
-        room = self.max_tokens
-        for request in [r for r in self.running if r.num_pending == 1][:room]:
-            if request in self.running and self._reserve(request, 1):
-                chunks.append(Chunk(request, 1))
-                room -= 1
+        chunks = [Chunk(request, 1) for request in self._decodes() if self._reserve(request, 1)]
         chunks = [chunk for chunk in chunks if chunk.request in self.running]
         room = min(self.max_tokens - len(chunks), max(prefill_budget, 1))
         for request in [r for r in self.running if r.num_pending > 1]:
             room -= self._prefill(request, room, chunks)
-        while room > 0 and self.waiting and len(self.running) < self.max_num_sequence:
-            request = self.waiting[0]
-            if self.running and self._pages_missing(request, request.num_pending) > self.pool.num_free:
+        for request in list(self.waiting):
+            if room <= 0 or len(self.running) >= self.max_num_sequence:
                 break
-            self.waiting.popleft()
-            self.running.append(request)
+            if self._awaits_prefix(request):
+                continue
+            if not self._admit(request):
+                break
             room -= self._prefill(request, room, chunks)
         return [chunk for chunk in chunks if chunk.request in self.running]
 
+    def advance(self, chunk: Chunk) -> None:
+        """Account for a chunk that ran; pages it filled become part of the prefix tree."""
+        request = chunk.request
+        request.num_computed += chunk.num_tokens
+        while (len(request.cached) + 1) * PAGE_SIZE <= request.num_computed:
+            index = len(request.cached)
+            tokens = request.token_ids[index * PAGE_SIZE : (index + 1) * PAGE_SIZE]
+            parent = request.cached[-1] if request.cached else None
+            page = self.pool.insert(parent, tokens, request.pages[index])
+            if page is None:
+                return
+            request.cached.append(page)
+            request.pages[index] = page.page
+
+    def check(self) -> None:
+        """Raise RuntimeError unless every page is accounted for."""
+        self.pool.check(sum(len(request.pages) - len(request.cached) for request in self.running))
+
+    def _decodes(self) -> list[Request]:
+        return [request for request in self.running if request.num_pending == 1][: self.max_tokens]
+
+    def _admit(self, request: Request) -> bool:
+        """Move a waiting request, with the cached part of its tokens, to the running ones.
+
+        False, and nothing changes, when its remaining tokens would need the pages of others.
+        """
+        request.cached = self.pool.match(request.token_ids)
+        request.pages = [page.page for page in request.cached]
+        request.num_computed = len(request.pages) * PAGE_SIZE
+        if self.running and self._pages_missing(request, request.num_pending) > self.pool.num_available:
+            self._free_pages(request)
+            return False
+        if not request.num_generated:
+            request.num_reused = request.num_computed
+        self.waiting.remove(request)
+        self.running.append(request)
+        return True
+
+    def _awaits_prefix(self, request: Request) -> bool:
+        """True while a running request computes a page that this one could share: waiting costs less than both."""
+        if not self.pool.prefix_cache:
+            return False
+        for other in self.running:
+            end = (other.num_computed // PAGE_SIZE + 1) * PAGE_SIZE
+            if (
+                other.num_pending > 1
+                and min(len(request.token_ids) - 1, len(other.token_ids)) >= end
+                and other.token_ids[:end] == request.token_ids[:end]
+            ):
+                return True
+        return False
+
     def _prefill(self, request: Request, room: int, chunks: list[Chunk]) -> int:
         tokens = min(request.num_pending, room)
-        if tokens > 0 and request in self.running and self._reserve(request, tokens):
+        if tokens > 0 and self._reserve(request, tokens):
             chunks.append(Chunk(request, tokens))
             return tokens
         return 0
@@ -97,6 +145,8 @@ class Scheduler:
 
     def _reserve(self, request: Request, tokens: int) -> bool:
         """Take the pages for the request's next tokens, from younger requests if need be; False when it yields."""
+        if request not in self.running:
+            return False
         missing = self._pages_missing(request, tokens)
         while (pages := self.pool.take(missing)) is None:
             victim = self.running[-1]
@@ -108,6 +158,10 @@ class Scheduler:
 
     def _preempt(self, request: Request) -> None:
         self.running.remove(request)
-        self.pool.give_back(request.pages)
-        request.num_computed = 0
+        self._free_pages(request)
         self.waiting.appendleft(request)
+
+    def _free_pages(self, request: Request) -> None:
+        self.pool.give_back(request.pages[len(request.cached) :])
+        self.pool.release(request.cached)
+        request.pages, request.cached, request.num_computed = [], [], 0
