@@ -169,7 +169,13 @@ def _weights(
     specs = definition.program.weights
     if source is None:
         return dummy_weights(specs, scheme)
-    return load_weights(specs, source, scheme, progress=lambda done, total: progress("packing weights", done, total))
+    return load_weights(
+        specs,
+        source,
+        scheme,
+        ignored=definition.ignored_tensors,
+        progress=lambda done, total: progress("packing weights", done, total),
+    )
 
 
 def _make_executor(

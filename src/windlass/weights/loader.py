@@ -1,0 +1,206 @@
+"""From a source's tensors to the weights that a program names, in the format wanted."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol, TypeAlias
+
+import numpy as np
+
+from windlass.errors import LoadError
+from windlass.quantization import Format, Scheme, Tensor, bf16_to_f32, cast, mlc_shapes, mlc_unpack, quantize
+from windlass.weights.source import StoredTensor, WeightSource
+
+Progress: TypeAlias = Callable[[int, int], None]
+"""Called with (bytes read so far, bytes in all), counted in the files."""
+
+
+class WeightSpec(Protocol):
+    """What a program says about a weight it needs; see ``windlass.program.WeightSpec`` for the meaning."""
+
+    @property
+    def name(self) -> str:
+        """The program's name, and the name in MLC directories, with the suffix ``.weight`` where it has one."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[K] or [N, K]."""
+        ...
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The Hugging Face tensors whose rows make it up."""
+        ...
+
+    @property
+    def role(self) -> str:
+        """One of linear, embedding, head, plain."""
+        ...
+
+
+def load_weights(
+    specs: Sequence[WeightSpec],
+    source: WeightSource,
+    scheme: Scheme | None = None,
+    *,
+    ignored: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> Iterator[tuple[str, Tensor]]:
+    """Check the source against the specs, at once, and return an iterator that loads weight by weight, in their order.
+
+    Args:
+        specs: every weight of the program.
+        source: open, and kept open until the iterator is exhausted.
+        scheme: what to quantize Hugging Face weights to; None keeps the dtype they are stored in. An MLC directory
+            has its scheme, and only that one may be given.
+        ignored: see ``check_weights``.
+        progress: told after every weight.
+
+    Returns:
+        Pairs of the spec's name and its tensor. A tensor may be a view of the source's files and keep them mapped;
+        only weights that need no conversion are.
+
+    Raises:
+        LoadError: as ``check_weights``, at once; while iterating, when a weight is not finite or does not fit the
+            scheme's dtype, or its file has changed.
+    """
+    stored = source.scheme
+    if stored is not None and scheme is not None and scheme != stored:
+        raise LoadError(
+            source.path,
+            f"these weights are stored as {stored.name} and cannot become {scheme.name}; quantize the original model",
+        )
+    check_weights(specs, source, ignored=ignored)
+    return _load(specs, source, scheme, progress)
+
+
+def check_weights(specs: Sequence[WeightSpec], source: WeightSource, *, ignored: Sequence[str] = ()) -> None:
+    """Check, without reading tensors, that the source has exactly the weights of the specs, with fitting shapes.
+
+    Tensors whose whole name one of the regular expressions ``ignored`` matches may be there or not; the words and
+    scales of a quantized ``x.weight`` go by that name.
+
+    Raises:
+        LoadError: a tensor is missing or left over, or has an unfitting shape or dtype.
+    """
+    needed = {name for spec in specs for name in _stored_names(spec, source)}
+    missing = [name for name in sorted(needed) if name not in source.names]
+    if missing:
+        raise LoadError(source.path, f"{_count(missing)} missing: {_some(missing)}")
+    unused = re.compile("|".join(f"(?:{pattern})" for pattern in ignored) or r"(?!)")
+    left_over = [
+        name
+        for name in sorted(source.names - needed)
+        if not unused.fullmatch(re.sub(r"\.q_(weight|scale)$", ".weight", name))
+    ]
+    if left_over:
+        raise LoadError(source.path, f"{_count(left_over)} left over, unknown to this architecture: {_some(left_over)}")
+    for spec in specs:
+        _check_shapes(spec, source)
+
+
+def _load(
+    specs: Sequence[WeightSpec], source: WeightSource, scheme: Scheme | None, progress: Progress | None
+) -> Iterator[tuple[str, Tensor]]:
+    total = sum(source.info(name).nbytes for spec in specs for name in _stored_names(spec, source))
+    done = 0
+    for spec in specs:
+        names = _stored_names(spec, source)
+        tensor = _read(spec, source)
+        reason = None
+        if scheme is not None and source.scheme is None:
+            try:
+                tensor = quantize(tensor, scheme) if scheme.quantizes(spec.role) else cast(tensor, scheme.model_dtype)
+            except ValueError as error:
+                reason = str(error)
+        if reason is not None:
+            # Raised here, not above: an error that someone keeps must not keep the mapped file through its frames.
+            del tensor
+            raise LoadError(source.info(names[0]).file, f"tensor {_some(list(names))}: {reason}")
+        yield spec.name, tensor
+        del tensor
+        done += sum(source.info(name).nbytes for name in names)
+        if progress is not None:
+            progress(done, total)
+
+
+def _read(spec: WeightSpec, source: WeightSource) -> Tensor:
+    """Read one weight in the format it is stored in."""
+    names = _stored_names(spec, source)
+    arrays = [source.read(name) for name in names]
+    if source.scheme is not None and len(arrays) == 2:
+        rows, columns = spec.shape
+        return mlc_unpack(arrays[0], arrays[1], (rows, columns), source.scheme, role=spec.role)
+    formats = {_float_format(source.info(name)) for name in names}
+    stored = formats.pop()
+    if formats:  # parts of different dtypes: float32 holds them all
+        stored = Format.F32
+        arrays = [bf16_to_f32(array) if array.dtype == np.uint16 else array.astype(np.float32) for array in arrays]
+    return Tensor(stored, spec.shape, arrays[0] if len(arrays) == 1 else np.concatenate(arrays))
+
+
+def _stored_names(spec: WeightSpec, source: WeightSource) -> tuple[str, ...]:
+    """Return the stored tensors that make up a weight; of an MLC directory one, or two: the words and the scales."""
+    if source.scheme is None:
+        return spec.parts
+    stem = spec.name.removesuffix(".weight")
+    packed = (f"{stem}.q_weight", f"{stem}.q_scale")
+    if spec.name in source.names or not (packed[0] in source.names or source.scheme.quantizes(spec.role)):
+        return (spec.name,)
+    return packed
+
+
+def _check_shapes(spec: WeightSpec, source: WeightSource) -> None:
+    names = _stored_names(spec, source)
+    infos = [source.info(name) for name in names]
+    if source.scheme is not None and len(infos) == 2:
+        _check_packed(spec, infos[0], infos[1], source.scheme)
+        return
+    for info in infos:
+        _float_format(info)
+        if info.shape[1:] != spec.shape[1:] or len(info.shape) != len(spec.shape):
+            raise LoadError(info.file, f"tensor {info.name!r} has shape {list(info.shape)}, {_wanted(spec, names)}")
+    if sum(info.shape[0] for info in infos) != spec.shape[0]:
+        shapes = ", ".join(str(list(info.shape)) for info in infos)
+        raise LoadError(infos[0].file, f"tensor {_some(list(names))} has shape {shapes}, {_wanted(spec, names)}")
+
+
+def _check_packed(spec: WeightSpec, words: StoredTensor, scales: StoredTensor, scheme: Scheme) -> None:
+    if not scheme.grouped or len(spec.shape) != 2:
+        raise LoadError(words.file, f"tensor {words.name!r} is quantized, but {scheme.name} does not quantize it")
+    if words.dtype != "uint32":
+        raise LoadError(words.file, f"tensor {words.name!r} has dtype {words.dtype}, uint32 is needed")
+    _float_format(scales)
+    for info, shape in zip((words, scales), mlc_shapes(spec.shape, scheme, role=spec.role), strict=True):
+        if info.shape != shape:
+            raise LoadError(
+                info.file,
+                f"tensor {info.name!r} has shape {list(info.shape)}; {scheme.name} needs {list(shape)}",
+            )
+
+
+def _float_format(info: StoredTensor) -> Format:
+    if info.format is None:
+        raise LoadError(info.file, f"tensor {info.name!r} has dtype {info.dtype}, a float type is needed")
+    return info.format
+
+
+def _wanted(spec: WeightSpec, names: tuple[str, ...]) -> str:
+    together = " for all parts together" if len(names) > 1 else ""
+    return f"the configuration asks for {list(spec.shape)}{together}"
+
+
+def _count(names: list[str]) -> str:
+    return "1 tensor is" if len(names) == 1 else f"{len(names)} tensors are"
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+
+
+def count_parameters(specs: Sequence[WeightSpec]) -> int:
+    """Return the number of single weights that the specs have together."""
+    return sum(math.prod(spec.shape) for spec in specs)

@@ -1,0 +1,175 @@
+"""Named tensors in files, whatever the files are: the table that the parsers fill, and reading from it."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import mmap
+from collections.abc import Iterable, KeysView
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from windlass.errors import LoadError
+from windlass.quantization import Format, Scheme, bf16_to_f32
+
+StoredType = Literal["float32", "float16", "bfloat16", "uint32"]
+
+_NUMPY_TYPES: dict[StoredType, str] = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2", "uint32": "<u4"}
+_FORMATS: dict[StoredType, Format] = {"float32": Format.F32, "float16": Format.F16, "bfloat16": Format.BF16}
+_MAX_DIMENSIONS = 8
+_MAX_MAPPINGS = 32
+"""Files mapped at once. Each costs a descriptor, and a large MLC model has more shards than a process may open."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """Where a tensor's bytes are: ``nbytes`` at ``offset`` of ``file``, C order, little-endian.
+
+    ``dtype`` is what ``WeightSource.read`` returns, bfloat16 as uint16 bit patterns. With ``widened`` the file holds
+    bfloat16 and ``dtype`` is float32.
+    """
+
+    name: str
+    file: Path
+    offset: int
+    nbytes: int
+    shape: tuple[int, ...]
+    dtype: StoredType
+    widened: bool = False
+
+    @property
+    def format(self) -> Format | None:
+        """The format of a float tensor, None for others."""
+        return _FORMATS.get(self.dtype)
+
+
+class WeightSource:
+    """The tensors of one model directory.
+
+    Invariant: every extent lay inside its file when the table was made. Files are mapped when first read from.
+    For one thread. ``scheme`` is that of an MLC directory, None for one that stores Hugging Face tensors.
+    """
+
+    def __init__(self, path: Path, tensors: Iterable[StoredTensor], scheme: Scheme | None = None) -> None:
+        """Make a source whose table came from ``path`` (a file or directory, named in errors)."""
+        self.path = path
+        self.scheme = scheme
+        self._tensors = {tensor.name: tensor for tensor in tensors}
+        self._mappings: dict[Path, mmap.mmap] = {}
+        self._closed = False
+
+    @property
+    def names(self) -> KeysView[str]:
+        """The names of all tensors."""
+        return self._tensors.keys()
+
+    def info(self, name: str) -> StoredTensor:
+        """Return what is known of a tensor. KeyError when there is none of this name."""
+        return self._tensors[name]
+
+    def read(self, name: str) -> NDArray[Any]:
+        """Return a tensor, read-only, aligned to its item size; a view of the mapped file where that is possible.
+
+        The view stays valid after ``close``: a file is unmapped when neither this source nor any view needs it.
+
+        Raises:
+            LoadError: the file cannot be mapped, or has shrunk since the table was made.
+            ValueError: the source is closed.
+        """
+        tensor = self._tensors[name]
+        stored = np.dtype("<u2" if tensor.widened else _NUMPY_TYPES[tensor.dtype])
+        count = tensor.nbytes // stored.itemsize
+        array: NDArray[Any] = np.empty(0, stored)  # an empty file cannot be mapped
+        if count:
+            array = np.frombuffer(self._mapping(tensor), stored, count, tensor.offset)
+        if tensor.widened:
+            array = bf16_to_f32(array)
+        elif not array.flags.aligned:
+            array = array.copy()
+        array.flags.writeable = False
+        return array.reshape(tensor.shape)
+
+    def close(self) -> None:
+        """Unmap every file of which no view is left; the others go with their last view. Repeatable."""
+        self._closed = True
+        while self._mappings:
+            _, mapping = self._mappings.popitem()
+            with contextlib.suppress(BufferError):  # raised while there are views
+                mapping.close()
+
+    def __enter__(self) -> WeightSource:
+        """Return the source itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the source."""
+        self.close()
+
+    def _mapping(self, tensor: StoredTensor) -> mmap.mmap:
+        if self._closed:
+            raise ValueError("the weight source is closed")
+        mapping = self._mappings.get(tensor.file)
+        if mapping is None:
+            if len(self._mappings) >= _MAX_MAPPINGS:
+                del self._mappings[next(iter(self._mappings))]
+            mapping = _map(tensor.file)
+            self._mappings[tensor.file] = mapping
+        if tensor.offset + tensor.nbytes > len(mapping):
+            raise LoadError(tensor.file, f"the file has shrunk while it was read; {tensor.name} is no longer in it")
+        return mapping
+
+
+def _map(file: Path) -> mmap.mmap:
+    try:
+        with file.open("rb") as opened:
+            return mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:  # ValueError: the file is empty
+        raise LoadError(file, f"cannot be mapped: {error}") from error
+
+
+def file_size(path: Path) -> int:
+    """Return a file's size in bytes. LoadError when it cannot be told."""
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        raise LoadError(path, f"cannot be read: {error.strerror}") from error
+
+
+def parse_shape(file: Path, name: str, value: object) -> tuple[int, ...]:
+    """Return a shape found in ``file``. LoadError unless it is a list of at most 8 numbers, none negative."""
+    if (
+        not isinstance(value, list)
+        or len(value) > _MAX_DIMENSIONS
+        or not all(type(item) is int and 0 <= item < 1 << 48 for item in value)
+    ):
+        raise LoadError(file, f"tensor {name!r} has no acceptable shape: {str(value)[:100]}")
+    return tuple(value)
+
+
+def check_extents(file: Path, tensors: list[StoredTensor], start: int, stop: int) -> None:
+    """Check that the tensors, all in ``file``, have the sizes of their shapes and lie apart, between two offsets.
+
+    Raises:
+        LoadError: naming the tensor that does not.
+    """
+    end = start
+    previous = ""
+    for tensor in sorted(tensors, key=lambda tensor: (tensor.offset, tensor.nbytes)):
+        itemsize = 2 if tensor.widened else np.dtype(_NUMPY_TYPES[tensor.dtype]).itemsize
+        if math.prod(tensor.shape) * itemsize != tensor.nbytes:
+            raise LoadError(
+                file, f"tensor {tensor.name!r}: {tensor.nbytes} bytes do not fit {tensor.dtype} {list(tensor.shape)}"
+            )
+        if tensor.offset < start or tensor.offset + tensor.nbytes > stop:
+            raise LoadError(file, f"tensor {tensor.name!r} reaches outside the file; it is truncated or damaged")
+        if tensor.offset < end:
+            raise LoadError(file, f"tensors {previous!r} and {tensor.name!r} overlap")
+        end = tensor.offset + tensor.nbytes
+        previous = tensor.name

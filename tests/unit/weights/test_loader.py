@@ -1,0 +1,286 @@
+"""Specs against sources: fusing, quantizing, checking, and what stays open afterwards."""
+
+from __future__ import annotations
+
+import weakref
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from support.weight_files import open_in, write_mlc, write_safetensors
+from windlass.errors import LoadError
+from windlass.program.program import WeightSpec
+from windlass.quantization import SCHEMES, Format, Tensor, f32_to_bf16, get_scheme, mlc_pack, quantize
+from windlass.weights import check_weights, count_parameters, load_weights, open_mlc, open_safetensors
+
+RNG = np.random.default_rng(7)
+HF: dict[str, Any] = {
+    "embed.weight": RNG.standard_normal((10, 64)).astype(np.float32),
+    "l.q.weight": RNG.standard_normal((8, 64)).astype(np.float32),
+    "l.k.weight": RNG.standard_normal((4, 64)).astype(np.float32),
+    "l.q.bias": RNG.standard_normal(8).astype(np.float32),
+    "l.k.bias": RNG.standard_normal(4).astype(np.float32),
+    "norm.weight": RNG.standard_normal(64).astype(np.float32),
+    "lm_head.weight": RNG.standard_normal((10, 64)).astype(np.float32),
+}
+SPECS = (
+    WeightSpec("embed.weight", (10, 64), ("embed.weight",), "embedding"),
+    WeightSpec("l.qk.weight", (12, 64), ("l.q.weight", "l.k.weight"), "linear"),
+    WeightSpec("l.qk.bias", (12,), ("l.q.bias", "l.k.bias"), "plain"),
+    WeightSpec("norm.weight", (64,), ("norm.weight",), "plain"),
+    WeightSpec("lm_head.weight", (10, 64), ("lm_head.weight",), "head"),
+)
+FUSED = {
+    "embed.weight": HF["embed.weight"],
+    "l.qk.weight": np.concatenate([HF["l.q.weight"], HF["l.k.weight"]]),
+    "l.qk.bias": np.concatenate([HF["l.q.bias"], HF["l.k.bias"]]),
+    "norm.weight": HF["norm.weight"],
+    "lm_head.weight": HF["lm_head.weight"],
+}
+
+
+def hf(directory: Path, tensors: dict[str, Any] = HF) -> Any:
+    write_safetensors(directory / "model.safetensors", tensors)
+    return open_safetensors(directory)
+
+
+def without(name: str) -> dict[str, Any]:
+    return {key: value for key, value in HF.items() if key != name}
+
+
+def same(left: Tensor, right: Tensor) -> bool:
+    def equal(a: Any, b: Any) -> bool:
+        return (a is None and b is None) or (a.dtype == b.dtype and np.array_equal(a, b))
+
+    return (left.format, left.shape, left.group_size) == (right.format, right.shape, right.group_size) and all(
+        equal(getattr(left, part), getattr(right, part)) for part in ("data", "scales", "zeros")
+    )
+
+
+def test_the_stored_dtype_is_kept_without_a_scheme(tmp_path: Path) -> None:
+    half = {name: array.astype(np.float16) for name, array in HF.items()}
+    bfloat = {name: f32_to_bf16(array) for name, array in HF.items()}
+    for tensors, form in ((HF, Format.F32), (half, Format.F16), (bfloat, Format.BF16)):
+        with hf(tmp_path, tensors) as source:
+            loaded = dict(load_weights(SPECS, source))
+        assert list(loaded) == [spec.name for spec in SPECS]
+        for spec in SPECS:
+            expected = np.concatenate([tensors[part] for part in spec.parts])
+            assert loaded[spec.name].format is form
+            assert loaded[spec.name].shape == spec.shape
+            assert np.array_equal(loaded[spec.name].data, expected)
+
+
+def test_parts_of_different_dtypes_become_float32(tmp_path: Path) -> None:
+    with hf(tmp_path, {**HF, "l.k.weight": f32_to_bf16(np.ones((4, 64), np.float32))}) as source:
+        fused = dict(load_weights(SPECS, source))["l.qk.weight"]
+    assert fused.format is Format.F32
+    assert np.array_equal(fused.data, np.concatenate([HF["l.q.weight"], np.ones((4, 64), np.float32)]))
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_quantizing_while_loading(tmp_path: Path, name: str) -> None:
+    scheme = get_scheme(name)
+    with hf(tmp_path) as source:
+        loaded = dict(load_weights(SPECS, source, scheme))
+    for spec in SPECS:
+        grouped = len(spec.shape) == 2 and name[1] != "0" and (name != "q4f16_2" or spec.role == "linear")
+        assert loaded[spec.name].format.grouped == grouped
+        plain = get_scheme({Format.F16: "q0f16", Format.BF16: "q0bf16", Format.F32: "q0f32"}[scheme.model_dtype])
+        fused = Tensor(Format.F32, spec.shape, FUSED[spec.name])
+        assert same(loaded[spec.name], quantize(fused, scheme if grouped else plain))
+
+
+def mlc_tensors(scheme: Any) -> dict[str, Any]:
+    tensors: dict[str, Any] = {}
+    for spec in SPECS:
+        if scheme.quantizes(spec.role):
+            words, scales = mlc_pack(quantize(FUSED[spec.name], scheme), scheme, role=spec.role)
+            stem = spec.name.removesuffix(".weight")
+            tensors |= {f"{stem}.q_weight": words, f"{stem}.q_scale": scales}
+        else:
+            bfloat = scheme.model_dtype is Format.BF16
+            tensors[spec.name] = f32_to_bf16(FUSED[spec.name]) if bfloat else FUSED[spec.name].astype(np.float16)
+    return tensors
+
+
+@pytest.mark.parametrize("name", ["q4f16_1", "q4f16_0", "q4bf16_1", "q3f16_0", "q4f16_2", "q8f16_1"])
+def test_mlc_directories(tmp_path: Path, name: str) -> None:
+    scheme = get_scheme(name)
+    write_mlc(tmp_path, mlc_tensors(scheme))
+    with hf(tmp_path) as source:
+        direct = dict(load_weights(SPECS, source, scheme))
+    with open_mlc(tmp_path, scheme) as source:
+        for given in (None, scheme):
+            loaded = dict(load_weights(SPECS, source, given))
+            assert list(loaded) == [spec.name for spec in SPECS]
+            assert all(same(loaded[spec.name], direct[spec.name]) for spec in SPECS)
+
+
+def test_an_mlc_directory_is_not_quantized_again(tmp_path: Path) -> None:
+    write_mlc(tmp_path, mlc_tensors(SCHEMES["q4f16_1"]))
+    with (
+        open_mlc(tmp_path, SCHEMES["q4f16_1"]) as source,
+        pytest.raises(LoadError, match="stored as q4f16_1 and cannot become q8f16_1"),
+    ):
+        load_weights(SPECS, source, SCHEMES["q8f16_1"])
+
+
+def test_progress_counts_stored_bytes(tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    with hf(tmp_path) as source:
+        list(load_weights(SPECS, source, progress=lambda done, total: seen.append((done, total))))
+    total = sum(array.nbytes for array in HF.values())
+    assert [item[1] for item in seen] == [total] * len(SPECS)
+    assert [item[0] for item in seen] == sorted({item[0] for item in seen})
+    assert seen[-1][0] == total
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        (without("l.k.weight"), "1 tensor is missing: l.k.weight"),
+        ({"norm.weight": HF["norm.weight"]}, "6 tensors are missing: embed.weight, .*, ..."),
+        ({**HF, "l.v.weight": HF["norm.weight"]}, "1 tensor is left over, unknown to this architecture: l.v.weight"),
+        (
+            {**HF, "norm.weight": np.ones(63, "f4")},
+            r"norm.weight has shape \[63\], the configuration asks for \[64\]",
+        ),
+        ({**HF, "norm.weight": np.ones((64, 1), "f4")}, r"has shape \[64, 1\], the configuration asks for \[64\]"),
+        (
+            {**HF, "l.q.weight": np.ones((8, 32), "f4")},
+            r"'l.q.weight' has shape \[8, 32\], .* \[12, 64\] for all parts",
+        ),
+        (
+            {**HF, "l.q.weight": np.ones((9, 64), "f4")},
+            r"l.q.weight, l.k.weight has shape \[9, 64\], \[4, 64\], the configuration asks for \[12, 64\]",
+        ),
+        ({**HF, "norm.weight": np.array(1, "f4")}, r"'norm.weight' has shape \[\]"),
+    ],
+)
+def test_sources_that_do_not_fit(tmp_path: Path, tensors: dict[str, Any], message: str) -> None:
+    with hf(tmp_path, tensors) as source, pytest.raises(LoadError, match=message) as caught:
+        load_weights(SPECS, source)
+    assert caught.value.path == str(tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensors: tensors.pop("l.qk.q_scale"), "missing: l.qk.q_scale"),
+        (lambda tensors: tensors.pop("norm.weight"), "missing: norm.weight"),
+        (lambda tensors: tensors.pop("l.qk.q_weight"), "missing: l.qk.q_weight"),
+        (
+            lambda tensors: tensors.update({"l.qk.weight": np.ones(2, "f2")}),
+            "left over, .*: l.qk.q_scale, l.qk.q_weight",
+        ),
+        (
+            lambda tensors: tensors.update({"l.qk.q_weight": np.ones((12, 4), "u4")}),
+            r"'l.qk.q_weight' has shape \[12, 4\]; q4f16_1 needs \[12, 8\]",
+        ),
+        (
+            lambda tensors: tensors.update({"l.qk.q_scale": np.ones((2, 12), "f2")}),
+            r"'l.qk.q_scale' has shape \[2, 12\]; q4f16_1 needs \[12, 2\]",
+        ),
+        (
+            lambda tensors: tensors.update({"l.qk.q_weight": np.ones((12, 8), "f4")}),
+            "'l.qk.q_weight' has dtype float32, uint32 is needed",
+        ),
+        (
+            lambda tensors: tensors.update({"l.qk.q_scale": np.ones((12, 2), "u4")}),
+            "'l.qk.q_scale' has dtype uint32, a float type is needed",
+        ),
+        (
+            lambda tensors: tensors.update({"norm.weight": np.ones(64, "u4")}),
+            "'norm.weight' has dtype uint32, a float type is needed",
+        ),
+    ],
+)
+def test_mlc_sources_that_do_not_fit(tmp_path: Path, change: Any, message: str) -> None:
+    tensors = mlc_tensors(SCHEMES["q4f16_1"])
+    change(tensors)
+    write_mlc(tmp_path, tensors)
+    with open_mlc(tmp_path, SCHEMES["q4f16_1"]) as source, pytest.raises(LoadError, match=message):
+        load_weights(SPECS, source)
+
+
+def test_a_quantized_tensor_in_an_unquantized_directory(tmp_path: Path) -> None:
+    write_mlc(tmp_path, mlc_tensors(SCHEMES["q4f16_1"]))
+    with (
+        open_mlc(tmp_path, SCHEMES["q0f16"]) as source,
+        pytest.raises(LoadError, match=r"'embed.q_weight' is quantized, but q0f16 does not quantize it"),
+    ):
+        load_weights(SPECS, source)
+
+
+def test_ignored_tensors_may_be_there(tmp_path: Path) -> None:
+    ignored = (r"l\.\d+\.rotary_emb\.inv_freq", r"lm_head\.weight")
+    tied = SPECS[:-1]
+    with hf(tmp_path, {**HF, "l.0.rotary_emb.inv_freq": np.ones(4, "f4")}) as source:
+        check_weights(tied, source, ignored=ignored)
+        with pytest.raises(LoadError, match=r"left over, .*: lm_head.weight"):
+            check_weights(tied, source, ignored=ignored[:1])
+    with (
+        hf(tmp_path, {**HF, "x.lm_head.weight": HF["norm.weight"]}) as source,
+        pytest.raises(LoadError, match=r"left over, .*: x.lm_head.weight"),
+    ):
+        check_weights(tied, source, ignored=ignored)
+    write_mlc(tmp_path, mlc_tensors(SCHEMES["q4f16_1"]))
+    with open_mlc(tmp_path, SCHEMES["q4f16_1"]) as source:
+        check_weights(tied, source, ignored=ignored)
+
+
+def test_the_check_comes_before_any_reading(tmp_path: Path) -> None:
+    with hf(tmp_path, without("norm.weight")) as source:
+        with pytest.raises(LoadError):
+            load_weights(SPECS, source)
+        assert open_in(tmp_path) == (0, 0)
+
+
+def test_nothing_stays_open_after_loading(tmp_path: Path) -> None:
+    with hf(tmp_path) as source:
+        converted = dict(load_weights(SPECS, source, SCHEMES["q4f16_1"]))
+        assert open_in(tmp_path) == (1, 1)
+    assert open_in(tmp_path) == (0, 0)
+    assert len(converted) == len(SPECS)
+
+
+def test_a_weight_that_was_handed_over_is_let_go(tmp_path: Path) -> None:
+    handed: list[Any] = []
+    alive: list[bool] = []
+    with hf(tmp_path) as source:
+        for _, tensor in load_weights(
+            SPECS, source, SCHEMES["q4f16_1"], progress=lambda *_: alive.append(handed[-1]() is not None)
+        ):
+            handed.append(weakref.ref(tensor.data))
+            del tensor
+    assert alive == [False] * len(SPECS)
+
+
+def test_nothing_stays_open_after_giving_up(tmp_path: Path) -> None:
+    with hf(tmp_path) as source:
+        weights = load_weights(SPECS, source)
+        _, tensor = next(weights)
+        del tensor
+    del weights
+    assert open_in(tmp_path) == (0, 0)
+
+
+def test_a_bad_number_names_its_tensor_and_keeps_nothing_open(tmp_path: Path) -> None:
+    bad = HF["l.k.weight"].copy()
+    bad[3, 5] = np.nan
+    for scheme, tensors in (
+        (SCHEMES["q4f16_1"], {**HF, "l.k.weight": bad}),
+        (SCHEMES["q0f16"], {**HF, "norm.weight": HF["norm.weight"] * 1e9}),
+    ):
+        with hf(tmp_path, tensors) as source, pytest.raises(LoadError, match=r"not finite|too large") as caught:
+            list(load_weights(SPECS, source, scheme))
+        assert caught.value.path == str(tmp_path / "model.safetensors")
+        # The error is still held here, with its traceback.
+        assert open_in(tmp_path) == (0, 0)
+
+
+def test_counting() -> None:
+    assert count_parameters(SPECS) == 10 * 64 + 12 * 64 + 12 + 64 + 10 * 64
