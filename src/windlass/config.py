@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 
 Mode = Literal["local", "interactive", "server"]
 KVDType = Literal["auto", "f32", "f16", "bf16"]
+PrefixCacheMode = Literal["disable", "radix"]
 LoadFormat = Literal["auto", "dummy"]
 ExecutorName = Literal["native", "reference"]
 
@@ -46,6 +47,12 @@ class EngineConfig:
     """Longest sequence, prompt and answer together, in tokens; at most the model's context."""
     prefill_chunk_size: int | None = None
     """Most tokens of one step; at least ``max_num_sequence``, since each running sequence decodes one."""
+    max_waiting_requests: int = 1024
+    """Requests that may wait for a free sequence; beyond that they are refused with ``EngineOverloadedError``."""
+    max_waiting_tokens: int | None = None
+    """Prompt tokens that may wait, a single waiting request excepted; None sets no bound."""
+    prefix_cache_mode: PrefixCacheMode = "radix"
+    """``radix`` keeps the KV pages of past requests for later ones that begin alike; ``disable`` does not."""
     gpu_memory_utilization: float = 0.85
     """Share of the available memory that model and KV cache may take together (of main memory on a CPU)."""
     kv_cache_page_size: int = PAGE_TOKENS
@@ -63,6 +70,7 @@ class EngineConfig:
     def __post_init__(self) -> None:
         _check_choice(self, "mode", (*get_args(Mode), None))
         _check_choice(self, "load_format", get_args(LoadFormat))
+        _check_choice(self, "prefix_cache_mode", get_args(PrefixCacheMode))
         _check_choice(self, "kv_cache_dtype", get_args(KVDType))
         _check_choice(self, "executor", get_args(ExecutorName))
         for name in (
@@ -70,6 +78,8 @@ class EngineConfig:
             "max_total_sequence_length",
             "max_single_sequence_length",
             "prefill_chunk_size",
+            "max_waiting_requests",
+            "max_waiting_tokens",
             "num_threads",
         ):
             value = getattr(self, name)

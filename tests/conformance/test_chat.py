@@ -14,12 +14,14 @@ from windlass import (
     AsyncMLCEngine,
     ContextLengthError,
     EngineConfig,
+    EngineOverloadedError,
     EngineTerminatedError,
     EngineUnloadedError,
     InvalidRequestError,
     LoadError,
     MLCEngine,
     RequestAbortedError,
+    RequestTimeoutError,
 )
 
 
@@ -257,3 +259,134 @@ def test_unload_and_reload() -> None:
         assert ask(other).choices[0].message.content == ANSWER
         other.reset()
         assert ask(other).choices[0].message.content == ANSWER
+
+
+def test_logprobs_of_chat_answers(engine: MLCEngine) -> None:
+    response = ask(engine, logprobs=True, top_logprobs=3)
+    content = response.choices[0].logprobs.content
+    assert "".join(entry.token for entry in content) == ANSWER
+    assert len(content) == response.usage.completion_tokens - 1 or len(content) == response.usage.completion_tokens
+    for entry in content:
+        assert entry.logprob <= 0.0
+        assert bytes(entry.bytes).decode() == entry.token
+        assert [top.token for top in entry.top_logprobs][0] == entry.token, "greedy takes the likeliest"
+        values = [top.logprob for top in entry.top_logprobs]
+        assert len(values) == 3
+        assert values == sorted(values, reverse=True)
+    streamed = [
+        entry.token
+        for chunk in ask(engine, logprobs=True, stream=True)
+        for entry in (chunk.choices[0].logprobs.content if chunk.choices[0].logprobs else [])
+    ]
+    assert streamed == [entry.token for entry in content]
+    assert ask(engine).choices[0].logprobs is None
+    with pytest.raises(InvalidRequestError, match="top_logprobs needs logprobs"):
+        ask(engine, top_logprobs=3)
+
+
+def test_logprobs_echo_and_suffix_of_text_completions(engine: MLCEngine) -> None:
+    prompt = "The capital of France"
+    scored = engine.completions.create(prompt=prompt, max_tokens=6, temperature=0, logprobs=2).choices[0]
+    assert scored.logprobs is not None
+    assert "".join(scored.logprobs.tokens).startswith(scored.text)
+    assert scored.logprobs.text_offset[0] == 0
+    assert all(len(top) <= 2 for top in scored.logprobs.top_logprobs)
+    echoed = engine.completions.create(prompt=prompt, max_tokens=6, temperature=0, echo=True, suffix="<end>")
+    assert echoed.choices[0].text == prompt + scored.text + "<end>"
+    parts = engine.completions.create(
+        prompt=prompt, max_tokens=6, temperature=0, echo=True, suffix="<end>", stream=True
+    )
+    assert "".join(part.choices[0].text for part in parts) == echoed.choices[0].text
+    with pytest.raises(InvalidRequestError, match="echo"):
+        engine.completions.create(prompt=prompt, echo=True, logprobs=1)
+
+
+def test_logit_bias_forbids_and_forces(engine: MLCEngine) -> None:
+    first = ask(engine, logprobs=True, max_tokens=1).choices[0].logprobs.content[0]
+    [token_id] = engine.tokenizer.tokenizer.encode(first.token)
+    forbidden = ask(engine, max_tokens=1, logit_bias={str(token_id): -100.0}).choices[0].message.content
+    assert not forbidden.startswith(first.token)
+    assert ask(engine, LONG, max_tokens=3, logit_bias={token_id: 100.0}).choices[0].message.content == 3 * first.token
+    for bad in ("x", "-1", "999999"):
+        with pytest.raises(InvalidRequestError, match="not a token id"):
+            ask(engine, logit_bias={bad: 1.0})
+
+
+def test_ignore_eos_goes_on_to_max_tokens(engine: MLCEngine) -> None:
+    response = ask(engine, max_tokens=50, extra_body={"debug_config": {"ignore_eos": True}})
+    assert response.choices[0].finish_reason == "length"
+    assert response.usage.completion_tokens == 50
+    with pytest.raises(InvalidRequestError, match="given twice"):
+        ask(engine, temperature=1.0, extra_body={"temperature": 0.5})
+    with pytest.raises(InvalidRequestError) as caught:
+        ask(engine, extra_body={"surprise": 1})
+    assert caught.value.param == "surprise"
+
+
+def test_a_call_times_out_and_frees_its_pages(engine: MLCEngine) -> None:
+    core = engine._core
+    assert core is not None
+    free = core.num_free_pages()
+    for stream in (False, True):
+        with pytest.raises(RequestTimeoutError):
+            answer = ask(
+                engine,
+                max_tokens=900,
+                timeout=0.02,
+                stream=stream,
+                extra_body={"debug_config": {"ignore_eos": True}},
+            )
+            list(answer)
+    assert core.wait_until_idle(20)
+    assert core.num_free_pages() == free
+    assert ask(engine, timeout=30.0).choices[0].message.content == ANSWER
+
+
+def test_a_repeated_prompt_comes_from_the_cache(engine: MLCEngine) -> None:
+    question = "Please repeat: " + "autumn river " * 12
+    first, second = ask(engine, question, max_tokens=5), ask(engine, question, max_tokens=5)
+    assert first.choices[0].message.content == second.choices[0].message.content
+    assert second.usage.prompt_tokens_details.cached_tokens >= 16
+    assert second.usage.prompt_tokens_details.cached_tokens % 16 == 0
+    engine.reset()
+    assert ask(engine, question, max_tokens=5).usage.prompt_tokens_details.cached_tokens == 0
+
+
+def test_a_pinned_prompt_stays_cached(engine: MLCEngine) -> None:
+    core = engine._core
+    assert core is not None
+    engine.reset()
+    pages = core.num_free_pages()
+    prompt = list(range(300, 340))
+    engine.completions.create(prompt=prompt, max_tokens=2, extra_body={"debug_config": {"pinned_system_prompt": True}})
+    assert core.wait_until_idle(20)
+    assert core.num_free_pages() == pages - 2
+    engine.reset()
+    assert core.num_free_pages() == pages
+
+
+def test_structured_output_is_refused_by_name(engine: MLCEngine) -> None:
+    for form in ({"type": "json_object"}, {"type": "json_schema", "json_schema": {}}):
+        with pytest.raises(InvalidRequestError) as caught:
+            ask(engine, response_format=form)
+        assert caught.value.param == "response_format"
+    for choice in ("required", {"type": "function", "function": {"name": "x"}}):
+        with pytest.raises(InvalidRequestError) as caught:
+            ask(engine, tool_choice=choice)
+        assert caught.value.param == "tool_choice"
+    assert ask(engine, response_format={"type": "text"}).choices[0].message.content == ANSWER
+
+
+def test_more_requests_than_may_wait_are_refused() -> None:
+    config = EngineConfig(verbose=False, max_num_sequence=1, max_waiting_requests=2, max_waiting_tokens=4000)
+    with MLCEngine(engine_config=config) as small:
+        core = small._core
+        assert core is not None
+        hold = threading.Event()
+        core._inbox.put(lambda: bool(hold.wait(20)))
+        streams = [ask(small, stream=True) for _ in range(2)]
+        with pytest.raises(EngineOverloadedError, match="max_waiting_requests is 2") as caught:
+            ask(small)
+        assert caught.value.retry_after > 0
+        hold.set()
+        assert [content(stream) for stream in streams] == [ANSWER] * 2

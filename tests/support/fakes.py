@@ -7,7 +7,7 @@ import threading
 import numpy as np
 from numpy.typing import NDArray
 
-from windlass.engine.request import FinishReason, Request, SamplingParams
+from windlass.engine.request import FinishReason, Request, SamplingParams, TokenLogprobs
 from windlass.program.executor import Batch, StepCancelledError
 
 VOCAB = 64
@@ -100,7 +100,8 @@ class RecordingOutput:
         self.endings = 0
         self.ended = threading.Event()
 
-    def put(self, token_id: int) -> None:
+    def put(self, token_id: int, logprobs: TokenLogprobs | None) -> None:
+        assert logprobs is None or logprobs.logprob <= 0.0
         assert not self.ended.is_set() or self.error is not None, "a token after the ending"
         self.token_ids.append(token_id)
 

@@ -7,6 +7,8 @@ signal handler, or in a finalizer that the garbage collector starts in the middl
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -20,15 +22,24 @@ from numpy.typing import NDArray
 
 from windlass.engine.batch import make_batch
 from windlass.engine.pages import PagePool
-from windlass.engine.request import FinishReason, Output, Request
-from windlass.engine.sampler import Sampler
+from windlass.engine.request import FinishReason, Output, Request, TokenLogprobs
+from windlass.engine.sampler import Sampler, token_logprobs
 from windlass.engine.scheduler import Chunk, Scheduler
 from windlass.engine.state import EngineState, Lifecycle
-from windlass.errors import InvalidRequestError, RequestAbortedError, RequestError
+from windlass.errors import (
+    EngineOverloadedError,
+    InvalidRequestError,
+    RequestAbortedError,
+    RequestError,
+    RequestTimeoutError,
+)
 from windlass.program.executor import Executor, StepCancelledError
 
 STEP_SECONDS = 0.1
 """How long a step may take while something decodes; a prefill chunk is cut to fit."""
+
+RETRY_SECONDS = 1.0
+"""What an overloaded engine asks callers to wait before they try again."""
 
 MAX_RERUNS = 2
 """How often aborts may cut one step short; further aborts are honoured at its end."""
@@ -39,7 +50,16 @@ class _Event(NamedTuple):
 
     output: Output
     token_id: int | None
+    logprobs: TokenLogprobs | None
     reason: FinishReason | None
+
+
+class _Deadline(NamedTuple):
+    """A call that times out. Deadlines are ordered by their time, and by the order they came in."""
+
+    time: float
+    number: int
+    requests: tuple[Request, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,17 +94,29 @@ class EngineCore:
     ``_open`` holds every accepted request until it is finished, by request id.
     """
 
-    def __init__(self, lifecycle: Lifecycle, runtime: Runtime) -> None:
+    def __init__(
+        self,
+        lifecycle: Lifecycle,
+        runtime: Runtime,
+        *,
+        max_waiting_requests: int = 1024,
+        max_waiting_tokens: int | None = None,
+    ) -> None:
         self.lifecycle = lifecycle
+        self._max_waiting_requests = max_waiting_requests
+        self._max_waiting_tokens = max_waiting_tokens
+        self._admission_lock = threading.Lock()
+        self._waiting: dict[Request, None] = {}
         self._runtime: Runtime | None = runtime
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
-        self._outbox: SimpleQueue[Sequence[_Event] | None] = SimpleQueue()
+        self._outbox: SimpleQueue[Sequence[_Event] | _Deadline | None] = SimpleQueue()
         self._open: dict[str, tuple[Request, ...]] = {}
         self._exiting = False
         self._ended = False
         self._reruns = 0
         self._seconds_per_token = 0.0
         self._idle_waiters: list[threading.Event] = []
+        self._deadline_numbers = itertools.count()
 
     def init_threaded_engine(self) -> tuple[threading.Thread, threading.Thread]:
         """Start the engine thread and the stream-back thread, daemons both, and return them.
@@ -111,20 +143,27 @@ class EngineCore:
         """Accept the sequences of one call, which share a request id.
 
         Raises:
+            EngineOverloadedError: too many requests, or tokens, wait already.
             EngineError: the engine does not accept requests now.
             InvalidRequestError: the request id is in use.
         """
         self._refuse()
         request_id = requests[0].request_id
-        if self._open.setdefault(request_id, requests) is not requests:
-            raise InvalidRequestError(f"the request id {request_id!r} is in use", param="request_id")
+        with self._admission_lock:
+            self._refuse_overload(requests)
+            if self._open.setdefault(request_id, requests) is not requests:
+                raise InvalidRequestError(f"the request id {request_id!r} is in use", param="request_id")
+            self._waiting.update(dict.fromkeys(requests))
         # An exit that began after the first look has either seen the entry in _open or is seen here.
         try:
             self._refuse()
         except BaseException:
-            self._open.pop(request_id, None)
+            self._forget(requests)
             raise
         self._inbox.put(partial(self._admit, requests))
+        deadline = requests[0].deadline
+        if deadline is not None:
+            self._outbox.put(_Deadline(deadline, next(self._deadline_numbers), requests))
 
     def abort_request(self, request_id: str, error: RequestError | None = None) -> None:
         """End the requests of ``request_id`` with ``error``; unknown and finished ids are ignored."""
@@ -220,6 +259,33 @@ class EngineCore:
             raise error
         if self._exiting:
             raise self.lifecycle.terminated()
+
+    def _refuse_overload(self, requests: tuple[Request, ...]) -> None:
+        waiting = len(self._waiting)
+        if waiting + len(requests) > self._max_waiting_requests:
+            raise EngineOverloadedError(
+                f"{waiting} requests wait already, and EngineConfig.max_waiting_requests is "
+                f"{self._max_waiting_requests}; try again later",
+                retry_after=RETRY_SECONDS,
+            )
+        if self._max_waiting_tokens is None or not waiting:
+            return
+        tokens = sum(len(request.prompt_ids) for request in list(self._waiting))
+        if tokens + sum(len(request.prompt_ids) for request in requests) > self._max_waiting_tokens:
+            raise EngineOverloadedError(
+                f"requests of {tokens} tokens wait already, and EngineConfig.max_waiting_tokens is "
+                f"{self._max_waiting_tokens}; try again later",
+                retry_after=RETRY_SECONDS,
+            )
+
+    def _forget(self, requests: tuple[Request, ...]) -> None:
+        """Drop a call that is over from the accounts."""
+        for request in requests:
+            self._waiting.pop(request, None)
+        if self._open.get(requests[0].request_id) is requests:
+            del self._open[requests[0].request_id]
+            if not self._open:
+                self.wake_idle_waiters()
 
     def _cancel_step(self) -> None:
         runtime = self._runtime
@@ -321,17 +387,18 @@ class EngineCore:
     def _end(self, request: Request) -> None:
         """Mark ``request`` as ended; its call is finished when its siblings have ended too."""
         request.ended = True
+        self._waiting.pop(request, None)
         siblings = self._open.get(request.request_id)
         if siblings is not None and request in siblings and all(sibling.ended for sibling in siblings):
-            del self._open[request.request_id]
-            if not self._open:
-                self.wake_idle_waiters()
+            self._forget(siblings)
 
     def _step(self) -> None:
         runtime = self._runtime
         if runtime is None:
             return
         chunks = runtime.scheduler.schedule(self._prefill_budget(runtime.scheduler))
+        for chunk in chunks:
+            self._waiting.pop(chunk.request, None)
         started = time.perf_counter()
         try:
             logits = runtime.executor.run(make_batch(chunks))
@@ -364,12 +431,15 @@ class EngineCore:
                 token_id = runtime.sampler.sample(
                     logits[row], request.sampling, request.token_ids, len(request.prompt_ids)
                 )
+                events.append(self._advance(runtime.scheduler, request, token_id, logits[row]))
                 row += 1
-                events.append(self._advance(runtime.scheduler, request, token_id))
         if events:
             self._outbox.put(events)
 
-    def _advance(self, scheduler: Scheduler, request: Request, token_id: int) -> _Event:
+    def _advance(self, scheduler: Scheduler, request: Request, token_id: int, logits: NDArray[np.float32]) -> _Event:
+        logprobs = None
+        if request.num_logprobs is not None:
+            logprobs = token_logprobs(logits, token_id, request.num_logprobs)
         request.token_ids.append(token_id)
         stopped = token_id in request.stop_token_ids
         reason = FinishReason.STOP if stopped else None
@@ -378,23 +448,45 @@ class EngineCore:
         if reason is not None:
             scheduler.remove(request)
             self._end(request)
-        return _Event(request.output, None if stopped else token_id, reason)
+        return _Event(request.output, None if stopped else token_id, logprobs, reason)
 
     # The stream-back thread.
 
     def run_background_stream_back_loop(self) -> None:
         """Deliver what the engine thread publishes until it ends. The stream-back thread's whole life."""
-        while (events := self._outbox.get()) is not None:
-            for event in events:
-                _deliver(event)
-            del events
+        deadlines: list[_Deadline] = []
+        while True:
+            try:
+                item = self._outbox.get(timeout=_seconds_to(deadlines))
+            except Empty:
+                self._time_out(heapq.heappop(deadlines))
+                continue
+            if item is None:
+                return
+            if isinstance(item, _Deadline):
+                heapq.heappush(deadlines, item)
+            else:
+                for event in item:
+                    _deliver(event)
+            # Nothing of a request that is over may stay behind while this thread waits.
+            del item
+            while deadlines and all(request.ended for request in deadlines[0].requests):
+                heapq.heappop(deadlines)
+
+    def _time_out(self, deadline: _Deadline) -> None:
+        error = RequestTimeoutError("the request did not finish within its timeout")
+        self.drop(deadline.requests, error)
+
+
+def _seconds_to(deadlines: list[_Deadline]) -> float | None:
+    return max(0.0, deadlines[0].time - time.monotonic()) if deadlines else None
 
 
 def _deliver(event: _Event) -> None:
-    output, token_id, reason = event
+    output, token_id, logprobs, reason = event
     try:
         if token_id is not None:
-            output.put(token_id)
+            output.put(token_id, logprobs)
         if reason is not None:
             output.finish(reason)
     except Exception as error:  # one request must not stop the others

@@ -41,6 +41,7 @@ class PagePool:
         self._num_cached = 0
         self._num_unheld = 0
         self._unheld: list[tuple[int, int, CachedPage]] = []
+        self._pinned: list[tuple[CachedPage, ...]] = []
         self._clock = itertools.count(1)
 
     @property
@@ -116,8 +117,16 @@ class PagePool:
                 self._num_unheld += 1
                 self._offer(page)
 
+    def pin(self, pages: Sequence[CachedPage]) -> None:
+        """Hold ``pages``, a path that the caller holds already, until ``clear``."""
+        for page in pages:
+            self._hold(page)
+        self._pinned.append(tuple(pages))
+
     def clear(self) -> None:
-        """Forget every prefix that nobody holds."""
+        """Forget every prefix that no request holds."""
+        while self._pinned:
+            self.release(self._pinned.pop())
         while self._num_unheld:
             self._evict_one()
 

@@ -23,7 +23,7 @@ class Output(Protocol):
     a finalizer, so it takes no lock.
     """
 
-    def put(self, token_id: int) -> None:
+    def put(self, token_id: int, logprobs: TokenLogprobs | None) -> None:
         """Take the next token. A stop token is not put."""
         ...
 
@@ -34,6 +34,15 @@ class Output(Protocol):
     def fail(self, error: BaseException) -> None:
         """The request ended with ``error``."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """How likely a token was: natural logarithms of the model's own probabilities, before bias and temperature."""
+
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+    """The likeliest token ids and their logprobs, likeliest first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +61,8 @@ class SamplingParams:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """Token ids and what is added to their logits."""
     seed: int = 0
     choice: int = 0
 
@@ -76,6 +87,12 @@ class Request:
     stop_token_ids: frozenset[int]
     sampling: SamplingParams
     output: Output
+    num_logprobs: int | None = None
+    """How many of the likeliest tokens to report beside each token; None reports no logprobs at all."""
+    deadline: float | None = None
+    """When the call times out, on the clock of ``time.monotonic``."""
+    pin_prompt: bool = False
+    """Keep the prompt's full pages in the prefix cache until it is cleared."""
 
     token_ids: list[int] = field(init=False)
     num_computed: int = field(init=False, default=0)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from windlass.engine.request import SamplingParams
+from windlass.engine.request import SamplingParams, TokenLogprobs
 
 _MASK = (1 << 64) - 1
 _HEAD = 1024
@@ -40,7 +40,7 @@ class Sampler:
 
         Args:
             logits: float32 [vocab], finite.
-            params: the penalties, then temperature, then top_k, then top_p, then min_p shape the draw.
+            params: the bias, the penalties, then temperature, then top_k, then top_p, then min_p shape the draw.
             token_ids: the sequence so far, of which the first ``num_prompt`` are the prompt.
 
         Raises:
@@ -48,6 +48,8 @@ class Sampler:
         """
         position = len(token_ids)
         row = logits[: self.active_vocab_size]
+        if params.logit_bias:
+            row = _biased(row, params)
         if params.penalizes:
             row = _penalized(row, params, np.asarray(token_ids), num_prompt)
         best = int(row.argmax())
@@ -61,6 +63,23 @@ class Sampler:
             return _draw(weights, noise)
         ids = _most_likely(weights, params)
         return int(ids[_draw(weights[ids], noise)])
+
+
+def token_logprobs(logits: NDArray[np.float32], token_id: int, count: int) -> TokenLogprobs:
+    """Return the logprob of ``token_id`` and of the ``count`` likeliest tokens, from logits [vocab]."""
+    values = logits.astype(np.float64)
+    values -= values.max()
+    values -= np.log(np.exp(values).sum())
+    top = _sorted_head(values, count) if count else ()
+    return TokenLogprobs(float(values[token_id]), tuple((int(i), float(values[i])) for i in top))
+
+
+def _biased(row: NDArray[np.float32], params: SamplingParams) -> NDArray[np.float32]:
+    row = row.copy()
+    for token_id, bias in params.logit_bias:
+        if token_id < row.size:
+            row[token_id] += np.float32(bias)
+    return row
 
 
 def _penalized(

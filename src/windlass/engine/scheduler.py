@@ -93,6 +93,9 @@ class Scheduler:
                 return
             request.cached.append(page)
             request.pages[index] = page.page
+        if request.pin_prompt and request.num_computed >= len(request.prompt_ids):
+            request.pin_prompt = False
+            self.pool.pin(request.cached[: len(request.prompt_ids) // PAGE_SIZE])
 
     def check(self) -> None:
         """Raise RuntimeError unless every page is accounted for."""

@@ -16,10 +16,14 @@ from windlass.errors import InvalidRequestError
 MAX_STOPS = 16
 MAX_STOP_BYTES = 256
 MAX_CHOICES = 16
+MAX_BIASES = 1024
+MAX_TOOLS = 128
+MAX_SUFFIX_BYTES = 65536
 
 _STRICT = ConfigDict(extra="forbid")
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
+LogitBias = Annotated[float, Field(ge=-100.0, le=100.0)]
 TokenId = Annotated[int, Field(ge=0)]
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_BYTES)]
 
@@ -39,6 +43,22 @@ class StreamOptions(TypedDict, total=False):
 
     include_usage: bool
     """End with one more chunk that has no choices but the usage of the call."""
+
+
+@with_config(_STRICT)
+class DebugConfig(TypedDict, total=False):
+    """Switches for tests and benchmarks."""
+
+    ignore_eos: bool
+    """Go on past end tokens and stop strings until ``max_tokens``."""
+    pinned_system_prompt: bool
+    """Keep the prompt's pages in the prefix cache until ``reset()``."""
+
+
+class ResponseFormat(TypedDict, total=False):
+    """What shape the answer must have."""
+
+    type: Required[str]
 
 
 @with_config(_STRICT)
@@ -63,6 +83,8 @@ class CommonArguments(TypedDict, total=False):
     """Taken from the logit of each token once for each time it stands in the answer."""
     repetition_penalty: Annotated[float, Field(gt=0.0, le=10.0)] | None
     """Divides the positive logits of tokens in prompt and answer, and multiplies the negative ones."""
+    logit_bias: Annotated[dict[str, LogitBias] | dict[int, LogitBias], Field(max_length=MAX_BIASES)] | None
+    """Token ids, as numbers or decimal strings, and what is added to their logits, -100 to 100."""
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None
     """Number of independent choices."""
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None
@@ -72,6 +94,14 @@ class CommonArguments(TypedDict, total=False):
     stream_options: StreamOptions | None
     request_id: Annotated[str, Field(min_length=1, max_length=256)] | None
     """Name of the call for ``abort()``; must not be in use. One is made up when left out."""
+    timeout: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] | None
+    """Seconds after which the call ends with ``RequestTimeoutError``, wherever it is."""
+    response_format: ResponseFormat | None
+    """Only ``{"type": "text"}`` in this version."""
+    extra_body: dict[str, Any] | None
+    """More of these arguments, as OpenAI's client takes them."""
+    debug_config: DebugConfig | None
+    """MLC-LLM's debugging switches, which it takes inside ``extra_body``."""
     user: str | None
     """Accepted for compatibility; not used."""
 
@@ -84,8 +114,16 @@ class ChatArguments(CommonArguments, total=False):
     """The conversation, OpenAI's message objects; the answer's own message object may be appended to it as it is."""
     max_completion_tokens: Annotated[int, Field(ge=1)] | None
     """OpenAI's newer name of ``max_tokens``."""
-    tools: list[dict[str, Any]] | None
+    logprobs: bool | None
+    """Report each token's logprob."""
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None
+    """How many of the likeliest tokens to report beside each; needs ``logprobs``."""
+    tools: Annotated[list[dict[str, Any]], Field(max_length=MAX_TOOLS)] | None
     """Function tools the template presents to the model."""
+    tool_choice: str | dict[str, Any] | None
+    """``auto`` (the default with tools) or ``none``."""
+    chat_template_kwargs: dict[str, Any] | None
+    """Further variables for the model's chat template, such as ``enable_thinking``."""
 
 
 @with_config(_STRICT)
@@ -94,6 +132,12 @@ class CompletionArguments(CommonArguments, total=False):
 
     prompt: Required[str | Annotated[list[TokenId], Field(min_length=1)]]
     """Text, or token ids as they are."""
+    logprobs: Annotated[int, Field(ge=0, le=5)] | None
+    """Report each token's logprob, and this many of the likeliest tokens beside it."""
+    echo: bool | None
+    """Begin the answer with the prompt."""
+    suffix: Annotated[str, Field(max_length=MAX_SUFFIX_BYTES)] | None
+    """Text to put behind the answer; the model does not see it."""
 
 
 Arguments = TypeVar("Arguments", ChatArguments, CompletionArguments)
@@ -102,7 +146,7 @@ _ADAPTERS: dict[type, TypeAdapter[Any]] = {}
 
 
 def check_arguments(kind: type[Arguments], arguments: Arguments) -> Arguments:
-    """Return ``arguments`` without those that are None.
+    """Return ``arguments`` without those that are None, with ``extra_body`` merged into them.
 
     Raises:
         InvalidRequestError: one is unknown, missing, of the wrong type or out of range; ``param`` names it.
@@ -110,10 +154,41 @@ def check_arguments(kind: type[Arguments], arguments: Arguments) -> Arguments:
     if kind not in _ADAPTERS:
         _ADAPTERS[kind] = TypeAdapter(kind)
     try:
-        checked = _ADAPTERS[kind].validate_python(arguments, strict=True)
+        checked = _ADAPTERS[kind].validate_python(_merged(dict(arguments)), strict=True)
     except ValidationError as error:
         raise _refusal(error, kind) from None
-    return cast(Arguments, {name: value for name, value in checked.items() if value is not None})
+    checked = {name: value for name, value in checked.items() if value is not None}
+    _refuse_unsupported(checked)
+    return cast(Arguments, checked)
+
+
+def _merged(arguments: dict[str, Any]) -> dict[str, Any]:
+    extra = arguments.pop("extra_body", None)
+    if extra is None:
+        return arguments
+    if not isinstance(extra, dict):
+        raise InvalidRequestError("extra_body: must be an object", param="extra_body")
+    for name in extra:
+        if arguments.get(name) is not None:
+            raise InvalidRequestError(f"{name!r} is given twice, also in extra_body", param=name)
+    return {**arguments, **extra}
+
+
+def _refuse_unsupported(arguments: dict[str, Any]) -> None:
+    form = arguments.get("response_format", {"type": "text"})
+    if form != {"type": "text"}:
+        raise InvalidRequestError(
+            f"response_format: {form.get('type')!r} is not supported in this version; accepted is 'text'",
+            param="response_format",
+        )
+    choice = arguments.get("tool_choice", "auto")
+    if choice not in ("auto", "none"):
+        raise InvalidRequestError(
+            "tool_choice: a forced tool call is not supported in this version; accepted are 'auto' and 'none'",
+            param="tool_choice",
+        )
+    if arguments.get("top_logprobs") and not arguments.get("logprobs"):
+        raise InvalidRequestError("top_logprobs needs logprobs=True", param="top_logprobs")
 
 
 def _step(part: int | str) -> str:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel
 
 Finish = Literal["stop", "length", "tool_calls"]
+
+
+class PromptTokensDetails(BaseModel):
+    """Where the prompt's tokens came from."""
+
+    cached_tokens: int
+    """Those whose keys and values an earlier request left in the prefix cache."""
 
 
 class Usage(BaseModel):
@@ -15,6 +22,36 @@ class Usage(BaseModel):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokensDetails | None = None
+
+
+class TopLogprob(BaseModel):
+    """One of the likeliest tokens."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class TokenLogprob(TopLogprob):
+    """A token of the answer; ``bytes`` are its own, which may be part of a character only."""
+
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(BaseModel):
+    """The tokens of a chat answer, or of a chunk of it."""
+
+    content: list[TokenLogprob]
+
+
+class CompletionLogprobs(BaseModel):
+    """The tokens of a text completion, one list per aspect; ``text_offset`` counts characters."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
+    text_offset: list[int]
 
 
 class ChatMessage(BaseModel):
@@ -30,7 +67,7 @@ class ChatChoice(BaseModel):
     index: int
     message: ChatMessage
     finish_reason: Finish
-    logprobs: Any | None = None
+    logprobs: ChatLogprobs | None = None
 
 
 class ChatCompletion(BaseModel):
@@ -57,7 +94,7 @@ class ChatChunkChoice(BaseModel):
     index: int
     delta: ChatDelta
     finish_reason: Finish | None = None
-    logprobs: Any | None = None
+    logprobs: ChatLogprobs | None = None
 
 
 class ChatCompletionChunk(BaseModel):
@@ -77,7 +114,7 @@ class CompletionChoice(BaseModel):
     index: int
     text: str
     finish_reason: Finish | None = None
-    logprobs: Any | None = None
+    logprobs: CompletionLogprobs | None = None
 
 
 class Completion(BaseModel):

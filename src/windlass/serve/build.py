@@ -50,6 +50,7 @@ class LoadedModel:
             max_num_sequence=self.sizes.max_num_sequence,
             max_tokens=self.sizes.prefill_chunk_size,
             active_vocab_size=self.active_vocab_size,
+            prefix_cache=self.config.prefix_cache_mode == "radix",
         )
 
 

@@ -17,18 +17,23 @@ from windlass.protocol.responses import (
     ChatCompletion,
     ChatCompletionChunk,
     ChatDelta,
+    ChatLogprobs,
     ChatMessage,
+    TokenLogprob,
+    TopLogprob,
     Usage,
 )
-from windlass.serve.call import AsyncHost, AsyncStream, Box, Call, CallInfo, Host, Stream, start_call, wait, wait_async
-from windlass.serve.mailbox import AsyncMailbox, Piece, SyncMailbox
+from windlass.serve.call import AsyncHost, AsyncStream, Box, Call, CallInfo, Host, Stream, wait, wait_async
+from windlass.serve.mailbox import AsyncMailbox, Piece, ScoredToken, SyncMailbox
+from windlass.serve.submit import start_call
 
 
 class ChatFormat:
     """Pieces as chat objects. The first chunk of each choice carries the role."""
 
-    def __init__(self, info: CallInfo) -> None:
+    def __init__(self, info: CallInfo, *, with_logprobs: bool) -> None:
         self._info = info
+        self._with_logprobs = with_logprobs
         self._begun: set[int] = set()
 
     def chunk(self, piece: Piece) -> ChatCompletionChunk:
@@ -42,6 +47,7 @@ class ChatFormat:
                     index=piece.index,
                     delta=ChatDelta(role="assistant" if first else None, content=content),
                     finish_reason=piece.reason.value if piece.reason else None,
+                    logprobs=self._logprobs([piece]),
                 )
             ]
         )
@@ -50,23 +56,45 @@ class ChatFormat:
         """Return the stream element that closes a stream with ``include_usage``."""
         return self._chunk([], usage)
 
-    def response(self, texts: Sequence[str], last: Sequence[Piece], usage: Usage) -> ChatCompletion:
+    def response(self, choices: Sequence[Sequence[Piece]], usage: Usage) -> ChatCompletion:
         """Return the whole response."""
         return ChatCompletion(
             id=self._info.id,
             created=self._info.created,
             model=self._info.model,
             choices=[
-                ChatChoice(index=index, message=ChatMessage(content=text), finish_reason=_value(piece))
-                for index, (text, piece) in enumerate(zip(texts, last, strict=True))
+                ChatChoice(
+                    index=index,
+                    message=ChatMessage(content="".join(piece.text for piece in pieces)),
+                    finish_reason=_value(pieces[-1]),
+                    logprobs=self._logprobs(pieces),
+                )
+                for index, pieces in enumerate(choices)
             ],
             usage=usage,
         )
+
+    def _logprobs(self, pieces: Sequence[Piece]) -> ChatLogprobs | None:
+        if not self._with_logprobs:
+            return None
+        return ChatLogprobs(content=[_token_logprob(scored) for piece in pieces for scored in piece.scored])
 
     def _chunk(self, choices: list[ChatChunkChoice], usage: Usage | None = None) -> ChatCompletionChunk:
         return ChatCompletionChunk(
             id=self._info.id, created=self._info.created, model=self._info.model, choices=choices, usage=usage
         )
+
+
+def _token_logprob(scored: ScoredToken) -> TokenLogprob:
+    return TokenLogprob(
+        token=scored.token.decode(errors="replace"),
+        logprob=scored.logprob,
+        bytes=list(scored.token),
+        top_logprobs=[
+            TopLogprob(token=token.decode(errors="replace"), logprob=logprob, bytes=list(token))
+            for token, logprob in scored.top
+        ],
+    )
 
 
 def _value(piece: Piece) -> Literal["stop", "length"]:
@@ -92,18 +120,22 @@ def start_chat(
     max_tokens, newer = arguments.get("max_tokens"), arguments.get("max_completion_tokens")
     if max_tokens is not None and newer is not None and max_tokens != newer:
         raise InvalidRequestError("max_tokens and max_completion_tokens differ; give one", param="max_tokens")
+    wants_logprobs = bool(arguments.get("logprobs"))
     return start_call(
         core,
         model,
         arguments,
         model.text.encode_chat(
-            [_for_template(message) for message in arguments["messages"]], tools=arguments.get("tools")
+            [_for_template(message) for message in arguments["messages"]],
+            tools=arguments.get("tools") if arguments.get("tool_choice") != "none" else None,
+            template_kwargs=arguments.get("chat_template_kwargs"),
         ),
         max_tokens=newer or max_tokens,
         id_prefix="chatcmpl",
         param="messages",
+        num_logprobs=arguments.get("top_logprobs", 0) if wants_logprobs else None,
         mailbox=mailbox,
-        format=ChatFormat,
+        format=partial(ChatFormat, with_logprobs=wants_logprobs),
     )
 
 

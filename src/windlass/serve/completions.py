@@ -10,39 +10,68 @@ from typing_extensions import Unpack
 
 from windlass.errors import InvalidRequestError
 from windlass.protocol.arguments import CompletionArguments, check_arguments
-from windlass.protocol.responses import Completion, CompletionChoice, Usage
+from windlass.protocol.responses import Completion, CompletionChoice, CompletionLogprobs, Usage
 from windlass.serve.build import LoadedModel
-from windlass.serve.call import AsyncHost, AsyncStream, Box, Call, CallInfo, Host, Stream, start_call, wait, wait_async
+from windlass.serve.call import AsyncHost, AsyncStream, Box, Call, CallInfo, Host, Stream, wait, wait_async
 from windlass.serve.mailbox import AsyncMailbox, Piece, SyncMailbox
+from windlass.serve.submit import start_call
 
 
 class CompletionFormat:
     """Pieces as text completion objects."""
 
-    def __init__(self, info: CallInfo) -> None:
+    def __init__(self, info: CallInfo, *, with_logprobs: bool, echo: str, suffix: str) -> None:
         self._info = info
+        self._with_logprobs = with_logprobs
+        self._echo = echo
+        self._suffix = suffix
+        self._lengths = [0] * info.num_choices
+        self._begun = [False] * info.num_choices
 
     def chunk(self, piece: Piece) -> Completion:
         """Return the stream element of one piece."""
-        return self._completion([_choice(piece.index, piece.text, piece)])
+        return self._completion([self._choice([piece])])
 
     def usage_chunk(self, usage: Usage) -> Completion:
         """Return the stream element that closes a stream with ``include_usage``."""
         return self._completion([], usage)
 
-    def response(self, texts: Sequence[str], last: Sequence[Piece], usage: Usage) -> Completion:
+    def response(self, choices: Sequence[Sequence[Piece]], usage: Usage) -> Completion:
         """Return the whole response."""
-        pairs = zip(texts, last, strict=True)
-        return self._completion([_choice(index, text, piece) for index, (text, piece) in enumerate(pairs)], usage)
+        return self._completion([self._choice(pieces) for pieces in choices], usage)
+
+    def _choice(self, pieces: Sequence[Piece]) -> CompletionChoice:
+        """Return the next part of a choice: the prompt goes before the first, the suffix behind the last."""
+        last = pieces[-1]
+        before = "" if self._begun[last.index] else self._echo
+        self._begun[last.index] = True
+        self._lengths[last.index] += len(before)
+        text = before + "".join(piece.text for piece in pieces) + (self._suffix if last.reason else "")
+        return CompletionChoice(
+            index=last.index,
+            text=text,
+            finish_reason=last.reason.value if last.reason else None,
+            logprobs=self._logprobs(pieces) if self._with_logprobs else None,
+        )
+
+    def _logprobs(self, pieces: Sequence[Piece]) -> CompletionLogprobs:
+        scored = [token for piece in pieces for token in piece.scored]
+        tokens = [token.token.decode(errors="replace") for token in scored]
+        offsets = []
+        for token in tokens:
+            offsets.append(self._lengths[pieces[0].index])
+            self._lengths[pieces[0].index] += len(token)
+        return CompletionLogprobs(
+            tokens=tokens,
+            token_logprobs=[token.logprob for token in scored],
+            top_logprobs=[{top.decode(errors="replace"): value for top, value in token.top} for token in scored],
+            text_offset=offsets,
+        )
 
     def _completion(self, choices: list[CompletionChoice], usage: Usage | None = None) -> Completion:
         return Completion(
             id=self._info.id, created=self._info.created, model=self._info.model, choices=choices, usage=usage
         )
-
-
-def _choice(index: int, text: str, piece: Piece) -> CompletionChoice:
-    return CompletionChoice(index=index, text=text, finish_reason=piece.reason.value if piece.reason else None)
 
 
 def start_completion(
@@ -56,7 +85,14 @@ def start_completion(
     """
     core, model = host._parts()
     arguments = check_arguments(CompletionArguments, arguments)
-    prompt_ids = _prompt_ids(arguments["prompt"], model)
+    prompt = arguments["prompt"]
+    prompt_ids = _prompt_ids(prompt, model)
+    num_logprobs = arguments.get("logprobs")
+    echo = ""
+    if arguments.get("echo"):
+        if num_logprobs is not None:
+            raise InvalidRequestError("logprobs are not available for the prompt that echo repeats", param="echo")
+        echo = prompt if isinstance(prompt, str) else model.text.decode(prompt)
     return start_call(
         core,
         model,
@@ -66,8 +102,14 @@ def start_completion(
         id_prefix="cmpl",
         param="prompt",
         continued_ids=prompt_ids,
+        num_logprobs=num_logprobs,
         mailbox=mailbox,
-        format=CompletionFormat,
+        format=partial(
+            CompletionFormat,
+            with_logprobs=num_logprobs is not None,
+            echo=echo,
+            suffix=arguments.get("suffix") or "",
+        ),
     )
 
 

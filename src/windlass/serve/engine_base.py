@@ -81,7 +81,12 @@ class MLCEngineBase:
     def _start(self, loaded: LoadedModel) -> None:
         """Start the two loops, the last thing that construction does."""
         self._model: LoadedModel | None = loaded
-        core = EngineCore(self._lifecycle, loaded.runtime())
+        core = EngineCore(
+            self._lifecycle,
+            loaded.runtime(),
+            max_waiting_requests=loaded.config.max_waiting_requests,
+            max_waiting_tokens=loaded.config.max_waiting_tokens,
+        )
         self._core: EngineCore | None = core
         self._background_loop_thread, self._background_stream_back_loop_thread = core.init_threaded_engine()
         stop_at_exit(core, (self._background_loop_thread, self._background_stream_back_loop_thread))

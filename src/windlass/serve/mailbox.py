@@ -13,19 +13,32 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from queue import SimpleQueue
 
-from windlass.engine.request import FinishReason
+from windlass.engine.request import FinishReason, TokenLogprobs
 from windlass.text.detokenizer import IncrementalDetokenizer
 from windlass.text.stop import StopStrings
 
 
 @dataclass(frozen=True, slots=True)
+class ScoredToken:
+    """A token of an answer with its logprob and those of the likeliest tokens in its place, as bytes of text."""
+
+    token: bytes
+    logprob: float
+    top: tuple[tuple[bytes, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Piece:
-    """New text of one choice; ``reason`` is set on its last piece. ``num_tokens`` counts all its tokens so far."""
+    """New text of one choice; ``reason`` is set on its last piece. ``num_tokens`` counts all its tokens so far.
+
+    ``scored`` has the tokens that came since the piece before, when logprobs were asked for.
+    """
 
     index: int
     text: str
     num_tokens: int
     reason: FinishReason | None
+    scored: tuple[ScoredToken, ...] = ()
 
 
 class Mailbox(ABC):
@@ -147,26 +160,32 @@ class ChoiceOutput:
         detokenizer: IncrementalDetokenizer,
         stops: StopStrings,
         release: Callable[[], None],
+        token_bytes: Callable[[int], bytes],
     ) -> None:
         self._index = index
         self._mailbox = mailbox
         self._detokenizer = detokenizer
         self._stops = stops
         self._release = release
+        self._token_bytes = token_bytes
         self._num_tokens = 0
+        self._scored: list[ScoredToken] = []
         self._finished = False
 
-    def put(self, token_id: int) -> None:
+    def put(self, token_id: int, logprobs: TokenLogprobs | None) -> None:
         """Deliver what the token completes; a stop string ends the choice and the rest of its tokens is ignored."""
         if self._finished:
             return
         self._num_tokens += 1
+        if logprobs is not None:
+            top = tuple((self._token_bytes(top_id), logprob) for top_id, logprob in logprobs.top)
+            self._scored.append(ScoredToken(self._token_bytes(token_id), logprobs.logprob, top))
         text, stopped = self._stops.push(self._detokenizer.push(token_id))
         if stopped:
             self._end(text, FinishReason.STOP)
             self._release()
         elif text:
-            self._mailbox.put(Piece(self._index, text, self._num_tokens, None))
+            self._send(text, None)
 
     def finish(self, reason: FinishReason) -> None:
         """Deliver what was held back, and the reason."""
@@ -183,4 +202,8 @@ class ChoiceOutput:
 
     def _end(self, text: str, reason: FinishReason) -> None:
         self._finished = True
-        self._mailbox.put(Piece(self._index, text, self._num_tokens, reason))
+        self._send(text, reason)
+
+    def _send(self, text: str, reason: FinishReason | None) -> None:
+        self._mailbox.put(Piece(self._index, text, self._num_tokens, reason, tuple(self._scored)))
+        self._scored.clear()

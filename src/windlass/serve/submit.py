@@ -1,0 +1,136 @@
+"""From the arguments of a call to the requests that the core runs."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from windlass.engine.loop import EngineCore
+from windlass.engine.request import Request, SamplingParams
+from windlass.errors import ContextLengthError, InvalidRequestError
+from windlass.protocol.arguments import CommonArguments
+from windlass.serve.build import LoadedModel
+from windlass.serve.call import Box, Call, CallInfo, Chunk_co, Format, Response_co
+from windlass.serve.mailbox import ChoiceOutput
+from windlass.text.stop import StopStrings
+
+_SAMPLING_NAMES = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+)
+
+
+def start_call(
+    core: EngineCore,
+    model: LoadedModel,
+    arguments: CommonArguments,
+    prompt_ids: list[int],
+    *,
+    max_tokens: int | None,
+    id_prefix: str,
+    param: str,
+    continued_ids: Sequence[int] = (),
+    num_logprobs: int | None = None,
+    mailbox: Callable[[int], Box],
+    format: Callable[[CallInfo], Format[Chunk_co, Response_co]],  # noqa: A002
+) -> Call[Box, Chunk_co, Response_co]:
+    """Submit the sequences of one call.
+
+    Args:
+        arguments: checked, without None.
+        param: the argument the prompt came from, for errors.
+        continued_ids: the prompt, when the answer continues its text.
+        num_logprobs: how many of the likeliest tokens to report; None reports no logprobs.
+
+    Raises:
+        ContextLengthError: the prompt leaves no room for an answer.
+        InvalidRequestError: the request id is in use, or an id in ``logit_bias`` is not in the vocabulary.
+        EngineError: the engine does not accept requests now.
+    """
+    room = model.sizes.max_single_sequence_length - len(prompt_ids)
+    if room < 1:
+        raise ContextLengthError(
+            f"the prompt has {len(prompt_ids)} tokens, which leaves no room for an answer: the context is "
+            f"{model.sizes.max_single_sequence_length} tokens",
+            param=param,
+        )
+    if not prompt_ids:
+        raise InvalidRequestError("the prompt has no tokens", param=param)
+    num_choices = arguments.get("n") or 1
+    info = CallInfo(
+        id=arguments.get("request_id") or f"{id_prefix}-{secrets.token_hex(16)}",
+        model=arguments.get("model") or model.name,
+        created=int(time.time()),
+        num_prompt_tokens=len(prompt_ids),
+        num_choices=num_choices,
+        include_usage=(arguments.get("stream_options") or {}).get("include_usage", False),
+    )
+    box = mailbox(num_choices)
+    debug = arguments.get("debug_config") or {}
+    stop_token_ids, stop_strings = _stops(arguments, model) if not debug.get("ignore_eos") else (frozenset(), ())
+    timeout = arguments.get("timeout")
+    deadline = None if timeout is None else time.monotonic() + timeout
+    requests = tuple(
+        Request(
+            request_id=info.id,
+            prompt_ids=prompt_ids,
+            max_tokens=min(max_tokens or room, room),
+            stop_token_ids=stop_token_ids,
+            sampling=sampling,
+            output=ChoiceOutput(
+                index=sampling.choice,
+                mailbox=box,
+                detokenizer=model.text.detokenizer(continued_ids),
+                stops=StopStrings(stop_strings),
+                release=partial(core.finish_early, info.id, sampling.choice),
+                token_bytes=model.text.token_bytes,
+            ),
+            num_logprobs=num_logprobs,
+            deadline=deadline,
+            pin_prompt=debug.get("pinned_system_prompt", False),
+        )
+        for sampling in _sampling(arguments, model, num_choices)
+    )
+    core.add_request(requests)
+    return Call(info, core, requests, box, format(info))
+
+
+def _sampling(arguments: CommonArguments, model: LoadedModel, num_choices: int) -> list[SamplingParams]:
+    """What the call asks for, else what the model's files say, else neutral values; one per choice."""
+    chosen: dict[str, Any] = {}
+    for name in _SAMPLING_NAMES:
+        given = arguments.get(name)
+        value = getattr(model.text.defaults, name) if given is None else given
+        if value is not None:
+            chosen[name] = value
+    chosen["logit_bias"] = _logit_bias(arguments, model.definition.vocab_size)
+    seed = arguments.get("seed")
+    chosen["seed"] = secrets.randbits(63) if seed is None else seed
+    return [SamplingParams(**chosen, choice=choice) for choice in range(num_choices)]
+
+
+def _logit_bias(arguments: CommonArguments, vocab_size: int) -> tuple[tuple[int, float], ...]:
+    biases = []
+    for key, bias in (arguments.get("logit_bias") or {}).items():
+        text = str(key)
+        if not text.isascii() or not text.isdecimal() or int(text) >= vocab_size:
+            raise InvalidRequestError(
+                f"logit_bias: {key!r} is not a token id of this vocabulary of {vocab_size} tokens", param="logit_bias"
+            )
+        biases.append((int(text), bias))
+    return tuple(biases)
+
+
+def _stops(arguments: CommonArguments, model: LoadedModel) -> tuple[frozenset[int], tuple[str, ...]]:
+    """Return the token ids and the strings that end an answer."""
+    stop = arguments.get("stop")
+    given = (stop,) if isinstance(stop, str) else tuple(stop or ())
+    return model.text.stop_token_ids | model.text.stop_ids_of(given), (*given, *model.text.stop_strings)
