@@ -269,7 +269,7 @@ def test_logprobs_of_chat_answers(engine: MLCEngine) -> None:
     for entry in content:
         assert entry.logprob <= 0.0
         assert bytes(entry.bytes).decode() == entry.token
-        assert [top.token for top in entry.top_logprobs][0] == entry.token, "greedy takes the likeliest"
+        assert entry.top_logprobs[0].token == entry.token, "greedy takes the likeliest"
         values = [top.logprob for top in entry.top_logprobs]
         assert len(values) == 3
         assert values == sorted(values, reverse=True)
@@ -328,15 +328,9 @@ def test_a_call_times_out_and_frees_its_pages(engine: MLCEngine) -> None:
     assert core is not None
     free = core.num_free_pages()
     for stream in (False, True):
+        debug = {"debug_config": {"ignore_eos": True}}
         with pytest.raises(RequestTimeoutError):
-            answer = ask(
-                engine,
-                max_tokens=900,
-                timeout=0.02,
-                stream=stream,
-                extra_body={"debug_config": {"ignore_eos": True}},
-            )
-            list(answer)
+            list(ask(engine, max_tokens=900, timeout=0.02, stream=stream, extra_body=debug))
     assert core.wait_until_idle(20)
     assert core.num_free_pages() == free
     assert ask(engine, timeout=30.0).choices[0].message.content == ANSWER
