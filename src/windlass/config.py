@@ -64,6 +64,20 @@ class EngineConfig:
     """``reference`` is the slow numpy oracle, for tests."""
     kernels: str | None = None
     """Instruction set of the kernels, one of those ``windlass doctor`` lists; None is the best of this CPU."""
+    additional_models: tuple[str, ...] = ()
+    tensor_parallel_shards: int | None = None
+    pipeline_parallel_stages: int | None = None
+    sliding_window_size: int | None = None
+    attention_sink_size: int | None = None
+    max_history_size: int | None = None
+    kv_state_kind: str | None = None
+    speculative_mode: str = "disable"
+    spec_draft_length: int = 0
+    spec_tree_width: int = 1
+    prefill_mode: str = "hybrid"
+    prefix_cache_max_num_recycling_seqs: int | None = None
+    opt: str | None = None
+    """From ``additional_models`` to here: fields of MLC-LLM's that have one possible value in Windlass (``_ONLY``)."""
     verbose: bool = True
     """Show the progress of a load of over a second, on a terminal."""
 
@@ -73,6 +87,8 @@ class EngineConfig:
         _check_choice(self, "prefix_cache_mode", get_args(PrefixCacheMode))
         _check_choice(self, "kv_cache_dtype", get_args(KVDType))
         _check_choice(self, "executor", get_args(ExecutorName))
+        for name, accepted in _ONLY.items():
+            _check_choice(self, name, accepted)
         for name in (
             "max_num_sequence",
             "max_total_sequence_length",
@@ -112,6 +128,24 @@ class EngineConfig:
                 raise ValueError(f"EngineConfig.{name} is {current!r}, but the engine was given {name}={value!r}")
             changes[name] = value
         return dataclasses.replace(self, **changes)
+
+
+_ONLY: dict[str, tuple[Any, ...]] = {
+    "additional_models": ((), []),
+    "tensor_parallel_shards": (None, 1),
+    "pipeline_parallel_stages": (None, 1),
+    "sliding_window_size": (None,),
+    "attention_sink_size": (None,),
+    "max_history_size": (None, 0),
+    "kv_state_kind": (None, "kv_cache"),
+    "speculative_mode": ("disable",),
+    "spec_draft_length": (0,),
+    "spec_tree_width": (1,),
+    "prefill_mode": ("hybrid",),
+    "prefix_cache_max_num_recycling_seqs": (None, -1),
+    "opt": (None,),
+}
+"""Fields of MLC-LLM's that choose between ways of working of which Windlass has one, and what they may say."""
 
 
 @dataclass(frozen=True, slots=True)

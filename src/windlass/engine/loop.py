@@ -38,6 +38,9 @@ from windlass.program.executor import Executor, StepCancelledError
 STEP_SECONDS = 0.1
 """How long a step may take while something decodes; a prefill chunk is cut to fit."""
 
+FIRST_CHUNK = 32
+"""Prefill tokens beside decoding while the speed of this model on this machine is not known yet."""
+
 RETRY_SECONDS = 1.0
 """What an overloaded engine asks callers to wait before they try again."""
 
@@ -411,8 +414,10 @@ class EngineCore:
 
     def _prefill_budget(self, scheduler: Scheduler) -> int:
         """Tokens of prefill that fit a step beside decoding, by the speed of the last large step."""
-        if not scheduler.decoding or not self._seconds_per_token:
+        if not scheduler.decoding:
             return scheduler.max_tokens
+        if not self._seconds_per_token:
+            return min(scheduler.max_tokens, FIRST_CHUNK)
         return min(scheduler.max_tokens, int(STEP_SECONDS / self._seconds_per_token))
 
     def _pace(self, num_tokens: int, seconds: float) -> None:
