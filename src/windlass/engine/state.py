@@ -27,6 +27,7 @@ class EngineState(enum.Enum):
     FAILED = "failed"
 
 
+_ENDS = frozenset({EngineState.FAILED, EngineState.TERMINATING, EngineState.TERMINATED})
 _ENDING = frozenset({EngineState.DRAINING, EngineState.TERMINATING, EngineState.FAILED})
 
 ALLOWED: dict[EngineState, frozenset[EngineState]] = {
@@ -42,13 +43,20 @@ ALLOWED: dict[EngineState, frozenset[EngineState]] = {
 
 
 class Lifecycle:
-    """The state of one engine. Safe from any thread; ``current`` is a plain read and takes no lock."""
+    """The state of one engine. Safe from any thread, and from a signal handler that interrupts its own methods."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._pid = os.getpid()
-        self.current = EngineState.LOADING
+        self._life = EngineState.LOADING
+        # Apart from _life, so that an interrupted way between two living states cannot undo an end.
+        self._end: EngineState | None = None
         self.cause: BaseException | None = None
+
+    @property
+    def current(self) -> EngineState:
+        """The state; takes no lock."""
+        return self._end or self._life
 
     def advance(self, state: EngineState, cause: BaseException | None = None) -> bool:
         """Move to ``state`` when that way exists; return whether it did. ``cause`` belongs to FAILED."""
@@ -57,7 +65,10 @@ class Lifecycle:
                 return False
             if state is EngineState.FAILED:
                 self.cause = cause
-            self.current = state
+            if state in _ENDS:
+                self._end = state
+            else:
+                self._life = state
             return True
 
     @property
