@@ -175,7 +175,7 @@ def test_an_output_that_raises_fails_alone() -> None:
         bad, bad_output = make_request("bad")
         good, good_output = make_request("good")
 
-        def broken(token_id: int, logprobs: object) -> None:
+        def broken(token_id: int, _: object) -> None:
             raise KeyError(token_id)
 
         bad_output.put = broken  # type: ignore[method-assign]

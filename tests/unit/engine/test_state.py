@@ -30,7 +30,7 @@ def at(state: EngineState) -> Lifecycle:
     return lifecycle
 
 
-@pytest.mark.parametrize(("start", "end"), itertools.product(S, S))
+@pytest.mark.parametrize(("start", "end"), list(itertools.product(S, S)))
 def test_only_the_allowed_ways_exist(start: EngineState, end: EngineState) -> None:
     lifecycle = at(start)
     assert lifecycle.advance(end) == (end in ALLOWED[start])

@@ -1,0 +1,163 @@
+"""The text side of a loaded model: everything between the callers' text and the engine's token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from windlass.errors import InvalidRequestError
+from windlass.text.byte_decoding import ByteDecoding
+from windlass.text.chat_template import read_chat_template
+from windlass.text.conv_template import ConversationTemplate
+from windlass.text.detokenizer import IncrementalDetokenizer
+from windlass.text.generation import GenerationDefaults, read_generation_defaults
+from windlass.text.prompt_template import PromptTemplate
+from windlass.text.tokenizer import Tokenizer
+
+
+class PlaceholderTokenizer:
+    """Stands in where a model directory has no tokenizer: token 123 reads ``<123>``, and no text can be encoded."""
+
+    vocab_size = None
+    eos_id = None
+    decoding = ByteDecoding()
+
+    def encode(self, text: str, *, bos: bool = False) -> list[int]:  # noqa: ARG002  (the face of Tokenizer)
+        """Raises InvalidRequestError."""
+        raise InvalidRequestError("this model was loaded without a tokenizer: the prompt must be token ids")
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The ids as text."""
+        return "".join(f"<{token_id}>" for token_id in ids)
+
+    def text_bytes(self, token_id: int, *, first: bool = False) -> bytes:  # noqa: ARG002  (the face of Tokenizer)
+        """The id as text."""
+        return b"<%d>" % token_id
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The id as text."""
+        return self.text_bytes(token_id)
+
+    def added_token_id(self, text: str) -> int | None:  # noqa: ARG002  (the face of Tokenizer)
+        """None: nothing is known of the tokens."""
+        return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextModel:
+    """Tokenizer, template and defaults of one model. Immutable, safe to use from many threads.
+
+    Attributes:
+        tokenizer: the model's, or a placeholder.
+        template: the chat template, or None when the model has none.
+        defaults: sampling defaults; None where the model's files say nothing.
+        stop_token_ids: all tokens that end an answer: the end ids of the files and the template's end of turn.
+        stop_strings: texts that end an answer, for templates whose end of turn is no token.
+        prompts_begin_with_bos: text completions get the tokenizer's own BOS.
+    """
+
+    tokenizer: Tokenizer | PlaceholderTokenizer
+    template: PromptTemplate | None
+    defaults: GenerationDefaults
+    stop_token_ids: frozenset[int]
+    stop_strings: tuple[str, ...]
+    prompts_begin_with_bos: bool
+
+    @classmethod
+    def load(
+        cls, directory: Path, config: Mapping[str, Any], mlc_config: Mapping[str, Any] | None, *, dummy: bool = False
+    ) -> TextModel:
+        """The text side of a model directory.
+
+        Args:
+            directory: the model directory.
+            config: the architecture's config.json.
+            mlc_config: the mlc-chat-config.json of an MLC directory, else None.
+            dummy: a directory without tokenizer files gets a placeholder.
+
+        Raises:
+            LoadError: a file is missing, broken, or says what this engine does not know.
+        """
+        tokenizer: Tokenizer | PlaceholderTokenizer
+        template: PromptTemplate | None = None
+        if dummy and not Tokenizer.is_in(directory):
+            tokenizer = PlaceholderTokenizer()
+        else:
+            tokenizer = Tokenizer.from_directory(directory)
+            template = load_prompt_template(directory, mlc_config, tokenizer)
+        defaults = read_generation_defaults(directory, config, mlc_config, tokenizer.eos_id)
+        return cls(
+            tokenizer=tokenizer,
+            template=template,
+            defaults=defaults,
+            stop_token_ids=defaults.stop_token_ids.union(template.stop_token_ids if template else ()),
+            stop_strings=template.stop_strings if template else (),
+            prompts_begin_with_bos=mlc_config is None,
+        )
+
+    @property
+    def vocab_size(self) -> int | None:
+        """One more than the largest id of the tokenizer; None with a placeholder."""
+        return self.tokenizer.vocab_size
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Token ids of a text to continue.
+
+        Raises:
+            InvalidRequestError: the text cannot be encoded.
+        """
+        return self.tokenizer.encode(text, bos=self.prompts_begin_with_bos)
+
+    def encode_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[int]:
+        """Token ids of a conversation, ready for the assistant's answer.
+
+        Raises:
+            InvalidRequestError: the model has no chat template, or its template refuses the conversation.
+        """
+        if isinstance(self.tokenizer, PlaceholderTokenizer):
+            raise InvalidRequestError(
+                "this model was loaded without a tokenizer: use text completions with token ids", param="messages"
+            )
+        if self.template is None:
+            raise InvalidRequestError("the model has no chat template; use text completions", param="messages")
+        return self.template.encode(self.tokenizer, messages, tools=tools, template_kwargs=template_kwargs)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ``ids`` without special tokens."""
+        return self.tokenizer.decode(ids)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes of one token, for people who look at single tokens; of a special token those of its name."""
+        return self.tokenizer.token_bytes(token_id)
+
+    def detokenizer(self, prompt_ids: Sequence[int] = ()) -> IncrementalDetokenizer:
+        """A new detokenizer for one stream; for text completions give it the prompt's ids, for chat none."""
+        return IncrementalDetokenizer(self.tokenizer, prompt_ids)
+
+    def stop_ids_of(self, stops: Iterable[str]) -> frozenset[int]:
+        """The ids of those stop strings that are single special tokens; such tokens never show in the text."""
+        ids = (self.tokenizer.added_token_id(text) for text in stops)
+        return frozenset(token_id for token_id in ids if token_id is not None)
+
+
+def load_prompt_template(
+    directory: Path, mlc_config: Mapping[str, Any] | None, tokenizer: Tokenizer
+) -> PromptTemplate | None:
+    """The ``conv_template`` of an MLC directory, else the chat template of Hugging Face files, else None.
+
+    Raises:
+        LoadError: the template is not valid.
+    """
+    conversation = (mlc_config or {}).get("conv_template")
+    if conversation is not None:
+        path = directory / "mlc-chat-config.json"
+        return ConversationTemplate.from_json(conversation, path=path, tokenizer=tokenizer)
+    return read_chat_template(directory, tokenizer)
