@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from windlass import MLCEngine
 from windlass.demo import model_directory
 from windlass.serve.convert import convert
 
@@ -50,3 +51,23 @@ def test_unchanged_under_the_name_mlc_llm(name: str, models: Path) -> None:
 @pytest.mark.parametrize("name", EXPECTED)
 def test_with_windlass_imported_instead(name: str, models: Path) -> None:
     run((EXAMPLES / f"{name}.py").read_text().replace("mlc_llm.serve", "windlass.serve"), models, EXPECTED[name])
+
+
+def test_a_converted_model_still_takes_tools(models: Path) -> None:
+    """The conversation template has no place for them; the model's own template beside it does."""
+    tool = {
+        "type": "function",
+        "function": {
+            "name": "get_weather",
+            "description": "Get the weather of a city",
+            "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+        },
+    }
+    with MLCEngine(str(models / "Qwen2.5-1.5B-Instruct-q0f16-MLC")) as engine:
+        messages = [{"role": "user", "content": "What is the weather in Paris?"}]
+        with_tools = engine.tokenizer.encode_chat(messages, tools=[tool])
+        assert len(with_tools) > len(engine.tokenizer.encode_chat(messages)) + 50
+        response = engine.chat.completions.create(messages=messages, tools=[tool], temperature=0, max_tokens=60)
+    message = response.choices[0].message
+    assert "get_weather" in (message.content or "")
+    assert "Paris" in (message.content or "")

@@ -52,6 +52,8 @@ class TextModel:
     Attributes:
         tokenizer: the model's, or a placeholder.
         template: the chat template, or None when the model has none.
+        tools_template: the template for conversations with tools, where it is another one: an MLC conversation template
+            often has no place for tools, while the model's own chat template beside it has.
         defaults: sampling defaults; None where the model's files say nothing.
         stop_token_ids: all tokens that end an answer: the end ids of the files and the template's end of turn.
         stop_strings: texts that end an answer, for templates whose end of turn is no token.
@@ -60,6 +62,7 @@ class TextModel:
 
     tokenizer: Tokenizer | PlaceholderTokenizer
     template: PromptTemplate | None
+    tools_template: PromptTemplate | None
     defaults: GenerationDefaults
     stop_token_ids: frozenset[int]
     stop_strings: tuple[str, ...]
@@ -82,15 +85,19 @@ class TextModel:
         """
         tokenizer: Tokenizer | PlaceholderTokenizer
         template: PromptTemplate | None = None
+        tools_template: PromptTemplate | None = None
         if dummy and not Tokenizer.is_in(directory):
             tokenizer = PlaceholderTokenizer()
         else:
             tokenizer = Tokenizer.from_directory(directory)
             template = load_prompt_template(directory, mlc_config, tokenizer)
+            if isinstance(template, ConversationTemplate) and not template.supports_tools:
+                tools_template = read_chat_template(directory, tokenizer)
         defaults = read_generation_defaults(directory, config, mlc_config, tokenizer.eos_id)
         return cls(
             tokenizer=tokenizer,
             template=template,
+            tools_template=tools_template,
             defaults=defaults,
             stop_token_ids=defaults.stop_token_ids.union(template.stop_token_ids if template else ()),
             stop_strings=template.stop_strings if template else (),
@@ -128,7 +135,8 @@ class TextModel:
             )
         if self.template is None:
             raise InvalidRequestError("the model has no chat template; use text completions", param="messages")
-        return self.template.encode(self.tokenizer, messages, tools=tools, template_kwargs=template_kwargs)
+        template = self.tools_template if tools and self.tools_template is not None else self.template
+        return template.encode(self.tokenizer, messages, tools=tools, template_kwargs=template_kwargs)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ``ids`` without special tokens."""
