@@ -7,25 +7,23 @@ signal handler, or in a finalizer that the garbage collector starts in the middl
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from queue import Empty, SimpleQueue
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from windlass.engine.batch import make_batch
 from windlass.engine.pages import PagePool
-from windlass.engine.request import FinishReason, Output, Request, TokenLogprobs
+from windlass.engine.request import FinishReason, Request
 from windlass.engine.sampler import Sampler, token_logprobs
 from windlass.engine.scheduler import Chunk, Scheduler
 from windlass.engine.state import EngineState, Lifecycle
+from windlass.engine.stream import StreamBack, TokenEvent
 from windlass.errors import (
     EngineOverloadedError,
     InvalidRequestError,
@@ -46,23 +44,6 @@ RETRY_SECONDS = 1.0
 
 MAX_RERUNS = 2
 """How often aborts may cut one step short; further aborts are honoured at its end."""
-
-
-class _Event(NamedTuple):
-    """What a step published for one request: a token, an ending, or both."""
-
-    output: Output
-    token_id: int | None
-    logprobs: TokenLogprobs | None
-    reason: FinishReason | None
-
-
-class _Deadline(NamedTuple):
-    """A call that times out. Deadlines are ordered by their time, and by the order they came in."""
-
-    time: float
-    number: int
-    requests: tuple[Request, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -112,14 +93,13 @@ class EngineCore:
         self._waiting: dict[Request, None] = {}
         self._runtime: Runtime | None = runtime
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
-        self._outbox: SimpleQueue[Sequence[_Event] | _Deadline | None] = SimpleQueue()
+        self._stream_back = StreamBack()
         self._open: dict[str, tuple[Request, ...]] = {}
         self._exiting = False
         self._ended = False
         self._reruns = 0
         self._seconds_per_token = 0.0
         self._idle_waiters: list[threading.Event] = []
-        self._deadline_numbers = itertools.count()
 
     def init_threaded_engine(self) -> tuple[threading.Thread, threading.Thread]:
         """Start the engine thread and the stream-back thread, daemons both, and return them.
@@ -135,7 +115,7 @@ class EngineCore:
         try:
             loop.start()
         except BaseException:
-            self._outbox.put(None)
+            self._stream_back.stop()
             stream_back.join()
             raise
         return loop, stream_back
@@ -166,7 +146,7 @@ class EngineCore:
         self._inbox.put(partial(self._admit, requests))
         deadline = requests[0].deadline
         if deadline is not None:
-            self._outbox.put(_Deadline(deadline, next(self._deadline_numbers), requests))
+            self._stream_back.expect(requests, deadline)
 
     def abort_request(self, request_id: str, error: RequestError | None = None) -> None:
         """End the requests of ``request_id`` with ``error``; unknown and finished ids are ignored."""
@@ -337,7 +317,7 @@ class EngineCore:
         except BaseException as error:  # whatever it was, every waiter must hear of it
             self._fail(error)
         finally:
-            self._outbox.put(None)
+            self._stream_back.stop()
             self._close_runtime()
             self._ended = True
             self._run_commands(block=False)
@@ -426,7 +406,7 @@ class EngineCore:
 
     def _publish(self, runtime: Runtime, chunks: Sequence[Chunk], logits: NDArray[np.float32]) -> None:
         """Account for a step that ran: draw the next tokens, end what is finished, hand all of it over."""
-        events: list[_Event] = []
+        events: list[TokenEvent] = []
         row = 0
         for chunk in chunks:
             request = chunk.request
@@ -439,9 +419,11 @@ class EngineCore:
                 events.append(self._advance(runtime.scheduler, request, token_id, logits[row]))
                 row += 1
         if events:
-            self._outbox.put(events)
+            self._stream_back.publish(events)
 
-    def _advance(self, scheduler: Scheduler, request: Request, token_id: int, logits: NDArray[np.float32]) -> _Event:
+    def _advance(
+        self, scheduler: Scheduler, request: Request, token_id: int, logits: NDArray[np.float32]
+    ) -> TokenEvent:
         logprobs = None
         if request.num_logprobs is not None:
             logprobs = token_logprobs(logits, token_id, request.num_logprobs)
@@ -453,51 +435,16 @@ class EngineCore:
         if reason is not None:
             scheduler.remove(request)
             self._end(request)
-        return _Event(request.output, None if stopped else token_id, logprobs, reason)
+        return TokenEvent(request.output, None if stopped else token_id, logprobs, reason)
 
     # The stream-back thread.
 
     def run_background_stream_back_loop(self) -> None:
         """Deliver what the engine thread publishes until it ends. The stream-back thread's whole life."""
-        deadlines: list[_Deadline] = []
-        while True:
-            try:
-                item = self._outbox.get(timeout=_seconds_to(deadlines))
-            except Empty:
-                self._time_out(heapq.heappop(deadlines))
-                continue
-            if item is None:
-                return
-            if isinstance(item, _Deadline):
-                heapq.heappush(deadlines, item)
-            else:
-                for event in item:
-                    _deliver(event)
-            # Nothing of a request that is over may stay behind while this thread waits.
-            del item
-            while deadlines and all(request.ended for request in deadlines[0].requests):
-                heapq.heappop(deadlines)
+        self._stream_back.run(self._time_out)
 
-    def _time_out(self, deadline: _Deadline) -> None:
-        error = RequestTimeoutError("the request did not finish within its timeout")
-        self.drop(deadline.requests, error)
-
-
-def _seconds_to(deadlines: list[_Deadline]) -> float | None:
-    return max(0.0, deadlines[0].time - time.monotonic()) if deadlines else None
-
-
-def _deliver(event: _Event) -> None:
-    output, token_id, logprobs, reason = event
-    try:
-        if token_id is not None:
-            output.put(token_id, logprobs)
-        if reason is not None:
-            output.finish(reason)
-    except Exception as error:  # one request must not stop the others
-        failure = RequestAbortedError(f"its output could not be delivered ({type(error).__name__})")
-        failure.__cause__ = error
-        output.fail(failure)
+    def _time_out(self, requests: tuple[Request, ...]) -> None:
+        self.drop(requests, RequestTimeoutError("the request did not finish within its timeout"))
 
 
 def _nothing() -> None:

@@ -79,9 +79,7 @@ class Lifecycle:
     def refusal(self) -> EngineError | None:
         """Return why a request cannot be accepted now, or None when it can."""
         if self.forked:
-            return EngineForkedError(
-                "this engine belongs to the parent process; build an engine in the child, or start it with 'spawn'"
-            )
+            return self.foreign()
         state = self.current
         if state is EngineState.READY:
             return None
@@ -92,6 +90,12 @@ class Lifecycle:
         if state is EngineState.FAILED:
             return self.failure()
         return self.terminated()
+
+    def foreign(self) -> EngineForkedError:
+        """Return the error for everything that a forked child tries."""
+        return EngineForkedError(
+            "this engine belongs to the parent process; build an engine in the child, or start it with 'spawn'"
+        )
 
     def terminated(self) -> EngineTerminatedError:
         """Return the error for everything that ends, or is refused, because of termination."""
