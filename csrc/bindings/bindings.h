@@ -1,0 +1,12 @@
+// One function per subject; each adds its part to the module.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+namespace windlass {
+
+void bind_cpu(nanobind::module_& module);
+void bind_program(nanobind::module_& module);
+void bind_executor(nanobind::module_& module);
+
+}  // namespace windlass

@@ -1,0 +1,163 @@
+#include "executor/executor.h"
+
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+
+#include <optional>
+#include <stdexcept>
+#include <string>
+
+#include "bindings/bindings.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace windlass {
+namespace {
+
+using AnyArray = nb::ndarray<nb::ro, nb::device::cpu>;
+using FloatTable = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Indices = nb::ndarray<const std::int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using LogitArray = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+Format format_named(const std::string& name) {
+    if (name == "f32") return Format::kF32;
+    if (name == "f16") return Format::kF16;
+    if (name == "bf16") return Format::kBF16;
+    if (name == "int8") return Format::kInt8;
+    if (name == "int4") return Format::kInt4;
+    throw std::invalid_argument("unknown weight format " + name);
+}
+
+KVType kv_type_named(const std::string& name) {
+    if (name == "f32") return KVType::kF32;
+    if (name == "f16") return KVType::kF16;
+    if (name == "bf16") return KVType::kBF16;
+    throw std::invalid_argument("the KV cache can be f32, f16 or bf16, not " + name);
+}
+
+nb::dlpack::dtype data_type(Format format) {
+    switch (format) {
+        case Format::kF32:
+            return nb::dtype<float>();
+        case Format::kF16:
+            return {static_cast<std::uint8_t>(nb::dlpack::dtype_code::Float), 16, 1};
+        case Format::kBF16:
+            return nb::dtype<std::uint16_t>();
+        case Format::kInt8:
+            return nb::dtype<std::int8_t>();
+        case Format::kInt4:
+            return nb::dtype<std::uint8_t>();
+    }
+    throw std::invalid_argument("unknown weight format");
+}
+
+// The array as [rows, columns]; a vector is one row. Refuses any other shape or element type.
+ArrayView matrix_view(const char* what, const AnyArray& array, nb::dlpack::dtype type, std::int64_t rows,
+                      std::int64_t columns) {
+    const bool is_vector = array.ndim() == 1 && rows == 1;
+    const bool fits = is_vector ? static_cast<std::int64_t>(array.shape(0)) == columns
+                                : array.ndim() == 2 && static_cast<std::int64_t>(array.shape(0)) == rows &&
+                                      static_cast<std::int64_t>(array.shape(1)) == columns;
+    if (!fits) {
+        throw std::invalid_argument(std::string("the ") + what + " of a weight must be [" + std::to_string(rows) +
+                                    ", " + std::to_string(columns) + "]");
+    }
+    if (array.dtype() != type) throw std::invalid_argument(std::string("the ") + what + " have the wrong dtype");
+    const std::int64_t item = static_cast<std::int64_t>(array.itemsize());
+    ArrayView view;
+    view.data = static_cast<const std::uint8_t*>(array.data());
+    view.row_stride = is_vector ? 0 : array.stride(0) * item;
+    view.column_stride = array.stride(is_vector ? 0 : 1) * item;
+    return view;
+}
+
+void set_weight(Executor& self, std::int64_t index, const std::string& format, std::int64_t rows, std::int64_t columns,
+                const AnyArray& data, std::int64_t group, const std::optional<AnyArray>& scales,
+                const std::optional<AnyArray>& zeros) {
+    SourceTensor source;
+    source.format = format_named(format);
+    source.rows = rows;
+    source.columns = columns;
+    if (rows < 1 || columns < 1) throw std::invalid_argument("a weight is empty");
+    const bool int4 = source.format == Format::kInt4;
+    const bool grouped = int4 || source.format == Format::kInt8;
+    if (grouped != scales.has_value() || int4 != zeros.has_value() || (grouped && group < 1)) {
+        throw std::invalid_argument(
+            "int8 and int4 weights have groups and scales, int4 ones have zeros, others neither");
+    }
+    source.data = matrix_view("codes", data, data_type(source.format), rows, int4 ? (columns + 1) / 2 : columns);
+    if (grouped) {
+        source.group = group;
+        const std::int64_t groups = (columns - 1) / group + 1;
+        const bool half = scales->dtype() == data_type(Format::kF16);
+        source.scale_type = half ? ScaleType::kF16 : ScaleType::kF32;
+        source.scales = matrix_view("scales", *scales, data_type(half ? Format::kF16 : Format::kF32), rows, groups);
+        if (int4) source.zeros = matrix_view("zeros", *zeros, nb::dtype<std::uint8_t>(), rows, groups);
+    }
+    const nb::gil_scoped_release released;
+    self.set_weight(index, source);
+}
+
+void set_rope(Executor& self, std::int64_t index, const FloatTable& cos, const FloatTable& sin) {
+    if (cos.shape(0) != sin.shape(0) || cos.shape(1) != sin.shape(1)) {
+        throw std::invalid_argument("the cosines and sines of a rotary table differ in shape");
+    }
+    const nb::gil_scoped_release released;
+    self.set_rope(index, cos.data(), sin.data(), static_cast<std::int64_t>(cos.shape(0)),
+                  static_cast<std::int64_t>(cos.shape(1)));
+}
+
+std::span<const std::int32_t> span(const Indices& array) { return {array.data(), array.size()}; }
+
+bool run(Executor& self, const Indices& token_ids, const Indices& positions, const Indices& token_starts,
+         const Indices& page_ids, const Indices& page_starts, const Indices& logit_rows, const LogitArray& logits) {
+    if (logits.shape(0) != logit_rows.size() ||
+        static_cast<std::int64_t>(logits.shape(1)) != self.program().vocab_size) {
+        throw std::invalid_argument("the logits must be [logit rows, vocabulary]");
+    }
+    const BatchView batch = {span(token_ids), span(positions),   span(token_starts),
+                             span(page_ids),  span(page_starts), span(logit_rows)};
+    const nb::gil_scoped_release released;
+    return self.run(batch, logits.data());
+}
+
+}  // namespace
+
+void bind_executor(nb::module_& module) {
+    nb::class_<Executor>(module, "Executor")
+        .def(
+            "__init__",
+            [](Executor* self, const Program& program, std::int64_t num_pages, std::int64_t max_tokens,
+               std::int64_t max_positions, int num_threads, const std::string& kv_dtype, const std::string& kernels) {
+                const ExecutorOptions options = {
+                    num_pages, max_tokens, max_positions, num_threads, kv_type_named(kv_dtype), kernels};
+                new (self) Executor(program, options);
+            },
+            "program"_a, nb::kw_only(), "num_pages"_a, "max_tokens"_a, "max_positions"_a, "num_threads"_a, "kv_dtype"_a,
+            "kernels"_a)
+        .def("set_weight", &set_weight, "index"_a, "format"_a, "rows"_a, "columns"_a, "data"_a, "group"_a,
+             "scales"_a.none(), "zeros"_a.none())
+        .def("set_rope", &set_rope, "index"_a, "cos"_a, "sin"_a)
+        .def("run", &run, "token_ids"_a.noconvert(), "positions"_a.noconvert(), "token_starts"_a.noconvert(),
+             "page_ids"_a.noconvert(), "page_starts"_a.noconvert(), "logit_rows"_a.noconvert(), "logits"_a.noconvert())
+        .def("cancel", &Executor::cancel)
+        .def("clear_cancel", &Executor::clear_cancel)
+        .def("close", &Executor::close, nb::call_guard<nb::gil_scoped_release>())
+        .def_prop_ro("progress", &Executor::progress)
+        .def_prop_ro("num_threads", &Executor::num_threads)
+        .def_prop_ro("kernels", &Executor::kernels)
+        .def_prop_ro("kv_cache_bytes", &Executor::kv_cache_bytes)
+        .def_prop_ro("weight_bytes", &Executor::weight_bytes);
+
+    module.def(
+        "kv_bytes_per_page",
+        [](std::int64_t num_layers, int num_kv_heads, int head_dim, const std::string& kv_dtype) {
+            return KVCache::Shape{num_layers, num_kv_heads, head_dim, kv_type_named(kv_dtype)}.page_bytes();
+        },
+        "num_layers"_a, "num_kv_heads"_a, "head_dim"_a, "kv_dtype"_a);
+}
+
+}  // namespace windlass

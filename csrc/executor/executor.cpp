@@ -1,0 +1,145 @@
+#include "executor/executor.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstring>
+#include <stdexcept>
+#include <utility>
+
+#include "executor/step.h"
+#include "kernels/dispatch.h"
+
+namespace windlass {
+namespace {
+
+constexpr std::int64_t kMostTokens = 1 << 20;
+constexpr int kMostThreads = 1024;
+
+const ExecutorOptions& checked(const ExecutorOptions& options) {
+    const auto within = [](const char* name, std::int64_t value, std::int64_t most) {
+        if (value < 1 || value > most) {
+            throw std::invalid_argument(std::string(name) + " must be 1 to " + std::to_string(most) + ", not " +
+                                        std::to_string(value));
+        }
+    };
+    within("num_pages", options.num_pages, INT32_MAX);
+    within("max_tokens", options.max_tokens, kMostTokens);
+    within("max_positions", options.max_positions, INT32_MAX);
+    within("num_threads", options.num_threads, kMostThreads);
+    return options;
+}
+
+std::size_t whole_lines(std::size_t floats) { return (floats + 15) / 16 * 16; }
+
+}  // namespace
+
+Executor::Use::Use(Executor& executor) : executor_(executor) {
+    if (executor.owner_ != getpid()) throw std::runtime_error("the executor belongs to the parent process");
+    if (executor.in_use_.exchange(true)) throw std::runtime_error("the executor is in use by another thread");
+    if (!executor.resources_) {
+        executor.in_use_.store(false);
+        throw std::runtime_error("the executor is closed");
+    }
+}
+
+Executor::Executor(Program program, const ExecutorOptions& options)
+    : program_(std::move(program)),
+      options_(checked(options)),
+      kernels_(select_kernels(options.kernels)),
+      plan_(make_plan(program_, options.max_tokens)),
+      owner_(getpid()) {
+    auto resources = std::make_unique<Resources>();
+    resources->cache =
+        KVCache({program_.num_layers, program_.num_kv_heads, program_.head_dim, options.kv_type}, options.num_pages);
+    resources->arena = Mapping(plan_.arena_floats * sizeof(float));
+    scratch_floats_ = whole_lines(
+        std::max(kernels_.linear_scratch, kernels_.attention_scratch(plan_.most_heads_per_kv_head, program_.head_dim)));
+    resources->scratch = Mapping(scratch_floats_ * sizeof(float) * static_cast<std::size_t>(options.num_threads));
+    resources->weights.resize(program_.weights.size());
+    resources->ropes.resize(static_cast<std::size_t>(program_.num_ropes));
+    resources->tiles.reserve(static_cast<std::size_t>(options.max_tokens));
+    resources->slots.reserve(static_cast<std::size_t>(options.max_tokens));
+    resources->pool = std::make_unique<ThreadPool>(options.num_threads);
+    kv_cache_bytes_ = resources->cache.bytes();
+    resources_ = std::move(resources);
+}
+
+Executor::~Executor() {
+    // In a forked child the threads do not exist: forget them, and all that comes with them.
+    if (owner_ != getpid()) static_cast<void>(resources_.release());
+}
+
+void Executor::close() {
+    if (owner_ != getpid()) return;
+    if (in_use_.exchange(true)) throw std::runtime_error("the executor is in use by another thread");
+    resources_.reset();
+    kv_cache_bytes_ = 0;
+    weight_bytes_ = 0;
+    in_use_.store(false);
+}
+
+void Executor::set_weight(std::int64_t index, const SourceTensor& source) {
+    const Use use(*this);
+    if (index < 0 || index >= static_cast<std::int64_t>(program_.weights.size())) {
+        throw std::invalid_argument("there is no weight " + std::to_string(index));
+    }
+    const Program::WeightShape& shape = program_.weights[static_cast<std::size_t>(index)];
+    Weight& weight = resources_->weights[static_cast<std::size_t>(index)];
+    if (weight.ready()) throw std::invalid_argument("weight " + shape.name + " is given twice");
+    if (source.rows != shape.rows || source.columns != shape.columns) {
+        throw std::invalid_argument("weight " + shape.name + " has the wrong shape");
+    }
+    if (shape.is_vector) {
+        if (source.scale_type != ScaleType::kNone) {
+            throw std::invalid_argument("weight " + shape.name + " is a vector and cannot be quantized");
+        }
+        weight = Weight::pack_vector(source);
+    } else {
+        weight = Weight::pack_matrix(source, *resources_->pool);
+    }
+    weight_bytes_ += weight.bytes();
+}
+
+void Executor::set_rope(std::int64_t index, const float* cos, const float* sin, std::int64_t positions,
+                        std::int64_t half) {
+    const Use use(*this);
+    if (index < 0 || index >= program_.num_ropes) throw std::invalid_argument("there is no such rotary table");
+    const std::int64_t wanted = plan_.rope_half[static_cast<std::size_t>(index)];
+    if (positions != options_.max_positions || (wanted != 0 && half != wanted)) {
+        throw std::invalid_argument("a rotary table must be [" + std::to_string(options_.max_positions) + ", " +
+                                    std::to_string(wanted) + "]");
+    }
+    const std::size_t bytes = static_cast<std::size_t>(positions * half) * sizeof(float);
+    RopeTable table = {Mapping(bytes), Mapping(bytes)};
+    std::memcpy(table.cos.data(), cos, bytes);
+    std::memcpy(table.sin.data(), sin, bytes);
+    resources_->ropes[static_cast<std::size_t>(index)] = std::move(table);
+}
+
+void Executor::check_complete() const {
+    for (std::size_t i = 0; i < program_.weights.size(); ++i) {
+        if (!resources_->weights[i].ready()) {
+            throw std::invalid_argument("weight " + program_.weights[i].name + " is missing");
+        }
+    }
+    for (const RopeTable& table : resources_->ropes) {
+        if (table.cos.data() == nullptr) throw std::invalid_argument("a rotary table is missing");
+    }
+}
+
+bool Executor::run(const BatchView& batch, float* logits) {
+    const Use use(*this);
+    if (!complete_) {
+        check_complete();
+        complete_ = true;
+    }
+    check_batch(batch, {options_.max_tokens, options_.max_positions, options_.num_pages, program_.vocab_size},
+                resources_->slots);
+    if (cancel_.exchange(false)) return false;
+    if (Step(*this, batch, logits).run()) return true;
+    cancel_.store(false);
+    return false;
+}
+
+}  // namespace windlass

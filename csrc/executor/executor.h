@@ -1,0 +1,117 @@
+// Runs one program over one KV cache.
+#pragma once
+
+#include <sys/types.h>
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "executor/batch.h"
+#include "executor/kv_cache.h"
+#include "executor/plan.h"
+#include "executor/program.h"
+#include "executor/weight.h"
+#include "kernels/table.h"
+#include "runtime/memory.h"
+#include "runtime/thread_pool.h"
+
+namespace windlass {
+
+struct ExecutorOptions {
+    std::int64_t num_pages = 0;
+    std::int64_t max_tokens = 0;
+    std::int64_t max_positions = 0;
+    int num_threads = 1;
+    KVType kv_type = KVType::kF16;
+    std::string kernels;  // empty for the best ones
+};
+
+// Owns threads, weights, KV cache and buffers, all freed by close().
+// cancel, clear_cancel and the getters may be called from any thread at any time; the other calls exclude one another
+// and throw std::runtime_error when one is in progress. In a forked child every such call throws, and close() and the
+// destructor only forget: the threads are the parent's.
+class Executor {
+  public:
+    // Throws std::invalid_argument, std::bad_alloc or std::system_error, with nothing left behind.
+    Executor(Program program, const ExecutorOptions& options);
+    ~Executor();
+    Executor(const Executor&) = delete;
+    Executor& operator=(const Executor&) = delete;
+
+    // Packs one weight; its shape must be the program's. The source may be freed afterwards.
+    void set_weight(std::int64_t index, const SourceTensor& source);
+    // Copies one rotary table: cosines and sines, each [max_positions, half], contiguous.
+    void set_rope(std::int64_t index, const float* cos, const float* sin, std::int64_t positions, std::int64_t half);
+
+    // One forward step: `logits` [rows, vocab], contiguous. False when it was cancelled.
+    // Throws std::invalid_argument for a batch that breaks a rule; then nothing was written.
+    bool run(const BatchView& batch, float* logits);
+
+    void cancel() { cancel_.store(true); }
+    void clear_cancel() { cancel_.store(false); }
+    std::uint64_t progress() const { return progress_.load(std::memory_order_relaxed); }
+
+    void close();
+
+    const Program& program() const { return program_; }
+    int num_threads() const { return options_.num_threads; }
+    const char* kernels() const { return kernels_.name; }
+    std::size_t kv_cache_bytes() const { return kv_cache_bytes_.load(); }
+    std::size_t weight_bytes() const { return weight_bytes_.load(); }
+
+  private:
+    friend class Step;
+
+    struct RopeTable {
+        Mapping cos, sin;
+    };
+    // Consecutive tokens of one sequence that attend together.
+    struct QueryTile {
+        std::int32_t sequence;
+        std::int32_t token;
+        std::int32_t count;
+    };
+    // Everything that close() frees.
+    struct Resources {
+        KVCache cache;
+        Mapping arena;
+        Mapping scratch;
+        std::vector<Weight> weights;
+        std::vector<RopeTable> ropes;
+        std::vector<QueryTile> tiles;     // has room for max_tokens
+        std::vector<std::int64_t> slots;  // likewise
+        std::unique_ptr<ThreadPool> pool;
+    };
+    // Holds the executor for one call.
+    class Use {
+      public:
+        explicit Use(Executor& executor);
+        ~Use() { executor_.in_use_.store(false); }
+        Use(const Use&) = delete;
+        Use& operator=(const Use&) = delete;
+
+      private:
+        Executor& executor_;
+    };
+
+    void check_complete() const;
+
+    const Program program_;
+    const ExecutorOptions options_;
+    const KernelTable& kernels_;
+    const Plan plan_;
+    const pid_t owner_;
+    std::size_t scratch_floats_ = 0;        // per thread
+    std::unique_ptr<Resources> resources_;  // null once closed
+    bool complete_ = false;                 // all weights and tables are there
+    std::atomic<bool> in_use_{false};
+    std::atomic<bool> cancel_{false};
+    std::atomic<std::uint64_t> progress_{0};
+    std::atomic<std::size_t> kv_cache_bytes_{0};
+    std::atomic<std::size_t> weight_bytes_{0};
+};
+
+}  // namespace windlass

@@ -1,0 +1,259 @@
+#include "executor/step.h"
+
+#include <algorithm>
+#include <cfenv>
+#include <cstring>
+#include <variant>
+
+namespace windlass {
+namespace {
+
+// Multiplications in a piece of work: a few microseconds.
+constexpr std::int64_t kPieceCost = 100'000;
+// An operation with fewer multiplications is done by the caller alone: waking and waiting would cost more.
+constexpr std::int64_t kSharedCost = 400'000;
+// Bytes of packed weights read in one piece when there are few tokens.
+constexpr std::int64_t kPieceBytes = 32'768;
+// Panels per piece when there are many: what the kernels unpack together.
+constexpr std::int64_t kPiecePanels = 2;
+// Pages that attention walks between two looks at the cancel flag.
+constexpr std::int64_t kPiecePages = 128;
+// An exponential costs about this many multiplications.
+constexpr std::int64_t kExponentialCost = 16;
+
+// Rounding and denormals as C++ defines them, whatever the calling thread has set: results must not depend on it.
+class DefaultFloats {
+  public:
+    DefaultFloats() {
+        std::fegetenv(&before_);
+        std::fesetenv(FE_DFL_ENV);
+    }
+    ~DefaultFloats() { std::fesetenv(&before_); }
+    DefaultFloats(const DefaultFloats&) = delete;
+    DefaultFloats& operator=(const DefaultFloats&) = delete;
+
+  private:
+    std::fenv_t before_;
+};
+
+}  // namespace
+
+Step::Step(Executor& executor, const BatchView& batch, float* logits)
+    : executor_(executor),
+      resources_(*executor.resources_),
+      kernels_(executor.kernels_),
+      batch_(batch),
+      logits_(logits),
+      tokens_(batch.tokens()) {}
+
+bool Step::run() {
+    const DefaultFloats default_floats;
+    make_tiles();
+    for (const Op& op : executor_.program_.ops) {
+        std::visit([this](const auto& one) { apply(one); }, op);
+        if (cancelled()) return false;
+    }
+    return true;
+}
+
+template <typename Body>
+void Step::share(std::int64_t count, std::int64_t cost, const Body& body) {
+    const std::int64_t piece = std::max<std::int64_t>(1, kPieceCost / std::max<std::int64_t>(1, cost));
+    const std::int64_t grain = count * cost < kSharedCost ? count : piece;
+    resources_.pool->parallel_for(count, grain, [&](int thread, std::int64_t begin, std::int64_t end) {
+        if (cancelled()) return;
+        body(thread, begin, end);
+        executor_.progress_.fetch_add(1, std::memory_order_relaxed);
+    });
+}
+
+float* Step::at(const View& view, std::int64_t row) const {
+    const Plan::Buffer& buffer = executor_.plan_.buffers[static_cast<std::size_t>(view.buffer)];
+    return resources_.arena.floats() + buffer.offset + row * buffer.stride + view.offset;
+}
+
+std::int64_t Step::stride(const View& view) const {
+    return executor_.plan_.buffers[static_cast<std::size_t>(view.buffer)].stride;
+}
+
+float* Step::scratch(int thread) const {
+    return resources_.scratch.floats() + executor_.scratch_floats_ * static_cast<std::size_t>(thread);
+}
+
+const float* Step::vector(int weight) const {
+    return weight == kNoWeight ? nullptr : resources_.weights[static_cast<std::size_t>(weight)].vector();
+}
+
+const PackedMatrix& Step::matrix(int weight) const {
+    return resources_.weights[static_cast<std::size_t>(weight)].matrix();
+}
+
+void Step::make_tiles() {
+    resources_.tiles.clear();
+    for (std::int64_t s = 0; s < batch_.sequences(); ++s) {
+        const std::int32_t end = batch_.token_starts[s + 1];
+        for (std::int32_t t = batch_.token_starts[s]; t < end; t += kQueryTokens) {
+            resources_.tiles.push_back({static_cast<std::int32_t>(s), t, std::min(kQueryTokens, end - t)});
+        }
+    }
+    for (const std::int32_t position : batch_.positions) attention_pages_ += position / kPageSize + 1;
+}
+
+void Step::apply(const Embed& op) {
+    const PackedMatrix& table = matrix(op.table);
+    // Every element is unpacked with its panel.
+    share(tokens_, op.out.width * kPanelRows, [&](int, std::int64_t begin, std::int64_t end) {
+        for (std::int64_t t = begin; t < end; ++t) kernels_.embed(table, batch_.token_ids[t], at(op.out, t));
+    });
+}
+
+void Step::apply(const RmsNorm& op) {
+    share(tokens_, op.x.width, [&](int, std::int64_t begin, std::int64_t end) {
+        for (std::int64_t t = begin; t < end; ++t) {
+            kernels_.rms_norm(at(op.x, t), vector(op.weight), op.eps, op.x.width, at(op.out, t));
+        }
+    });
+}
+
+void Step::apply(const HeadNorm& op) {
+    share(tokens_, op.x.width, [&](int, std::int64_t begin, std::int64_t end) {
+        for (std::int64_t t = begin; t < end; ++t) {
+            float* const row = at(op.x, t);
+            for (std::int64_t column = 0; column < op.x.width; column += op.head_dim) {
+                kernels_.rms_norm(row + column, vector(op.weight), op.eps, op.head_dim, row + column);
+            }
+        }
+    });
+}
+
+void Step::apply(const Rope& op) {
+    const Executor::RopeTable& table = resources_.ropes[static_cast<std::size_t>(op.table)];
+    const std::int64_t half = op.rotary_dim / 2;
+    share(tokens_, op.x.width, [&](int, std::int64_t begin, std::int64_t end) {
+        for (std::int64_t t = begin; t < end; ++t) {
+            const std::int64_t angles = batch_.positions[t] * half;
+            kernels_.rope(at(op.x, t), table.cos.floats() + angles, table.sin.floats() + angles,
+                          op.x.width / op.head_dim, op.head_dim, half);
+        }
+    });
+}
+
+void Step::apply(const GatedActivation& op) {
+    share(tokens_, op.out.width * kExponentialCost, [&](int, std::int64_t begin, std::int64_t end) {
+        for (std::int64_t t = begin; t < end; ++t) kernels_.silu_gate(at(op.x, t), op.out.width, at(op.out, t));
+    });
+}
+
+void Step::apply(const Add& op) {
+    share(tokens_, op.x.width, [&](int, std::int64_t begin, std::int64_t end) {
+        for (std::int64_t t = begin; t < end; ++t) kernels_.add(at(op.x, t), at(op.y, t), op.x.width);
+    });
+}
+
+void Step::apply(const Linear& op) {
+    linear(matrix(op.weight), vector(op.bias), at(op.x, 0), stride(op.x), tokens_, at(op.out, 0), stride(op.out));
+}
+
+void Step::apply(const Logits& op) {
+    const std::int64_t rows = static_cast<std::int64_t>(batch_.logit_rows.size());
+    if (rows == 0) return;
+    const Plan::Buffer& gathered = executor_.plan_.logit_input;
+    float* const x = resources_.arena.floats() + gathered.offset;
+    for (std::int64_t r = 0; r < rows; ++r) {
+        std::memcpy(x + r * gathered.stride, at(op.x, batch_.logit_rows[r]),
+                    static_cast<std::size_t>(op.x.width) * sizeof(float));
+    }
+    linear(matrix(op.weight), nullptr, x, gathered.stride, rows, logits_, executor_.program_.vocab_size);
+}
+
+void Step::linear(const PackedMatrix& weights, const float* bias, const float* x, std::int64_t x_stride,
+                  std::int64_t rows, float* y, std::int64_t y_stride) {
+    // Blocks of nearly equal size; those of one piece of the matrix come one after the other, while it is in the cache.
+    const std::int64_t blocks = (rows + kLinearTokens - 1) / kLinearTokens;
+    const std::int64_t block_rows = (rows + blocks - 1) / blocks;
+    const std::int64_t panels = (weights.rows + kPanelRows - 1) / kPanelRows;
+    const std::int64_t piece_panels = std::max(kPiecePanels, block_rows > 4 ? 0 : kPieceBytes / weights.panel_bytes);
+    const std::int64_t pieces = (panels + piece_panels - 1) / piece_panels;
+    const std::int64_t cost = block_rows * piece_panels * kPanelRows * weights.columns;
+    share(pieces * blocks, cost, [&](int thread, std::int64_t begin, std::int64_t end) {
+        for (std::int64_t i = begin; i < end; ++i) {
+            const std::int64_t panel = i / blocks * piece_panels;
+            const std::int64_t row = i % blocks * block_rows;
+            LinearJob job = {};
+            job.matrix = &weights;
+            job.panel_begin = panel;
+            job.panel_end = std::min(panel + piece_panels, panels);
+            job.x = x + row * x_stride;
+            job.x_stride = x_stride;
+            job.tokens = static_cast<int>(std::min(block_rows, rows - row));
+            job.y = y + row * y_stride;
+            job.y_stride = y_stride;
+            job.bias = bias;
+            job.scratch = scratch(thread);
+            kernels_.linear(job);
+        }
+    });
+}
+
+void Step::apply(const WriteKV& op) {
+    const KVCache& cache = resources_.cache;
+    const int heads = cache.shape().heads, head_dim = cache.shape().head_dim;
+    const auto store = [&](std::int64_t t, std::int32_t first_page) {
+        const std::int32_t position = batch_.positions[t];
+        const std::int32_t page = batch_.page_ids[first_page + position / kPageSize];
+        for (int head = 0; head < heads; ++head) {
+            kernels_.store_kv({at(op.k, t) + std::int64_t{head} * head_dim, at(op.v, t) + std::int64_t{head} * head_dim,
+                               cache.block(page, op.layer, head), position % kPageSize, head_dim, cache.shape().type});
+        }
+    };
+    const std::int64_t cost = kQueryTokens * op.k.width * kExponentialCost;
+    share(static_cast<std::int64_t>(resources_.tiles.size()), cost, [&](int, std::int64_t begin, std::int64_t end) {
+        for (std::int64_t i = begin; i < end; ++i) {
+            const Executor::QueryTile& tile = resources_.tiles[static_cast<std::size_t>(i)];
+            for (int k = 0; k < tile.count; ++k) store(tile.token + k, batch_.page_starts[tile.sequence]);
+        }
+    });
+}
+
+void Step::apply(const Attention& op) {
+    const KVCache& cache = resources_.cache;
+    const int kv_heads = cache.shape().heads, head_dim = cache.shape().head_dim;
+    const int heads = op.num_heads / kv_heads;
+    const std::int64_t units = static_cast<std::int64_t>(resources_.tiles.size()) * kv_heads;
+    const std::int64_t cost = attention_pages_ * heads * head_dim * kPageSize * 2 * kv_heads / units;
+    share(units, cost, [&](int thread, std::int64_t begin, std::int64_t end) {
+        for (std::int64_t i = begin; i < end; ++i) {
+            const Executor::QueryTile& tile = resources_.tiles[static_cast<std::size_t>(i / kv_heads)];
+            const int head = static_cast<int>(i % kv_heads);
+            const std::int64_t first = batch_.positions[tile.token];
+            AttentionJob job = {};
+            job.q = at(op.q, tile.token) + std::int64_t{head} * heads * head_dim;
+            job.q_stride = stride(op.q);
+            job.out = at(op.out, tile.token) + std::int64_t{head} * heads * head_dim;
+            job.out_stride = stride(op.out);
+            job.tokens = tile.count;
+            job.position = first;
+            job.heads = heads;
+            job.head_dim = head_dim;
+            job.scale = op.scale;
+            job.window = op.window;
+            job.cache = cache.block(0, op.layer, head);
+            job.page_bytes = cache.page_bytes();
+            job.page_ids = batch_.page_ids.data() + batch_.page_starts[tile.sequence];
+            job.kv_type = cache.shape().type;
+            job.scratch = scratch(thread);
+            const std::int64_t oldest = op.window > 0 ? std::max<std::int64_t>(0, first - op.window + 1) : 0;
+            const std::int64_t pages = (first + tile.count - 1) / kPageSize + 1;
+            job.first = true;
+            for (job.page_begin = oldest / kPageSize; job.page_begin < pages; job.page_begin = job.page_end) {
+                job.page_end = std::min(job.page_begin + kPiecePages, pages);
+                job.last = job.page_end == pages;
+                kernels_.attention(job);
+                job.first = false;
+                if (cancelled()) return;
+            }
+        }
+    });
+}
+
+}  // namespace windlass

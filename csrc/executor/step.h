@@ -1,0 +1,56 @@
+// One forward step.
+#pragma once
+
+#include <cstdint>
+
+#include "executor/executor.h"
+
+namespace windlass {
+
+// The operations of a program applied to one checked batch. Lives for the call of Executor::run that makes it, on that
+// call's thread; the work of each operation is shared with the executor's threads. Allocates nothing.
+class Step {
+  public:
+    Step(Executor& executor, const BatchView& batch, float* logits);
+
+    // False when the executor's cancel flag was seen.
+    bool run();
+
+  private:
+    void apply(const Embed& op);
+    void apply(const RmsNorm& op);
+    void apply(const HeadNorm& op);
+    void apply(const Linear& op);
+    void apply(const Rope& op);
+    void apply(const WriteKV& op);
+    void apply(const Attention& op);
+    void apply(const GatedActivation& op);
+    void apply(const Add& op);
+    void apply(const Logits& op);
+
+    void make_tiles();
+    void linear(const PackedMatrix& matrix, const float* bias, const float* x, std::int64_t x_stride, std::int64_t rows,
+                float* y, std::int64_t y_stride);
+
+    // Calls body(thread, begin, end) for pieces of 0 .. count, about `cost` multiplications each; pieces after a cancel
+    // do nothing.
+    template <typename Body>
+    void share(std::int64_t count, std::int64_t cost, const Body& body);
+
+    bool cancelled() const { return executor_.cancel_.load(std::memory_order_relaxed); }
+    float* at(const View& view, std::int64_t row) const;
+    std::int64_t stride(const View& view) const;
+    float* scratch(int thread) const;
+    const float* vector(int weight) const;
+    const PackedMatrix& matrix(int weight) const;
+
+    Executor& executor_;
+    Executor::Resources& resources_;
+    const KernelTable& kernels_;
+    const BatchView& batch_;
+    float* const logits_;
+    const std::int64_t tokens_;
+    std::int64_t attention_pages_ = 0;  // pages read per KV head, summed over the batch's tokens
+};
+
+}  // namespace windlass

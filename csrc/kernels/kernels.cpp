@@ -1,0 +1,50 @@
+// All kernels of one instruction set. The build compiles this file once per set, with the set's flags and
+// WINDLASS_KERNELS as its name. Everything but the table has internal linkage and nothing of the standard library is
+// instantiated: the linker must never merge code compiled with different flags.
+#include <cstddef>
+#include <cstdint>
+
+#if !defined(WINDLASS_NO_INTRINSICS)
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
+#endif
+#endif
+
+#include "kernels/table.h"
+
+#define WINDLASS_QUOTE_(name) #name
+#define WINDLASS_QUOTE(name) WINDLASS_QUOTE_(name)
+#define WINDLASS_JOIN_(a, b) a##b
+#define WINDLASS_JOIN(a, b) WINDLASS_JOIN_(a, b)
+
+namespace windlass {
+namespace {
+
+#include "kernels/simd.inl"
+
+#include "kernels/linear.inl"
+#include "kernels/rows.inl"
+
+#include "kernels/attention.inl"
+
+}  // namespace
+
+extern const KernelTable WINDLASS_JOIN(kernels_, WINDLASS_KERNELS);
+
+const KernelTable WINDLASS_JOIN(kernels_, WINDLASS_KERNELS) = {
+    .name = WINDLASS_QUOTE(WINDLASS_KERNELS),
+    .linear_scratch = kUnpackedFloats + kSumFloats,
+    .attention_scratch = attention_scratch,
+    .linear = linear,
+    .embed = embed,
+    .rms_norm = rms_norm,
+    .rope = rope,
+    .store_kv = store_kv,
+    .attention = attention,
+    .silu_gate = silu_gate,
+    .add = add,
+};
+
+}  // namespace windlass

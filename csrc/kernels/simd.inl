@@ -1,0 +1,184 @@
+// A thin layer over the compilers' vector extensions: the only kernel code that names an instruction set.
+// Included once, inside an unnamed namespace.
+
+#define WINDLASS_INLINE inline __attribute__((always_inline))
+
+#if defined(WINDLASS_NO_INTRINSICS)
+constexpr int kLanes = 4;
+#elif defined(__AVX512F__)
+constexpr int kLanes = 16;
+#elif defined(__AVX2__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+
+// Vectors in one panel.
+constexpr int kVectors = kPanelRows / kLanes;
+
+typedef float F32 __attribute__((vector_size(kLanes * 4)));
+typedef std::int32_t I32 __attribute__((vector_size(kLanes * 4)));
+typedef std::uint32_t U32 __attribute__((vector_size(kLanes * 4)));
+typedef std::uint16_t U16 __attribute__((vector_size(kLanes * 2)));
+typedef std::int8_t I8x16 __attribute__((vector_size(16)));
+typedef std::uint8_t U8x16 __attribute__((vector_size(16)));
+
+WINDLASS_INLINE F32 splat(float value) { return value - F32{}; }
+
+template <typename Vector>
+WINDLASS_INLINE Vector load_as(const void* from) {
+    Vector vector;
+    __builtin_memcpy(&vector, from, sizeof vector);
+    return vector;
+}
+
+WINDLASS_INLINE F32 load(const float* from) { return load_as<F32>(from); }
+WINDLASS_INLINE void store(float* to, F32 value) { __builtin_memcpy(to, &value, sizeof value); }
+
+// The first `count` lanes from memory, zero in the others.
+WINDLASS_INLINE F32 load_part(const float* from, std::int64_t count) {
+    F32 vector = {};
+    __builtin_memcpy(&vector, from, static_cast<std::size_t>(count) * sizeof(float));
+    return vector;
+}
+WINDLASS_INLINE void store_part(float* to, F32 value, std::int64_t count) {
+    __builtin_memcpy(to, &value, static_cast<std::size_t>(count) * sizeof(float));
+}
+
+// a * b + c, rounded once where the instruction set can, twice where it cannot.
+WINDLASS_INLINE F32 multiply_add(F32 a, F32 b, F32 c) {
+#if defined(WINDLASS_NO_INTRINSICS)
+    return a * b + c;
+#elif defined(__AVX512F__)
+    return reinterpret_cast<F32>(_mm512_fmadd_ps(a, b, c));
+#elif defined(__AVX2__)
+    return reinterpret_cast<F32>(_mm256_fmadd_ps(a, b, c));
+#elif defined(__ARM_NEON)
+    return vfmaq_f32(c, a, b);
+#else
+    return a * b + c;
+#endif
+}
+
+WINDLASS_INLINE F32 select(I32 mask, F32 yes, F32 no) { return (F32)(((I32)yes & mask) | ((I32)no & ~mask)); }
+WINDLASS_INLINE F32 maximum(F32 a, F32 b) { return select(a > b, a, b); }
+
+// Sums and maxima over lanes, always in the same order.
+WINDLASS_INLINE float sum_lanes(F32 v) {
+    float lanes[kLanes];
+    store(lanes, v);
+    for (int half = kLanes / 2; half > 0; half /= 2) {
+        for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+    }
+    return lanes[0];
+}
+WINDLASS_INLINE float max_lanes(F32 v) {
+    float lanes[kLanes];
+    store(lanes, v);
+    for (int half = kLanes / 2; half > 0; half /= 2) {
+        for (int i = 0; i < half; ++i) lanes[i] = lanes[i] > lanes[i + half] ? lanes[i] : lanes[i + half];
+    }
+    return lanes[0];
+}
+
+// Sixteen signed bytes to 16 / kLanes vectors of floats.
+WINDLASS_INLINE void widen(I8x16 bytes, F32* out) {
+#if !defined(WINDLASS_NO_INTRINSICS) && defined(__AVX512F__)
+    out[0] = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32((__m128i)bytes));
+#elif !defined(WINDLASS_NO_INTRINSICS) && defined(__AVX2__)
+    out[0] = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32((__m128i)bytes));
+    out[1] = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_unpackhi_epi64((__m128i)bytes, (__m128i)bytes)));
+#elif !defined(WINDLASS_NO_INTRINSICS) && defined(__ARM_NEON)
+    const int16x8_t low = vmovl_s8(vget_low_s8((int8x16_t)bytes));
+    const int16x8_t high = vmovl_s8(vget_high_s8((int8x16_t)bytes));
+    out[0] = vcvtq_f32_s32(vmovl_s16(vget_low_s16(low)));
+    out[1] = vcvtq_f32_s32(vmovl_s16(vget_high_s16(low)));
+    out[2] = vcvtq_f32_s32(vmovl_s16(vget_low_s16(high)));
+    out[3] = vcvtq_f32_s32(vmovl_s16(vget_high_s16(high)));
+#else
+    // Move each byte to the top of an int32 (little-endian lanes), shift its sign down.
+    typedef std::int16_t I16x8 __attribute__((vector_size(16)));
+    const I8x16 zero = {};
+    const I16x8 none = {};
+    const I16x8 low =
+        (I16x8)__builtin_shufflevector(zero, bytes, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    const I16x8 high =
+        (I16x8)__builtin_shufflevector(zero, bytes, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+    out[0] = __builtin_convertvector((I32)__builtin_shufflevector(none, low, 0, 8, 1, 9, 2, 10, 3, 11) >> 24, F32);
+    out[1] = __builtin_convertvector((I32)__builtin_shufflevector(none, low, 4, 12, 5, 13, 6, 14, 7, 15) >> 24, F32);
+    out[2] = __builtin_convertvector((I32)__builtin_shufflevector(none, high, 0, 8, 1, 9, 2, 10, 3, 11) >> 24, F32);
+    out[3] = __builtin_convertvector((I32)__builtin_shufflevector(none, high, 4, 12, 5, 13, 6, 14, 7, 15) >> 24, F32);
+#endif
+}
+
+WINDLASS_INLINE F32 load_bf16(const std::uint16_t* from) {
+    return (F32)(__builtin_convertvector(load_as<U16>(from), U32) << 16);
+}
+
+WINDLASS_INLINE F32 load_f16(const std::uint16_t* from) {
+#if !defined(WINDLASS_NO_INTRINSICS) && defined(__AVX512F__)
+    return _mm512_cvtph_ps(load_as<__m256i>(from));
+#elif !defined(WINDLASS_NO_INTRINSICS) && defined(__AVX2__)
+    return _mm256_cvtph_ps(load_as<__m128i>(from));
+#elif !defined(WINDLASS_NO_INTRINSICS) && defined(__ARM_NEON)
+    return vcvt_f32_f16(load_as<float16x4_t>(from));
+#else
+    // Shift exponent and mantissa into place and multiply by 2^112: exact, subnormals included. Infinities and NaNs
+    // end up at 2^16 and above and get their exponent back.
+    const U32 half = __builtin_convertvector(load_as<U16>(from), U32);
+    const F32 magnitude = (F32)((half & 0x7FFF) << 13) * 0x1p112f;
+    const U32 special = (U32)(magnitude >= 0x1p16f) & 0x7F800000;
+    return (F32)((U32)magnitude | special | ((half & 0x8000) << 16));
+#endif
+}
+
+WINDLASS_INLINE std::uint16_t to_bf16(float value) {
+    std::uint32_t bits;
+    __builtin_memcpy(&bits, &value, sizeof bits);
+    if (value != value) return 0x7FC0;
+    return static_cast<std::uint16_t>((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
+}
+
+WINDLASS_INLINE std::uint16_t to_f16(float value) {
+#if !defined(WINDLASS_NO_INTRINSICS) && defined(__F16C__)
+    return static_cast<std::uint16_t>(_cvtss_sh(value, _MM_FROUND_TO_NEAREST_INT));
+#elif !defined(WINDLASS_NO_INTRINSICS) && defined(__ARM_NEON)
+    const __fp16 half = static_cast<__fp16>(value);
+    return load_as<std::uint16_t>(&half);
+#else
+    std::uint32_t bits;
+    __builtin_memcpy(&bits, &value, sizeof bits);
+    const std::uint32_t sign = (bits >> 16) & 0x8000;
+    bits &= 0x7FFFFFFF;
+    if (bits > 0x7F800000) return static_cast<std::uint16_t>(sign | 0x7E00);
+    if (bits >= 0x477FF000) return static_cast<std::uint16_t>(sign | 0x7C00);
+    if (bits < 0x38800000) {
+        // Subnormal: adding 0.5 moves the mantissa to where the hardware rounds it.
+        float magnitude;
+        __builtin_memcpy(&magnitude, &bits, sizeof magnitude);
+        magnitude += 0.5F;
+        __builtin_memcpy(&bits, &magnitude, sizeof bits);
+        return static_cast<std::uint16_t>(sign | (bits - 0x3F000000));
+    }
+    return static_cast<std::uint16_t>(sign | ((bits - 0x38000000 + 0xFFF + ((bits >> 13) & 1)) >> 13));
+#endif
+}
+
+// e^x for x <= 0, about 1e-7 relative; 0 below -87, where the result would soon not be a normal number; NaN for NaN.
+// Range reduction to |r| <= ln(2) / 2 and a polynomial of degree 6 (Cephes, expf).
+WINDLASS_INLINE F32 exponential(F32 x) {
+    const F32 rounder = splat(0x1.8p23F);
+    const F32 shifted = multiply_add(x, splat(1.44269504F), rounder);
+    const F32 n = shifted - rounder;
+    F32 r = multiply_add(n, splat(-0.693359375F), x);
+    r = multiply_add(n, splat(2.12194440e-4F), r);
+    F32 y = splat(1.9875691500e-4F);
+    y = multiply_add(y, r, splat(1.3981999507e-3F));
+    y = multiply_add(y, r, splat(8.3334519073e-3F));
+    y = multiply_add(y, r, splat(4.1665795894e-2F));
+    y = multiply_add(y, r, splat(1.6666665459e-1F));
+    y = multiply_add(y, r, splat(5.0000001201e-1F));
+    y = multiply_add(y, r * r, r) + 1.0F;
+    // The low bits of `shifted` are n: add it to the exponent.
+    return select(x < -87.0F, F32{}, (F32)((I32)y + ((I32)shifted << 23)));
+}

@@ -1,0 +1,57 @@
+#include "runtime/memory.h"
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <limits>
+#include <new>
+#include <utility>
+
+namespace windlass {
+namespace {
+
+constexpr std::size_t kHugePage = std::size_t{2} << 20;
+
+std::uint8_t* map(std::size_t size) {
+    void* at = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (at == MAP_FAILED) throw std::bad_alloc();
+    return static_cast<std::uint8_t*>(at);
+}
+
+}  // namespace
+
+Mapping::Mapping(std::size_t size) {
+    if (size == 0) return;
+    const std::size_t page = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
+    if (size > std::numeric_limits<std::size_t>::max() / 2) throw std::bad_alloc();
+    size = (size + page - 1) / page * page;
+    if (size < kHugePage) {
+        data_ = map(size);
+        size_ = size;
+        return;
+    }
+    std::uint8_t* const begin = map(size + kHugePage);
+    const std::size_t offset = (kHugePage - reinterpret_cast<std::uintptr_t>(begin) % kHugePage) % kHugePage;
+    if (offset > 0) munmap(begin, offset);
+    if (offset < kHugePage) munmap(begin + offset + size, kHugePage - offset);
+    data_ = begin + offset;
+    size_ = size;
+#if defined(MADV_HUGEPAGE)
+    madvise(data_, size_, MADV_HUGEPAGE);
+#endif
+}
+
+Mapping::~Mapping() {
+    if (data_ != nullptr) munmap(data_, size_);
+}
+
+Mapping::Mapping(Mapping&& other) noexcept
+    : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+
+Mapping& Mapping::operator=(Mapping&& other) noexcept {
+    std::swap(data_, other.data_);
+    std::swap(size_, other.size_);
+    return *this;
+}
+
+}  // namespace windlass

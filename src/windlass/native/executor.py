@@ -1,0 +1,243 @@
+"""The native executor: a program translated once, then one call into C++ per step."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from windlass.errors import EngineForkedError
+from windlass.native import _core
+from windlass.program.executor import Batch, StepCancelledError
+from windlass.program.ops import (
+    Add,
+    Attention,
+    Embed,
+    GatedActivation,
+    HeadNorm,
+    Linear,
+    Op,
+    RmsNorm,
+    Rope,
+    Value,
+    WriteKV,
+)
+from windlass.program.program import Program, WeightSpec
+from windlass.quantization import Tensor
+
+KVDtype: TypeAlias = Literal["f32", "f16", "bf16"]
+
+_NO_WEIGHT = -1
+
+
+class NativeExecutor:
+    """Runs one program over one paged KV cache, on threads of its own; implements ``Executor``.
+
+    It owns the packed weights, the KV cache, all buffers and the threads; ``close`` frees them at once. ``run`` and
+    ``close`` are called by one thread at a time (a second one gets ``RuntimeError``); ``cancel``, ``clear_cancel`` and
+    the properties by any thread at any time, also after ``close``. In a forked child ``run`` raises
+    ``EngineForkedError`` and ``close`` does nothing.
+
+    For one build, kernel table, set of weights and ``kv_dtype``, the logits of a token are the same bits whatever else
+    is in the batch, however the sequence is cut into steps, and for any ``num_threads``.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        weights: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]],
+        *,
+        num_pages: int,
+        max_tokens: int,
+        max_positions: int,
+        num_threads: int | None = None,
+        kv_dtype: KVDtype = "f16",
+        kernels: str | None = None,
+    ) -> None:
+        """Start the threads, reserve the KV cache and pack the weights.
+
+        Args:
+            program: what to run.
+            weights: every weight of ``program.weights`` once, in any order. Taken one by one: each is packed, and no
+                reference to it kept, before the next one is asked for.
+            num_pages: pages of the KV cache. Memory is reserved now and used as pages are first written.
+            max_tokens: the most tokens, and the most logit rows, of one batch.
+            max_positions: the most positions of a sequence.
+            num_threads: threads that work on a step, the caller of ``run`` included; by default one per physical core
+                that this process may use.
+            kv_dtype: how keys and values are stored.
+            kernels: name of a kernel table (``cpu_info().kernels``); by default the best one.
+
+        Raises:
+            ValueError: a size is out of range; a weight is missing, left over, or has the wrong shape or dtypes; or
+                there is no kernel table of that name.
+            MemoryError: there is not enough memory.
+        """
+        self._vocab_size = program.vocab_size
+        self._pid = os.getpid()
+        self._core = _core.Executor(
+            _translate(program),
+            num_pages=num_pages,
+            max_tokens=max_tokens,
+            max_positions=max_positions,
+            num_threads=_core.default_thread_count() if num_threads is None else num_threads,
+            kv_dtype=kv_dtype,
+            kernels=kernels or "",
+        )
+        try:
+            for index, table in enumerate(program.ropes):
+                cos, sin = table.cos_sin(max_positions)
+                self._core.set_rope(index, np.ascontiguousarray(cos), np.ascontiguousarray(sin))
+            self._pack(program.weights, weights.items() if isinstance(weights, Mapping) else weights)
+        except BaseException:
+            self._core.close()
+            raise
+
+    def _pack(self, specs: tuple[WeightSpec, ...], weights: Iterable[tuple[str, Tensor]]) -> None:
+        missing = {spec.name: index for index, spec in enumerate(specs)}
+        for name, tensor in weights:
+            if name not in missing:
+                raise ValueError(f"the program has no weight {name}, or it was given before")
+            index = missing.pop(name)
+            if tensor.shape != specs[index].shape:
+                raise ValueError(f"{name} has shape {list(tensor.shape)}, the program wants {list(specs[index].shape)}")
+            rows, columns = (1, *tensor.shape)[-2:]
+            self._core.set_weight(
+                index, tensor.format.value, rows, columns, tensor.data, tensor.group_size, tensor.scales, tensor.zeros
+            )
+            del tensor
+        if missing:
+            raise ValueError(f"weights are missing: {', '.join(sorted(missing))}")
+
+    def run(self, batch: Batch) -> NDArray[np.float32]:
+        """Run one forward step and return the logits, float32 [R, vocab_size]; see ``Executor.run``.
+
+        Raises:
+            StepCancelledError: ``cancel`` was called.
+            ValueError: the batch breaks a rule of ``Batch`` or is larger than the executor was built for; nothing was
+                written to the KV cache.
+            RuntimeError: the executor is closed, or in use by another thread.
+            EngineForkedError: this is a forked child.
+        """
+        if os.getpid() != self._pid:
+            raise EngineForkedError("the executor belongs to the parent process")
+        logit_rows = _indices("logit_rows", batch.logit_rows)
+        logits = np.empty((len(logit_rows), self._vocab_size), dtype=np.float32)
+        finished = self._core.run(
+            _indices("token_ids", batch.token_ids),
+            _indices("positions", batch.positions),
+            _indices("token_starts", batch.token_starts),
+            _indices("page_ids", batch.page_ids),
+            _indices("page_starts", batch.page_starts),
+            logit_rows,
+            logits,
+        )
+        if not finished:
+            raise StepCancelledError("the step was cancelled")
+        return logits
+
+    def cancel(self) -> None:
+        """Make the ``run`` in progress, or else the next one, raise ``StepCancelledError`` soon. Never blocks."""
+        self._core.cancel()
+
+    def clear_cancel(self) -> None:
+        """Forget a ``cancel`` that no ``run`` has consumed."""
+        self._core.clear_cancel()
+
+    def close(self) -> None:
+        """Free threads, weights and KV cache now. Idempotent.
+
+        Raises:
+            RuntimeError: a ``run`` is in progress; nothing was freed.
+        """
+        self._core.close()
+
+    @property
+    def progress(self) -> int:
+        """Pieces of work done so far; grows at least every few milliseconds of a ``run``."""
+        return self._core.progress
+
+    @property
+    def num_threads(self) -> int:
+        """Threads that work on a step, the caller of ``run`` included."""
+        return self._core.num_threads
+
+    @property
+    def kernels(self) -> str:
+        """Name of the kernel table in use."""
+        return self._core.kernels
+
+    @property
+    def kv_cache_bytes(self) -> int:
+        """Memory reserved for keys and values; 0 once closed."""
+        return self._core.kv_cache_bytes
+
+    @property
+    def weight_bytes(self) -> int:
+        """Memory of the packed weights; 0 once closed."""
+        return self._core.weight_bytes
+
+
+def kv_bytes_per_page(program: Program, kv_dtype: KVDtype) -> int:
+    """Bytes that one page of the KV cache takes, all layers together."""
+    return _core.kv_bytes_per_page(program.num_layers, program.num_kv_heads, program.head_dim, kv_dtype)
+
+
+def _indices(name: str, array: NDArray[Any]) -> NDArray[np.int32]:
+    if not (isinstance(array, np.ndarray) and array.dtype == np.int32 and array.ndim == 1 and array.flags.c_contiguous):
+        raise ValueError(f"{name} must be a contiguous int32 vector")
+    return array
+
+
+def _columns(value: Value) -> tuple[int, int, int]:
+    return value.buffer, value.offset, value.width
+
+
+def _translate(program: Program) -> _core.Program:
+    native = _core.Program(
+        num_ropes=len(program.ropes),
+        num_layers=program.num_layers,
+        num_kv_heads=program.num_kv_heads,
+        head_dim=program.head_dim,
+        vocab_size=program.vocab_size,
+    )
+    for width in program.buffer_widths:
+        native.add_buffer(width)
+    for spec in program.weights:
+        rows, columns = (1, *spec.shape)[-2:]
+        native.add_weight(spec.name, rows, columns, len(spec.shape) == 1)
+    indices = {spec.name: index for index, spec in enumerate(program.weights)}
+    for op in program.ops:
+        _translate_op(native, op, indices, program)
+    return native
+
+
+def _translate_op(native: _core.Program, op: Op, weights: Mapping[str, int], program: Program) -> None:
+    if isinstance(op, Embed):
+        native.embed(_columns(op.out), weights[op.table])
+    elif isinstance(op, RmsNorm):
+        native.rms_norm(_columns(op.out), _columns(op.x), weights[op.weight], op.eps)
+    elif isinstance(op, HeadNorm):
+        native.head_norm(_columns(op.x), weights[op.weight], op.head_dim, op.eps)
+    elif isinstance(op, Linear):
+        bias = _NO_WEIGHT if op.bias is None else weights[op.bias]
+        native.linear(_columns(op.out), _columns(op.x), weights[op.weight], bias)
+    elif isinstance(op, Rope):
+        native.rope(_columns(op.x), op.table, op.head_dim, op.rotary_dim)
+    elif isinstance(op, WriteKV):
+        native.write_kv(op.layer, _columns(op.k), _columns(op.v))
+    elif isinstance(op, Attention):
+        if (op.num_kv_heads, op.head_dim) != (program.num_kv_heads, program.head_dim):
+            raise ValueError("program: an attention operation does not fit the KV cache")
+        native.attention(_columns(op.out), _columns(op.q), op.layer, op.num_heads, op.scale, op.window or 0)
+    elif isinstance(op, GatedActivation):
+        if op.activation != "silu":
+            raise ValueError(f"program: unknown activation {op.activation}")
+        native.silu_gate(_columns(op.out), _columns(op.x))
+    elif isinstance(op, Add):
+        native.add(_columns(op.x), _columns(op.y))
+    else:
+        native.logits(_columns(op.x), weights[op.weight])
