@@ -1,0 +1,102 @@
+"""One conversation with an engine: its messages, the streaming of an answer, and the figures of what it cost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import astuple, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from windlass.protocol.arguments import Message
+    from windlass.serve.engine import MLCEngine
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What finished answers cost; an interrupted one is not counted, since its tokens were never reported."""
+
+    answers: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    seconds_to_first: float = 0.0
+    seconds_after_first: float = 0.0
+
+    def __add__(self, other: Figures) -> Figures:
+        return Figures(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
+
+    def __str__(self) -> str:
+        mean_first = self.seconds_to_first / max(self.answers, 1)
+        # The first token of each answer is paid for by the prompt.
+        decoded = self.completion_tokens - self.answers
+        rate = f"{decoded / self.seconds_after_first:.1f} tokens/s" if decoded > 0 < self.seconds_after_first else "-"
+        return (
+            f"{self.prompt_tokens} prompt tokens, {self.completion_tokens} answer tokens, "
+            f"first after {mean_first:.2f} s, then {rate}"
+        )
+
+
+@dataclass
+class Conversation:
+    """The messages so far and how to answer the next one. For one thread.
+
+    Invariant: ``messages`` alternates between the user's and the assistant's, after the system prompt if there is one.
+    """
+
+    engine: MLCEngine
+    system: str | None = None
+    arguments: dict[str, Any] = field(default_factory=dict)
+    """What ``chat.completions.create`` gets besides the messages: temperature, seed and so on."""
+
+    def __post_init__(self) -> None:
+        self.last = Figures()
+        self.total = Figures()
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the messages, not the system prompt."""
+        self.messages: list[Message] = []
+        if self.system is not None:
+            self.messages.append({"role": "system", "content": self.system})
+
+    def ask(self, text: str, write: Callable[[str], None]) -> str | None:
+        """Send the user's ``text`` and give the answer to ``write`` piece by piece.
+
+        A KeyboardInterrupt (Ctrl-C) while the answer comes ends it; what had come stays in the conversation. After an
+        error the conversation is as if nothing had been asked.
+
+        Returns:
+            Why the answer ended: ``stop``, ``length``, ..., or None when it was interrupted.
+
+        Raises:
+            WindlassError: the engine refused the request, or failed.
+        """
+        messages: list[Message] = [*self.messages, {"role": "user", "content": text}]
+        started = time.monotonic()
+        first: float | None = None
+        answer: list[str] = []
+        reason: str | None = None
+        usage = None
+        stream = self.engine.chat.completions.create(
+            messages=messages, stream=True, stream_options={"include_usage": True}, **self.arguments
+        )
+        try:
+            for chunk in stream:
+                usage = chunk.usage or usage
+                for choice in chunk.choices:
+                    reason = choice.finish_reason or reason
+                    if choice.delta.content:
+                        first = first or time.monotonic()
+                        answer.append(choice.delta.content)
+                        write(choice.delta.content)
+        except KeyboardInterrupt:
+            reason = None
+        finally:
+            stream.close()
+        self.messages = [*messages, {"role": "assistant", "content": "".join(answer)}]
+        if reason is not None and usage is not None:
+            ended = time.monotonic()
+            first = first or ended
+            self.last = Figures(1, usage.prompt_tokens, usage.completion_tokens, first - started, ended - first)
+            self.total += self.last
+        return reason

@@ -1,0 +1,110 @@
+"""``windlass doctor``: it tells what is there, notices what is not, and never fails to speak."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+import windlass
+from windlass.cli import machine, main
+from windlass.cli.model_search import find_models
+from windlass.config import model_roots
+
+
+@pytest.fixture(autouse=True)
+def _empty_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the models of whoever runs the tests out of the findings."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for name in ("HF_HOME", "HF_HUB_CACHE", "MLC_LLM_HOME", "WINDLASS_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def make_model(directory: Path, config: str = "config.json", weights: str = "model.safetensors") -> Path:
+    directory.mkdir(parents=True)
+    (directory / config).write_text("{}")
+    (directory / weights).write_bytes(b"12345678")
+    return directory
+
+
+def test_a_healthy_installation(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--json"]) == 0
+    output = capfd.readouterr()
+    findings = json.loads(output.out)
+    assert output.err == ""
+    assert findings["problems"] == []
+    assert findings["windlass"] == windlass.__version__
+    assert findings["python"].startswith(".".join(map(str, sys.version_info[:3])))
+    assert findings["cpu"]["kernels_chosen"] in findings["cpu"]["kernels"]
+    assert "portable" in findings["cpu"]["kernels"]
+    assert findings["cpu"]["threads"] >= 1
+    assert 0 < findings["memory"]["available"] <= findings["memory"]["total"]
+    assert (Path(findings["demo_model"]) / "config.json").is_file()
+    assert findings["models"] == []
+
+
+def test_text_has_a_line_for_everything(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    make_model(tmp_path / "dist" / "tiny")
+    assert main(["doctor"]) == 0
+    names = [line.split()[0] for line in capfd.readouterr().out.splitlines()]
+    assert names[0] == "windlass"
+    assert {"processor", "features", "kernels", "threads", "memory", "limits", "model"} <= set(names)
+    assert "PROBLEM" not in names
+
+
+def test_a_compiled_module_that_does_not_load_is_a_problem(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "windlass.native", None)
+    assert main(["doctor"]) == 1
+    output = capfd.readouterr().out
+    assert "PROBLEM     the compiled module does not load" in output
+    assert "memory" in output
+
+
+def test_a_bad_thread_setting_is_a_problem(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("WINDLASS_NUM_THREADS", "many")
+    assert main(["doctor"]) == 1
+    assert "WINDLASS_NUM_THREADS must be a positive integer, not 'many'" in capfd.readouterr().out
+
+
+def test_models_are_found_where_they_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    snapshot = make_model(tmp_path / "hub" / "models--org--name" / "snapshots" / "0123")
+    mlc = make_model(
+        tmp_path / "mlc" / "model_weights" / "hf" / "mlc-ai" / "X-MLC", "mlc-chat-config.json", "params_shard_0.bin"
+    )
+    here = make_model(tmp_path / "work" / "dist" / "mine")
+    make_model(tmp_path / "work" / ".hidden")
+    make_model(tmp_path / "work" / "not-a-model", weights="notes.txt")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("MLC_LLM_HOME", str(tmp_path / "mlc"))
+    monkeypatch.chdir(tmp_path / "work")
+    found = [(model.path, model.kind, model.num_bytes) for model in find_models(model_roots())]
+    assert found == [(here, "hf", 10), (snapshot, "hf", 10), (mlc, "mlc", 10)]
+
+
+def test_limits_of_both_cgroup_versions(tmp_path: Path) -> None:
+    two, one, none = tmp_path / "two", tmp_path / "one", tmp_path / "none"
+    two.mkdir()
+    (two / "memory.max").write_text("1048576\n")
+    (two / "cpu.max").write_text("150000 100000\n")
+    (one / "memory").mkdir(parents=True)
+    (one / "cpu").mkdir()
+    (one / "memory" / "memory.limit_in_bytes").write_text("2097152\n")
+    (one / "cpu" / "cpu.cfs_quota_us").write_text("50000\n")
+    (one / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
+    assert (machine.memory_limit(two), machine.cpu_limit(two)) == (1048576, 1.5)
+    assert (machine.memory_limit(one), machine.cpu_limit(one)) == (2097152, 0.5)
+    assert (machine.memory_limit(none), machine.cpu_limit(none)) == (None, None)
+
+
+def test_no_limit_is_none(tmp_path: Path) -> None:
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    (tmp_path / "memory").mkdir()
+    (tmp_path / "memory" / "memory.limit_in_bytes").write_text("9223372036854771712\n")
+    assert machine.memory_limit(tmp_path) is None
+    assert machine.cpu_limit(tmp_path) is None
