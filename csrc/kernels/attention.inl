@@ -7,7 +7,7 @@
 
 constexpr int kKeyVectors = kPageSize / kLanes;
 // Partial sums of one score: enough to hide the latency of a fused multiply-add.
-constexpr int kScoreParts = kLanes >= 4 ? kLanes / 4 : 1;
+constexpr int kScoreParts = kLanes / 4;
 
 WINDLASS_INLINE int padded(int head_dim) { return (head_dim + kHeadPadding - 1) / kHeadPadding * kHeadPadding; }
 

@@ -1,6 +1,6 @@
 // Operations on one row of values. Included once, inside an unnamed namespace.
 
-// Calls body(value vector, lanes) for each vector of the row, the last one filled up with zeros.
+// Calls body(first, count) for each vector's worth of a row: kLanes elements, at its end perhaps fewer.
 template <typename Body>
 WINDLASS_INLINE void for_vectors(std::int64_t width, const Body& body) {
     std::int64_t i = 0;

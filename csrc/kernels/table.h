@@ -57,7 +57,7 @@ struct LinearJob {
 };
 
 // Consecutive tokens of one sequence, the query heads of one KV head, over a range of the sequence's pages.
-// A call with first_page == true starts, one with last_page == true finishes and writes `out`.
+// The call with `first` set starts, the one with `last` set finishes and writes `out`; scratch is kept between them.
 struct AttentionJob {
     const float* q;  // the first query head of the first token
     std::int64_t q_stride;
