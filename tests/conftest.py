@@ -10,7 +10,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
-    """The directory of real test data; tests that need it skip when it is absent, or fail under WINDLASS_REQUIRE_DATA."""
+    """The directory of real test data; without it a test is skipped, or fails under WINDLASS_REQUIRE_DATA."""
     configured = os.environ.get("WINDLASS_TEST_DATA")
     path = Path(configured) if configured else Path(__file__).resolve().parents[2] / "shared" / "data"
     if path.is_dir():

@@ -1,18 +1,18 @@
 """Every exception Windlass raises on purpose.
 
-    WindlassError
-      EngineError(RuntimeError)
-        EngineTerminatedError      the engine was terminated, or is draining or terminating
-        EngineFailedError          its loop or native code failed; __cause__ is the original exception
-        EngineUnloadedError        no model is loaded
-        EngineForkedError          the engine was used in a forked child
-        EngineOverloadedError      the queue is full; .retry_after in seconds
-      LoadError                    the model cannot be loaded; .path, .reason
-      RequestError
-        InvalidRequestError(ValueError)    .param, .code
-          ContextLengthError               the prompt is longer than the context
-        RequestAbortedError                aborted by id, reset or unload
-        RequestTimeoutError(TimeoutError)
+WindlassError
+  EngineError(RuntimeError)
+    EngineTerminatedError      the engine was terminated, or is draining or terminating
+    EngineFailedError          its loop or native code failed; __cause__ is the original exception
+    EngineUnloadedError        no model is loaded
+    EngineForkedError          the engine was used in a forked child
+    EngineOverloadedError      the queue is full; .retry_after in seconds
+  LoadError                    the model cannot be loaded; .path, .reason
+  RequestError
+    InvalidRequestError(ValueError)    .param, .code
+      ContextLengthError               the prompt is longer than the context
+    RequestAbortedError                aborted by id, reset or unload
+    RequestTimeoutError(TimeoutError)
 """
 
 from __future__ import annotations

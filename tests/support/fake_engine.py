@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
+from windlass.errors import RequestAbortedError
+
 HANG = object()
-"""In a scripted answer: wait until interrupted, as for a token that takes long."""
+"""In a scripted answer: a token that never comes; only an abort ends the wait."""
+
+CTRL_C = object()
+"""In a scripted answer: the user presses Ctrl-C, and the token never comes."""
+
+EARLY_CTRL_C = object()
+"""At the beginning of a scripted answer: the user presses Ctrl-C before the engine knows the request."""
 
 
 class FakeStream:
@@ -16,6 +25,7 @@ class FakeStream:
 
     def __init__(self, pieces: list[Any], reason: str) -> None:
         self.closed = False
+        self.aborted = threading.Event()
         self._chunks = self._generate(pieces, reason)
 
     def __iter__(self) -> Iterator[Any]:
@@ -26,8 +36,11 @@ class FakeStream:
 
     def _generate(self, pieces: list[Any], reason: str) -> Iterator[Any]:
         for piece in pieces:
-            if piece is HANG:
-                threading.Event().wait(60)
+            if piece is HANG or piece is CTRL_C:
+                if piece is CTRL_C:
+                    signal.raise_signal(signal.SIGINT)
+                assert self.aborted.wait(60), "nobody aborted the request"
+                raise RequestAbortedError("aborted")
             elif isinstance(piece, BaseException):
                 raise piece
             else:
@@ -55,6 +68,7 @@ class FakeEngine:
         self.built: dict[str, Any] = {}
         self.calls: list[dict[str, Any]] = []
         self.streams: list[FakeStream] = []
+        self._known: dict[str, FakeStream] = {}
         self.exits: list[type[BaseException] | None] = []
         self.chat = SimpleNamespace(completions=SimpleNamespace(create=self._create))
 
@@ -68,10 +82,20 @@ class FakeEngine:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.exits.append(kind)
 
+    def abort(self, request_id: str) -> None:
+        """End the stream of the call of that id; unknown ids are ignored."""
+        if request_id in self._known:
+            self._known[request_id].aborted.set()
+
     def _create(self, **arguments: Any) -> FakeStream:
         self.calls.append(arguments)
         answer = self.answers.pop(0)
         if isinstance(answer, BaseException):
             raise answer
-        self.streams.append(FakeStream(answer, self.reason))
-        return self.streams[-1]
+        early = answer[0] is EARLY_CTRL_C
+        if early:
+            signal.raise_signal(signal.SIGINT)
+        stream = FakeStream(answer[early:], self.reason)
+        self.streams.append(stream)
+        self._known[arguments["request_id"]] = stream
+        return stream

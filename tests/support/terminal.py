@@ -44,6 +44,10 @@ class Terminal:
         seen, _, self._unread = self._unread.partition(text)
         return seen + text
 
+    def expect_anything(self, seconds: float = 30) -> None:
+        """Wait until the program says more, whatever it is."""
+        assert self._unread or self._read(seconds), "the program says nothing"
+
     def expect_prompt(self, prompt: str = "> ", seconds: float = 30) -> str:
         """Wait for the prompt and, where /proc tells it, until the program sleeps there.
 

@@ -116,6 +116,11 @@ def _converse(conversation: Conversation, model: str | None) -> None:
     while True:
         try:
             line = _read_line().strip()
+            interrupted = False
+            if not line.startswith("/"):
+                _answer(conversation, line)
+            elif not _obey(line, conversation):
+                return
         except EOFError:
             click.echo(err=True)
             return
@@ -125,24 +130,18 @@ def _converse(conversation: Conversation, model: str | None) -> None:
                 return
             interrupted = True
             click.echo("Ctrl-C once more, or Ctrl-D, leaves.", err=True)
-            continue
-        except UnicodeDecodeError:
-            click.echo("That is not UTF-8 text.", err=True)
-            continue
-        interrupted = False
-        if line.startswith("/"):
-            if not _obey(line, conversation):
-                return
-        elif line:
-            _answer(conversation, line)
 
 
 def _read_line() -> str:
-    if sys.stdout.isatty():
-        return input(PROMPT)
-    # Standard output is a file for the answers alone.
-    click.echo(PROMPT, err=True, nl=False)
-    return input()
+    """Return the next line, empty if it cannot be read."""
+    on_terminal = sys.stdout.isatty()
+    if not on_terminal:  # standard output is a file for the answers alone
+        click.echo(PROMPT, err=True, nl=False)
+    try:
+        return input(PROMPT if on_terminal else "")
+    except UnicodeDecodeError:
+        click.echo("That is not UTF-8 text.", err=True)
+        return ""
 
 
 def _enable_line_editing() -> None:
@@ -169,10 +168,10 @@ def _obey(line: str, conversation: Conversation) -> bool:
 
 
 def _answer(conversation: Conversation, text: str) -> None:
+    if not text:
+        return
     try:
         reason = conversation.ask(text, _write)
-    except KeyboardInterrupt:  # before the answer had begun
-        reason = None
     except EngineError:
         raise
     except WindlassError as error:

@@ -112,9 +112,10 @@ class Llama3Rope:
         """See ``RopeTable``."""
         frequencies = _inverse_frequencies(self.theta, self.dim)
         turns = self.original_length / (2 * np.float32(math.pi) / frequencies)
-        kept = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
-        kept = np.clip(kept, 0, 1).astype(np.float32)
-        return _cos_sin(np.arange(positions), (1 - kept) * frequencies / np.float32(self.factor) + kept * frequencies)
+        share = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
+        kept: F32 = np.clip(share, 0, 1).astype(np.float32)
+        scaled: F32 = (1 - kept) * frequencies / np.float32(self.factor) + kept * frequencies
+        return _cos_sin(np.arange(positions), scaled)
 
 
 @dataclass(frozen=True, slots=True)

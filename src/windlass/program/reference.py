@@ -145,7 +145,7 @@ class _Step:
         self._kv = kv
         self._kv_dtype = kv_dtype
         self._buffers = [np.empty((tokens, width), dtype=np.float32) for width in program.buffer_widths]
-        self.logits = np.empty((0, program.vocab_size), dtype=np.float32)
+        self.logits: F32 = np.empty((0, program.vocab_size), dtype=np.float32)
 
     def apply(self, op: Op) -> None:
         """Run one operation."""
@@ -238,7 +238,8 @@ def _dequantize(program: Program, weights: Mapping[str, Tensor] | Iterable[tuple
 
 def _rms_norm(x: F32, weight: F32, eps: float) -> F32:
     mean_square = np.mean(x * x, axis=-1, keepdims=True, dtype=np.float32)
-    normalized: F32 = x / np.sqrt(mean_square + np.float32(eps)) * weight
+    root: F32 = np.sqrt(mean_square + np.float32(eps))
+    normalized: F32 = x / root * weight
     return normalized
 
 

@@ -220,7 +220,8 @@ def _codes(block: NDArray[np.float32], scale: NDArray[np.float32], scheme: Schem
     quotient += np.float32(scheme.max_int)
     np.rint(quotient, out=quotient)
     np.clip(quotient, 0, 2 * scheme.max_int, out=quotient)
-    return quotient.astype(np.uint8)
+    codes: NDArray[np.uint8] = quotient.astype(np.uint8)
+    return codes
 
 
 def _pack_nibbles(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -10,10 +11,10 @@ from typing import Any
 import pytest
 
 import windlass
-from support.fake_engine import FakeEngine
+from support.fake_engine import CTRL_C, EARLY_CTRL_C, HANG, FakeEngine
 from windlass.cli import main
 from windlass.config import EngineConfig
-from windlass.errors import ContextLengthError, EngineFailedError, LoadError
+from windlass.errors import ContextLengthError, EngineFailedError, LoadError, RequestAbortedError
 
 Use = Callable[..., FakeEngine]
 
@@ -98,7 +99,7 @@ def test_options_reach_the_engine_and_the_call(use: Use) -> None:
 def test_unset_options_are_left_to_the_model(use: Use) -> None:
     engine = use(["ok"])
     assert main(["chat", "-p", "hi"]) == 0
-    assert set(engine.calls[0]) == {"messages", "stream", "stream_options"}
+    assert set(engine.calls[0]) == {"messages", "request_id", "stream", "stream_options"}
     assert engine.built["model"] is None
     assert engine.built["engine_config"] == EngineConfig()
 
@@ -181,7 +182,7 @@ def test_failure_while_answering_exits_1(use: Use, capfd: pytest.CaptureFixture[
 
 
 def test_interrupted_answer_exits_130(use: Use, capfd: pytest.CaptureFixture[str]) -> None:
-    engine = use(["half", KeyboardInterrupt()])
+    engine = use(["half", CTRL_C])
     assert main(["chat", "-p", "hi"]) == 130
     assert capfd.readouterr().out == "half\n"
     assert engine.streams[0].closed
@@ -235,7 +236,7 @@ def test_slash_commands(use: Use, terminal: Callable[..., None], capfd: pytest.C
 def test_ctrl_c_stops_the_answer_and_keeps_the_chat(
     use: Use, terminal: Callable[..., None], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    engine = use(["It was ", KeyboardInterrupt()], ["fine"])
+    engine = use(["It was ", CTRL_C], ["fine"])
     terminal("a story", "go on", EOFError)
     assert main(["chat"]) == 0
     output = capfd.readouterr()
@@ -245,11 +246,36 @@ def test_ctrl_c_stops_the_answer_and_keeps_the_chat(
     assert [message["content"] for message in engine.calls[1]["messages"]] == ["a story", "It was ", "go on"]
 
 
-def test_ctrl_c_before_the_answer_begins_keeps_the_chat(use: Use, terminal: Callable[..., None]) -> None:
-    engine = use(KeyboardInterrupt(), ["fine"])
+def test_ctrl_c_before_the_engine_knows_the_request(use: Use, terminal: Callable[..., None]) -> None:
+    engine = use([EARLY_CTRL_C, HANG], ["fine"])
     terminal("one", "two")
     assert main(["chat"]) == 0
+    assert engine.streams[0].closed
+    assert [message["content"] for message in engine.calls[1]["messages"]] == ["one", "", "two"]
+
+
+def test_a_second_ctrl_c_leaves_an_answer_that_does_not_end(
+    use: Use, monkeypatch: pytest.MonkeyPatch, terminal: Callable[..., None], capfd: pytest.CaptureFixture[str]
+) -> None:
+    engine = use(["half", CTRL_C], ["fine"])
+    monkeypatch.setattr(engine, "abort", lambda _: signal.raise_signal(signal.SIGINT))
+    terminal("one", "two")
+    assert main(["chat"]) == 0
+    assert "Ctrl-C once more" in capfd.readouterr().err
     assert [message["content"] for message in engine.calls[1]["messages"]] == ["two"]
+
+
+def test_an_abort_that_nobody_asked_for_is_an_error(use: Use, capfd: pytest.CaptureFixture[str]) -> None:
+    use(["half", RequestAbortedError("request 'x' was aborted")])
+    assert main(["chat", "-p", "hi"]) == 1
+    assert capfd.readouterr().err == "error: request 'x' was aborted\n"
+
+
+def test_ctrl_c_is_python_s_own_again_after_an_answer(use: Use) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    use(["ok"])
+    assert main(["chat", "-p", "hi"]) == 0
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_ctrl_c_at_the_prompt_leaves_the_second_time(

@@ -97,11 +97,30 @@ def test_conversation_on_a_terminal() -> None:
         terminal.type("/stats\n")
         terminal.expect("all answers (2)")
         terminal.expect_prompt()
-        terminal.type("Tell me a story.\n")
-        terminal.expect("story.")
-        # Wherever this strikes, in the answer or at the prompt after it, the chat goes on.
+        terminal.type("/exit\n")
+        assert terminal.wait() == 0
+        assert "Traceback" not in terminal.rest
+
+
+def test_ctrl_c_stops_a_real_answer() -> None:
+    # Random weights babble until the context is full, which a step of 20 ms or more makes an answer of 20 s.
+    script = """
+import functools, time, windlass
+from windlass.program.reference import ReferenceExecutor
+run = ReferenceExecutor.run
+ReferenceExecutor.run = lambda *arguments: (time.sleep(0.02), run(*arguments))[1]
+windlass.EngineConfig = functools.partial(windlass.EngineConfig, executor="reference")
+from windlass.cli import main
+sys.exit(main(["chat", "--load-format", "dummy", "--temperature", "0"]))
+"""
+    with on_terminal(script) as terminal:
+        terminal.expect_prompt()
+        terminal.type("Go!\n")
+        terminal.expect("Go!\r\n")
+        terminal.expect_anything()
         terminal.type(CTRL_C)
-        terminal.expect_prompt("\n> ")
+        terminal.expect("(stopped)")
+        terminal.expect_prompt()
         terminal.type("/exit\n")
         assert terminal.wait() == 0
         assert "Traceback" not in terminal.rest
