@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import signal
-import threading
 from collections.abc import Iterator
+from queue import SimpleQueue
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,7 +25,8 @@ class FakeStream:
 
     def __init__(self, pieces: list[Any], reason: str) -> None:
         self.closed = False
-        self.aborted = threading.Event()
+        # A queue and not an event: the signal handler that aborts may interrupt the wait while it holds a lock.
+        self.aborted: SimpleQueue[None] = SimpleQueue()
         self._chunks = self._generate(pieces, reason)
 
     def __iter__(self) -> Iterator[Any]:
@@ -39,7 +40,7 @@ class FakeStream:
             if piece is HANG or piece is CTRL_C:
                 if piece is CTRL_C:
                     signal.raise_signal(signal.SIGINT)
-                assert self.aborted.wait(60), "nobody aborted the request"
+                self.aborted.get(timeout=60)
                 raise RequestAbortedError("aborted")
             elif isinstance(piece, BaseException):
                 raise piece
@@ -85,7 +86,7 @@ class FakeEngine:
     def abort(self, request_id: str) -> None:
         """End the stream of the call of that id; unknown ids are ignored."""
         if request_id in self._known:
-            self._known[request_id].aborted.set()
+            self._known[request_id].aborted.put(None)
 
     def _create(self, **arguments: Any) -> FakeStream:
         self.calls.append(arguments)
