@@ -54,6 +54,7 @@ COMMON_ARGUMENTS = {
 }
 CHAT_ARGUMENTS = {
     "chat_template_kwargs",
+    "parallel_tool_calls",
     "max_completion_tokens",
     "messages",
     "tool_choice",

@@ -122,6 +122,8 @@ class ChatArguments(CommonArguments, total=False):
     """Function tools the template presents to the model."""
     tool_choice: str | dict[str, Any] | None
     """``auto`` (the default with tools) or ``none``."""
+    parallel_tool_calls: bool | None
+    """False keeps the first tool call of an answer only."""
     chat_template_kwargs: dict[str, Any] | None
     """Further variables for the model's chat template, such as ``enable_thinking``."""
 

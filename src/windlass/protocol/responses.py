@@ -54,11 +54,29 @@ class CompletionLogprobs(BaseModel):
     text_offset: list[int]
 
 
+class FunctionCall(BaseModel):
+    """The function a tool call names, and the text of a JSON object with its arguments."""
+
+    name: str
+    arguments: str
+
+
+class ToolCallMessage(BaseModel):
+    """A complete call of a tool."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
 class ChatMessage(BaseModel):
-    """The assistant's answer."""
+    """The assistant's answer. Reasoning is given under both names that clients look for."""
 
     role: Literal["assistant"] = "assistant"
     content: str | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[ToolCallMessage] | None = None
 
 
 class ChatChoice(BaseModel):
@@ -81,11 +99,30 @@ class ChatCompletion(BaseModel):
     usage: Usage
 
 
+class FunctionCallDelta(BaseModel):
+    """The name when a call begins, then its arguments bit by bit."""
+
+    name: str | None = None
+    arguments: str | None = None
+
+
+class ToolCallDelta(BaseModel):
+    """What a chunk adds to the tool call of that index; id and type come with its first."""
+
+    index: int
+    id: str | None = None
+    type: Literal["function"] | None = None
+    function: FunctionCallDelta
+
+
 class ChatDelta(BaseModel):
     """What a chunk adds to the answer."""
 
     role: Literal["assistant"] | None = None
     content: str | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[ToolCallDelta] | None = None
 
 
 class ChatChunkChoice(BaseModel):

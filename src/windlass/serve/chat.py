@@ -11,96 +11,11 @@ from typing_extensions import Unpack
 
 from windlass.errors import InvalidRequestError
 from windlass.protocol.arguments import ChatArguments, check_arguments
-from windlass.protocol.responses import (
-    ChatChoice,
-    ChatChunkChoice,
-    ChatCompletion,
-    ChatCompletionChunk,
-    ChatDelta,
-    ChatLogprobs,
-    ChatMessage,
-    TokenLogprob,
-    TopLogprob,
-    Usage,
-)
-from windlass.serve.call import AsyncHost, AsyncStream, Box, Call, CallInfo, Host, Stream, wait, wait_async
-from windlass.serve.mailbox import AsyncMailbox, Piece, ScoredToken, SyncMailbox
+from windlass.protocol.responses import ChatCompletion, ChatCompletionChunk
+from windlass.serve.call import AsyncHost, AsyncStream, Box, Call, Host, Stream, wait, wait_async
+from windlass.serve.chat_format import ChatFormat
+from windlass.serve.mailbox import AsyncMailbox, SyncMailbox
 from windlass.serve.submit import start_call
-
-
-class ChatFormat:
-    """Pieces as chat objects. The first chunk of each choice carries the role."""
-
-    def __init__(self, info: CallInfo, *, with_logprobs: bool) -> None:
-        self._info = info
-        self._with_logprobs = with_logprobs
-        self._begun: set[int] = set()
-
-    def chunk(self, piece: Piece) -> ChatCompletionChunk:
-        """Return the stream element of one piece."""
-        first = piece.index not in self._begun
-        self._begun.add(piece.index)
-        content = piece.text if piece.text or first else None
-        return self._chunk(
-            [
-                ChatChunkChoice(
-                    index=piece.index,
-                    delta=ChatDelta(role="assistant" if first else None, content=content),
-                    finish_reason=piece.reason.value if piece.reason else None,
-                    logprobs=self._logprobs([piece]),
-                )
-            ]
-        )
-
-    def usage_chunk(self, usage: Usage) -> ChatCompletionChunk:
-        """Return the stream element that closes a stream with ``include_usage``."""
-        return self._chunk([], usage)
-
-    def response(self, choices: Sequence[Sequence[Piece]], usage: Usage) -> ChatCompletion:
-        """Return the whole response."""
-        return ChatCompletion(
-            id=self._info.id,
-            created=self._info.created,
-            model=self._info.model,
-            choices=[
-                ChatChoice(
-                    index=index,
-                    message=ChatMessage(content="".join(piece.text for piece in pieces)),
-                    finish_reason=_value(pieces[-1]),
-                    logprobs=self._logprobs(pieces),
-                )
-                for index, pieces in enumerate(choices)
-            ],
-            usage=usage,
-        )
-
-    def _logprobs(self, pieces: Sequence[Piece]) -> ChatLogprobs | None:
-        if not self._with_logprobs:
-            return None
-        return ChatLogprobs(content=[_token_logprob(scored) for piece in pieces for scored in piece.scored])
-
-    def _chunk(self, choices: list[ChatChunkChoice], usage: Usage | None = None) -> ChatCompletionChunk:
-        return ChatCompletionChunk(
-            id=self._info.id, created=self._info.created, model=self._info.model, choices=choices, usage=usage
-        )
-
-
-def _token_logprob(scored: ScoredToken) -> TokenLogprob:
-    return TokenLogprob(
-        token=scored.token.decode(errors="replace"),
-        logprob=scored.logprob,
-        bytes=list(scored.token),
-        top_logprobs=[
-            TopLogprob(token=token.decode(errors="replace"), logprob=logprob, bytes=list(token))
-            for token, logprob in scored.top
-        ],
-    )
-
-
-def _value(piece: Piece) -> Literal["stop", "length"]:
-    if piece.reason is None:
-        raise RuntimeError("a call ended without a finish reason")
-    return piece.reason.value
 
 
 def start_chat(
@@ -121,21 +36,27 @@ def start_chat(
     if max_tokens is not None and newer is not None and max_tokens != newer:
         raise InvalidRequestError("max_tokens and max_completion_tokens differ; give one", param="max_tokens")
     wants_logprobs = bool(arguments.get("logprobs"))
+    tools = arguments.get("tools") if arguments.get("tool_choice") != "none" else None
+    prompt_ids = model.text.encode_chat(
+        [_for_template(message) for message in arguments["messages"]],
+        tools=tools,
+        template_kwargs=arguments.get("chat_template_kwargs"),
+    )
+    parallel = arguments.get("parallel_tool_calls")
+    new_parser = partial(
+        model.text.answer_parser, prompt_ids, tools=bool(tools), parallel_tool_calls=parallel is None or parallel
+    )
     return start_call(
         core,
         model,
         arguments,
-        model.text.encode_chat(
-            [_for_template(message) for message in arguments["messages"]],
-            tools=arguments.get("tools") if arguments.get("tool_choice") != "none" else None,
-            template_kwargs=arguments.get("chat_template_kwargs"),
-        ),
+        prompt_ids,
         max_tokens=newer or max_tokens,
         id_prefix="chatcmpl",
         param="messages",
         num_logprobs=arguments.get("top_logprobs", 0) if wants_logprobs else None,
         mailbox=mailbox,
-        format=partial(ChatFormat, with_logprobs=wants_logprobs),
+        format=partial(ChatFormat, new_parser=new_parser, with_logprobs=wants_logprobs),
     )
 
 

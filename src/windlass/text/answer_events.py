@@ -74,11 +74,11 @@ class ToolCall:
 class Answer:
     """A whole answer, built from its events. A broken call is content, where it stood."""
 
-    tool_calls: list[ToolCall] = field(default_factory=list)
-    _content: list[str] = field(default_factory=list)
-    _reasoning: list[str] = field(default_factory=list)
-    _started: ToolCallStarted | None = None
-    _arguments: list[str] = field(default_factory=list)
+    tool_calls: list[ToolCall] = field(init=False, default_factory=list)
+    _content: list[str] = field(init=False, default_factory=list)
+    _reasoning: list[str] = field(init=False, default_factory=list)
+    _started: ToolCallStarted | None = field(init=False, default=None)
+    _arguments: list[str] = field(init=False, default_factory=list)
 
     @property
     def content(self) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from windlass.errors import InvalidRequestError, LoadError
 from windlass.text._json import read_json_object
+from windlass.text.answer import knows_thinking
 from windlass.text.guard import guard_value, make_guard
 from windlass.text.messages import Message, check_messages, check_tools, joined_text, parse_arguments, text_parts
 from windlass.text.probes import Habits, find_end_of_turn, probe_habits, renders
@@ -63,6 +64,7 @@ class ChatTemplate:
         self._no_tools: dict[str, None] = {"tools": None}
         if not renders(self.render):
             self._no_tools = {}
+        self.thinks = knows_thinking("".join(self.sources.values()))
         self.habits: Habits = probe_habits(self.render, "".join(self.sources.values()))
         self.stop_strings, self.stop_token_ids = find_end_of_turn(self.render, tokenizer)
 

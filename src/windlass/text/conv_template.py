@@ -66,6 +66,11 @@ class ConversationTemplate:
         return _Reader(data, path).template(tokenizer)
 
     @property
+    def thinks(self) -> bool:
+        """Whether the models of this template think aloud between ``<think>`` and ``</think>``."""
+        return self.strip_reasoning_in_history
+
+    @property
     def supports_tools(self) -> bool:
         """Whether tools can be shown to the model."""
         return any(_FUNCTIONS in text for text in (self.system_template, *self.role_templates.values()))

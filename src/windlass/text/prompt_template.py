@@ -20,6 +20,10 @@ class PromptTemplate(Protocol):
         """Tokens that end the assistant's turn."""
 
     @property
+    def thinks(self) -> bool:
+        """Whether the models of this template think aloud between ``<think>`` and ``</think>``."""
+
+    @property
     def supports_tools(self) -> bool:
         """Whether the template shows tools to the model."""
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from windlass.errors import InvalidRequestError
+from windlass.text.answer import AnswerParser, ends_in_reasoning
 from windlass.text.byte_decoding import ByteDecoding
 from windlass.text.chat_template import read_chat_template
 from windlass.text.conv_template import ConversationTemplate
@@ -15,6 +16,9 @@ from windlass.text.detokenizer import IncrementalDetokenizer
 from windlass.text.generation import GenerationDefaults, read_generation_defaults
 from windlass.text.prompt_template import PromptTemplate
 from windlass.text.tokenizer import Tokenizer
+
+# Tokens at the end of a prompt that may hold an open <think>, which most vocabularies have as one token.
+_TAIL = 8
 
 
 class PlaceholderTokenizer:
@@ -137,6 +141,17 @@ class TextModel:
             raise InvalidRequestError("the model has no chat template; use text completions", param="messages")
         template = self.tools_template if tools and self.tools_template is not None else self.template
         return template.encode(self.tokenizer, messages, tools=tools, template_kwargs=template_kwargs)
+
+    def answer_parser(self, prompt_ids: Sequence[int], *, tools: bool, parallel_tool_calls: bool) -> AnswerParser:
+        """A new parser for one answer to a conversation that ends with ``prompt_ids``."""
+        thinks = self.template is not None and self.template.thinks
+        tail = b"".join(self.token_bytes(token_id) for token_id in prompt_ids[-_TAIL:]).decode(errors="replace")
+        return AnswerParser(
+            tools=tools,
+            reasoning=thinks,
+            starts_in_reasoning=thinks and ends_in_reasoning(tail),
+            parallel_tool_calls=parallel_tool_calls,
+        )
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ``ids`` without special tokens."""

@@ -18,14 +18,24 @@ _SPACE = re.compile(r"[ \t\n\r]*")
 
 
 class _Expect(enum.Enum):
-    """What the call goes on with; the value is what it must begin with, after white space."""
+    """What the call goes on with."""
 
-    OPEN = "{"
-    KEY = '"'
-    COLON = ":"
-    NAME = '"\0'
-    ARGUMENTS = "{\0"
-    NEXT = ",}"
+    OPEN = enum.auto()
+    KEY = enum.auto()
+    COLON = enum.auto()
+    NAME = enum.auto()
+    ARGUMENTS = enum.auto()
+    NEXT = enum.auto()
+
+
+_BEGINS = {
+    _Expect.OPEN: "{",
+    _Expect.KEY: '"',
+    _Expect.COLON: ":",
+    _Expect.NAME: '"',
+    _Expect.ARGUMENTS: "{",
+    _Expect.NEXT: ",}",
+}
 
 
 class ToolCallScanner:
@@ -74,8 +84,7 @@ class ToolCallScanner:
     def _read_mark(self, text: str, at: int) -> int:
         char = text[at]
         expect = self._expect
-        complete = self.name is not None and self._arguments is not None
-        if char not in expect.value or (char == "}" and not complete):
+        if char not in _BEGINS[expect] or (char == "}" and not self.started):
             self.failed = True
             return at
         if expect in (_Expect.KEY, _Expect.NAME, _Expect.ARGUMENTS):
