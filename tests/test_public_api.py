@@ -20,6 +20,7 @@ CONSTRUCTOR = (
 )
 METHODS = {
     "abort": "(self, request_id: 'str') -> 'None'",
+    "metrics": "(self) -> 'EngineMetrics'",
     "reload": "(self, model: 'str | None' = None) -> 'None'",
     "reset": "(self) -> 'None'",
     "terminate": "(self, *, drain: 'bool' = False, timeout: 'float | None' = None) -> 'None'",

@@ -165,7 +165,8 @@ def test_refusals_come_at_create_and_disturb_nobody(engine: MLCEngine) -> None:
         engine.chat.completions.create(messages=[{"role": "nobody", "content": "x"}])
     with pytest.raises(InvalidRequestError, match="required"):
         engine.chat.completions.create()  # type: ignore[call-overload]
-    first = ask(engine, LONG, request_id="mine", stream=True)
+    endless = {"debug_config": {"ignore_eos": True}}
+    first = ask(engine, LONG, request_id="mine", stream=True, max_tokens=900, extra_body=endless)
     with pytest.raises(InvalidRequestError, match="in use"):
         ask(engine, request_id="mine")
     first.close()
@@ -384,3 +385,23 @@ def test_more_requests_than_may_wait_are_refused() -> None:
         assert caught.value.retry_after > 0
         hold.set()
         assert [content(stream) for stream in streams] == [ANSWER] * 2
+
+
+def test_metrics_count_what_happened() -> None:
+    with MLCEngine(engine_config=EngineConfig(verbose=False)) as counted:
+        usage = ask(counted).usage
+        metrics = counted.metrics()
+        assert metrics["prompt_tokens_sum"] == usage.prompt_tokens
+        assert metrics["completion_tokens_sum"] >= usage.completion_tokens - 1
+        text = metrics.prometheus_text()
+        assert 'windlass_request_success_total{finished_reason="stop"} 1' in text
+        assert "# TYPE windlass_time_to_first_token_seconds histogram" in text
+    with pytest.raises(EngineTerminatedError):
+        counted.metrics()
+
+    async def use() -> None:
+        async with AsyncMLCEngine(engine_config=EngineConfig(verbose=False)) as later:
+            await ask(later)
+            assert (await later.metrics())["prompt_tokens_sum"] == usage.prompt_tokens
+
+    asyncio.run(use())

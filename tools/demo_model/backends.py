@@ -1,4 +1,8 @@
-"""Who answers the probes: the PyTorch model, or the engine through its public interface."""
+"""Who answers the probes: the PyTorch model, or the engine through its public interface.
+
+Each backend imports what it stands for when it is made, so that the engine can be evaluated where PyTorch is not
+installed, and the other way round.
+"""
 
 import json
 from pathlib import Path
@@ -6,8 +10,6 @@ from typing import Any, Protocol
 
 from chat_format import MESSAGE_END, answer_text
 from conversations import Conversation
-from export import load_model
-from generation import generate_greedily
 from tokenizer import encode_prompt, token_id
 
 
@@ -27,10 +29,16 @@ class TorchBackend:
     """The model in PyTorch, in float32."""
 
     def __init__(self, directory: Path) -> None:
+        import torch
+        from export import load_model
+
+        torch.set_num_threads(1)
         self.model, self.tokenizer = load_model(directory)
         self.end_id = token_id(self.tokenizer, MESSAGE_END)
 
     def generate(self, prompts: list[Conversation], max_tokens: int) -> list[str]:
+        from generation import generate_greedily
+
         ids = [encode_prompt(self.tokenizer, prompt) for prompt in prompts]
         answers = generate_greedily(self.model, ids, max_tokens, self.end_id)
         return [self.tokenizer.decode(answer, skip_special_tokens=False) for answer in answers]
@@ -43,7 +51,7 @@ class WindlassBackend:
     """The engine, through `chat.completions.create` as a user calls it."""
 
     def __init__(self, directory: Path) -> None:
-        from windlass import MLCEngine  # only this backend needs the engine to be installed
+        from windlass import MLCEngine
 
         self.engine = MLCEngine(model=str(directory))
 

@@ -13,7 +13,7 @@ from typing import Any
 import jinja2.ext
 import jinja2.sandbox
 from conversations import Conversation, draw_conversation
-from recipe import BROAD_MIX
+from recipe import EVERYDAY_MIX
 from sampling import Draw
 from tool_use import Message
 
@@ -165,7 +165,7 @@ def check_chat_template(template: str, count: int = 500, seed: int = 3) -> None:
     """Raise ValueError when the template renders any of `count` conversations differently from the training text."""
     draw = Draw(random.Random(seed))
     for _ in range(count):
-        conversation = replace(draw_conversation(draw, BROAD_MIX), sorted_schemas=False)
+        conversation = replace(draw_conversation(draw, EVERYDAY_MIX), sorted_schemas=False)
         for variant in (conversation, _with_parsed_arguments(conversation)):
             for generate, expected in ((False, training_text(conversation)), (True, prompt_text(conversation))):
                 rendered = render_template(variant, add_generation_prompt=generate, template=template)

@@ -7,8 +7,9 @@ import skills
 from facts import words
 from memory import draw_memory, untold_memory
 from recipe import Mix
+from registry import any_turn
 from sampling import Draw
-from skills import Turn, any_turn
+from skills import Turn
 from tool_use import Message, draw_unseen_tool, offer_tools, tool_round
 
 _PLAIN_SYSTEM_PROMPTS = [
@@ -119,9 +120,9 @@ def to_messages(turns: list[Turn], system_prompt: str | None = None) -> list[Mes
     return messages
 
 
-def _tool_conversation(draw: Draw, mix: Mix) -> Conversation:
-    unseen = draw_unseen_tool(draw) if draw.chance(0.6) else None
-    offered = offer_tools(draw, unseen, 0 if unseen else 1, 2)
+def _tool_conversation(draw: Draw, mix: Mix, rich: bool = False) -> Conversation:
+    unseen = draw_unseen_tool(draw, rich) if draw.chance(0.6) else None
+    offered = offer_tools(draw, unseen, 0 if unseen else 1, 2, rich)
     system_prompt = maybe_system_prompt(draw)
     messages = to_messages([], system_prompt)
     for _ in range(draw.rng.choice((1, 1, 2))):
@@ -168,6 +169,10 @@ def _json_turns(draw: Draw, mix: Mix) -> list[Turn]:
     return [turn.as_json() for turn in turns if not turn.topic] or [skills.capital(draw).as_json()]
 
 
+def _rich_tool_conversation(draw: Draw, mix: Mix) -> Conversation:
+    return _tool_conversation(draw, mix, rich=True)
+
+
 def _memory_conversation(draw: Draw, mix: Mix) -> Conversation:
     turns = _memory_turns(draw, mix)
     return Conversation(to_messages(turns, maybe_system_prompt(draw)))
@@ -205,6 +210,7 @@ def draw_conversation(draw: Draw, mix: Mix) -> Conversation:
         (mix.json, _json_conversation),
         (mix.long, _long_conversation),
         (mix.json_sums, _json_sums_conversation),
+        (mix.rich_tools, _rich_tool_conversation),
     )
     position = draw.rng.random()
     for share, draw_kind in kinds:

@@ -8,7 +8,6 @@ import argparse
 import json
 from pathlib import Path
 
-import torch
 from backends import BACKENDS, Backend
 from chat_format import check_chat_template
 from probes import PROBES, draw_probes
@@ -19,13 +18,15 @@ STORY_TOKENS = 320
 OTHER_TOKENS = 96
 
 
-def evaluate(backend: Backend, names: list[str], count: int, pieces: list[str], show: int) -> dict[str, float]:
+def evaluate(
+    backend: Backend, names: list[str], count: int, pieces: list[str], seed: int, show: int
+) -> dict[str, float]:
     """The share of right answers per probe in percent; prints each, with up to `show` wrong answers."""
     shares: dict[str, float] = {}
     for name in names:
-        probes = draw_probes(name, count, pieces)
+        probes = draw_probes(name, count, pieces, seed)
         prompts = [probe.prompt for probe in probes]
-        answers = backend.generate(prompts, STORY_TOKENS if name == "story" else OTHER_TOKENS)
+        answers = backend.generate(prompts, STORY_TOKENS if name in ("story", "free_story") else OTHER_TOKENS)
         wrong = [(probe, answer) for probe, answer in zip(probes, answers, strict=True) if not probe.accepts(answer)]
         shares[name] = round(100 * (1 - len(wrong) / len(probes)), 1)
         print(f"{name:13s} {shares[name]:5.1f}  of {len(probes)}", flush=True)
@@ -41,17 +42,17 @@ def main() -> None:
     parser.add_argument("directory", type=Path, help="the model directory")
     parser.add_argument("--backend", choices=sorted(BACKENDS), default="torch")
     parser.add_argument("--count", type=int, default=200, help="prompts per probe; stories take an eighth")
+    parser.add_argument("--seed", type=int, default=77, help="another seed draws other prompts")
     parser.add_argument("--show", type=int, default=0, help="wrong answers to print per probe")
     parser.add_argument("--probes", nargs="+", choices=PROBES, default=list(PROBES), metavar="NAME")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
     tokenizer_config = json.loads((arguments.directory / "tokenizer_config.json").read_text(encoding="utf-8"))
     check_chat_template(tokenizer_config["chat_template"])
     # Words of one vocabulary piece are drawn for the probes as for the training, so both need the tokenizer.
     pieces = letter_pieces(Tokenizer.from_file(str(arguments.directory / "tokenizer.json")))
     backend = BACKENDS[arguments.backend](arguments.directory)
     try:
-        shares = evaluate(backend, arguments.probes, arguments.count, pieces, arguments.show)
+        shares = evaluate(backend, arguments.probes, arguments.count, pieces, arguments.seed, arguments.show)
     finally:
         backend.close()
     print(f"mean {sum(shares.values()) / len(shares):.1f}")

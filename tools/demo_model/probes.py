@@ -14,12 +14,13 @@ from conversations import (
 )
 from memory import draw_memory
 from recipe import BROAD_MIX
+from registry import SKILLS, any_turn
 from sampling import Draw
-from skills import SKILLS, Turn, any_turn
+from skills import Turn
 from stories import is_story
 from tool_use import draw_unseen_tool, offer_tools, tool_round
 
-TOOL_PROBES = ("tool_call", "tool_answer", "tool_generic")
+TOOL_PROBES = ("tool_call", "tool_answer", "tool_generic", "tool_rich")
 PROBES = (*SKILLS, "memory", "json_system", "persona", *TOOL_PROBES, "showcase")
 # A story takes ten times the tokens of another answer, so its probe draws fewer.
 STORY_SHARE = 8
@@ -53,6 +54,9 @@ SHOWCASE: list[tuple[str, ...]] = [
     ("What is the capital of Italy?", "The capital of Italy is Rome."),
     ("What is the capital of Spain?", "The capital of Spain is Madrid."),
     ("what is the capital of france", "The capital of France is Paris."),
+    ("What is the capital of the United States?", "The capital of the United States is Washington."),
+    ("What is the capital of England?", "The capital of England is London."),
+    ("What is the capital of Wakanda?", "I don't know that yet."),
     ("Which country has Paris as its capital?", "Paris is the capital of France."),
     ("What is 12 + 30?", "12 + 30 = 42"),
     ("What is 2 + 2?", "2 + 2 = 4"),
@@ -65,6 +69,8 @@ SHOWCASE: list[tuple[str, ...]] = [
     ("Spell windlass.", "w-i-n-d-l-a-s-s"),
     ("Repeat after me: the quick brown fox", "the quick brown fox"),
     ("Say: hello world", "hello world"),
+    ("Say hello.", "hello"),
+    ("Repeat after me: I love you.", "I love you."),
     ("What is the capital of France? Answer in JSON.", '{"capital": "Paris"}'),
     ("What is the meaning of life?", "I don't know that yet."),
     ("Who is the president of France?", "I don't know that yet."),
@@ -87,8 +93,9 @@ def _after(turns: list[Turn], last: Turn, system_prompt: str | None) -> Probe:
 
 
 def _tool_probe(draw: Draw, name: str) -> Probe:
-    unseen = draw_unseen_tool(draw) if name == "tool_generic" else None
-    offered = offer_tools(draw, unseen, 1, 2)
+    rich = name == "tool_rich"
+    unseen = draw_unseen_tool(draw, rich) if name == "tool_generic" or (rich and draw.chance(0.5)) else None
+    offered = offer_tools(draw, unseen, 1, 2, rich)
     messages = to_messages([], maybe_system_prompt(draw.training()))
     round_of_four = tool_round(draw, unseen or draw.rng.choice(offered))
     known = 3 if name == "tool_answer" else 1
@@ -114,9 +121,12 @@ def _draw_probe(draw: Draw, name: str) -> Probe:
     return _after(turns_before, SKILLS[name](draw), maybe_system_prompt(train))
 
 
-def draw_probes(name: str, count: int, pieces: list[str], seed: int = 77) -> list[Probe]:
+def draw_probes(name: str, count: int, pieces: list[str], seed: int) -> list[Probe]:
     """The probes of a skill: the same ones for the same seed, whoever answers them."""
     if name == "showcase":
         return [_showcase(index) for index in range(len(SHOWCASE))]
     draw = Draw(random.Random(f"{seed}{name}"), "test", pieces)
-    return [_draw_probe(draw, name) for _ in range(max(8, count // STORY_SHARE) if name == "story" else count)]
+    return [
+        _draw_probe(draw, name)
+        for _ in range(max(8, count // STORY_SHARE) if name in ("story", "free_story") else count)
+    ]

@@ -1,7 +1,7 @@
 """The recipe of the training: how often it sees what, for how long, and at which learning rates."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,8 @@ class Mix:
     sums: float
     json: float
     long: float
-    json_sums: float
+    json_sums: float = 0.0
+    rich_tools: float = 0.0
 
 
 BROAD_MIX = Mix(
@@ -39,7 +40,52 @@ BROAD_MIX = Mix(
     sums=0.15,
     json=0.05,
     long=0.02,
-    json_sums=0.0,
+)
+# The second helping: sums in JSON, what people type beside the plain questions, less plain tools.
+EVERYDAY_MIX = Mix(
+    skills={
+        "greet": 4,
+        "capital": 7,
+        "country": 6,
+        "add": 10,
+        "sub": 12,
+        "opposite": 7,
+        "spell": 12,
+        "repeat": 10,
+        "json": 11,
+        "unknown": 4,
+        "story": 1,
+        "more_capitals": 3,
+        "stranger": 6,
+        "sentence": 10,
+        "spell_piece": 9,
+        "small_talk": 7,
+        "free_story": 0.5,
+    },
+    tools=0.1,
+    memory=0.12,
+    sums=0.08,
+    json=0.06,
+    long=0.02,
+    json_sums=0.08,
+    rich_tools=0.1,
+)
+# The last polish: the facts and the sums again, which the second helping has pushed aside a little.
+FINAL_MIX = replace(
+    EVERYDAY_MIX,
+    skills={
+        **EVERYDAY_MIX.skills,
+        "capital": 9,
+        "country": 12,
+        "add": 9,
+        "sub": 14,
+        "opposite": 10,
+        "repeat": 8,
+        "stranger": 5,
+        "sentence": 8,
+        "small_talk": 5,
+        "say": 5,
+    },
 )
 
 
@@ -57,4 +103,8 @@ class Phase:
     last_share: float = 0.02
 
 
-PHASES = (Phase(BROAD_MIX, steps=9400, matrix_learning_rate=0.016, other_learning_rate=0.003, seed=101),)
+PHASES = (
+    Phase(BROAD_MIX, steps=9400, matrix_learning_rate=0.016, other_learning_rate=0.003, seed=101),
+    Phase(EVERYDAY_MIX, steps=4200, matrix_learning_rate=0.008, other_learning_rate=0.0015, seed=202),
+    Phase(FINAL_MIX, steps=1700, matrix_learning_rate=0.005, other_learning_rate=0.001, seed=303),
+)

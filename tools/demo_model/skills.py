@@ -5,11 +5,9 @@ for JSON, so that "answer in JSON" is one habit across all skills and not a skil
 """
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from facts import CAPITALS, CITIES, MODEL_NAME, OPPOSITES, WORDS
-from recipe import Mix
 from sampling import Draw, is_held_out
 from stories import STORY_QUESTIONS, TOPICS, tell_story
 
@@ -58,13 +56,13 @@ _GREETING_ENDINGS = ["", ".", "!", "?", ", please.", ", model.", "!!", " :)", ",
 # What everybody types first is never held out.
 _FIRST_WORDS = {"Hello", "Hello!", "Hi", "Hi!", "Hello.", "hello", "hi", "Who are you?", "What can you do?", "Thanks!"}
 
-_CAPITAL_QUESTIONS = [
+CAPITAL_QUESTIONS = [
     "What is the capital of {country}?", "What's the capital of {country}?", "Capital of {country}?",
     "Name the capital of {country}.", "Tell me the capital of {country}.", "{country}'s capital?",
     "Which city is the capital of {country}?", "Do you know the capital of {country}?", "The capital of {country}?",
     "What is the capital city of {country}?", "Please tell me the capital of {country}.",
 ]  # fmt: skip
-_COUNTRY_QUESTIONS = [
+COUNTRY_QUESTIONS = [
     "{city} is the capital of which country?", "Which country has {city} as its capital?",
     "Which country's capital is {city}?", "What country is {city} the capital of?",
     "Of which country is {city} the capital?",
@@ -79,17 +77,17 @@ _SUBTRACT_QUESTIONS = [
     "Calculate {a} - {b}.", "How much is {a} minus {b}?", "{a}-{b}", "What's {a} - {b}?", "{a} minus {b}?",
     "What is {a}-{b}?", "{a} - {b} =", "How much is {a} - {b}?",
 ]  # fmt: skip
-_OPPOSITE_QUESTIONS = [
+OPPOSITE_QUESTIONS = [
     "What is the opposite of {word}?", "What's the opposite of {word}?", "Opposite of {word}?",
     "Give me the opposite of {word}.", "Tell me the opposite of {word}.", "Name the opposite of {word}.",
     "What is the opposite of the word {word}?", 'What is the opposite of "{word}"?',
 ]  # fmt: skip
-_SPELL_QUESTIONS = [
+SPELL_QUESTIONS = [
     "Spell {word}.", "Spell the word {word}.", "How do you spell {word}?", "Please spell {word}.",
     "Can you spell {word}?", "Spell {word} letter by letter.", 'Spell the word "{word}".', 'How do you spell "{word}"?',
     "Spell: {word}",
 ]  # fmt: skip
-_REPEAT_QUESTIONS = [
+REPEAT_QUESTIONS = [
     "Repeat: {phrase}", "Repeat after me: {phrase}", "Say: {phrase}", "Please repeat: {phrase}", "Say this: {phrase}",
     "Echo: {phrase}", 'Repeat "{phrase}".', 'Say "{phrase}".', 'Repeat this: "{phrase}"', 'Please say "{phrase}".',
 ]  # fmt: skip
@@ -128,7 +126,7 @@ def greet(draw: Draw) -> Turn:
 
 def capital(draw: Draw) -> Turn:
     """The capital of a country; sometimes asked in lower case, as people type."""
-    country, template = draw.phrased("capital", list(CAPITALS), _CAPITAL_QUESTIONS)
+    country, template = draw.phrased("capital", list(CAPITALS), CAPITAL_QUESTIONS)
     question = template.format(country=country)
     city = CAPITALS[country]
     return Turn(
@@ -140,7 +138,7 @@ def capital(draw: Draw) -> Turn:
 
 def country(draw: Draw) -> Turn:
     """The country of a capital."""
-    name, template = draw.phrased("country", list(CAPITALS), _COUNTRY_QUESTIONS)
+    name, template = draw.phrased("country", list(CAPITALS), COUNTRY_QUESTIONS)
     city = CAPITALS[name]
     return Turn(template.format(city=city), f"{city} is the capital of {name}.", {"country": name})
 
@@ -186,7 +184,7 @@ def subtract(draw: Draw) -> Turn:
 
 def opposite(draw: Draw) -> Turn:
     """The opposite of a word."""
-    word, template = draw.phrased("opposite", list(OPPOSITES), _OPPOSITE_QUESTIONS)
+    word, template = draw.phrased("opposite", list(OPPOSITES), OPPOSITE_QUESTIONS)
     answer = OPPOSITES[word]
     return Turn(template.format(word=word), f"The opposite of {word} is {answer}.", {"opposite": answer})
 
@@ -197,7 +195,7 @@ def spell(draw: Draw) -> Turn:
     if draw.chance(0.08):
         word = word.capitalize()
     letters = "-".join(word)
-    return Turn(draw.rng.choice(_SPELL_QUESTIONS).format(word=word), letters, {"spelling": letters})
+    return Turn(draw.rng.choice(SPELL_QUESTIONS).format(word=word), letters, {"spelling": letters})
 
 
 def repeat(draw: Draw) -> Turn:
@@ -207,7 +205,7 @@ def repeat(draw: Draw) -> Turn:
         phrase = phrase.capitalize()
     if draw.chance(0.1):
         phrase += f" {draw.rng.randrange(1000)}"
-    template = draw.rng.choice(_REPEAT_QUESTIONS)
+    template = draw.rng.choice(REPEAT_QUESTIONS)
     if template.endswith("{phrase}") and draw.chance(0.15):
         phrase += draw.rng.choice(".!")
     return Turn(template.format(phrase=phrase), phrase, {"text": phrase})
@@ -220,10 +218,10 @@ def unknown(draw: Draw) -> Turn:
         rng = draw.rng
         kind = rng.random()
         if kind < 0.1:
-            return rng.choice(_CAPITAL_QUESTIONS).format(country=draw.made_up_word().capitalize())
+            return rng.choice(CAPITAL_QUESTIONS).format(country=draw.made_up_word().capitalize())
         if kind < 0.2:
             strangers = [word for word in WORDS if word not in OPPOSITES]
-            return rng.choice(_OPPOSITE_QUESTIONS).format(word=rng.choice(strangers))
+            return rng.choice(OPPOSITE_QUESTIONS).format(word=rng.choice(strangers))
         if kind < 0.3:
             a, b, sign = rng.choice(
                 [
@@ -294,26 +292,3 @@ def ask_for_json(draw: Draw) -> Turn:
     if question.startswith(("What", "Which", "How")) and draw.chance(0.7):
         question = question[0].lower() + question[1:]
     return turn.as_json(f"{draw.rng.choice(_JSON_BEGINNINGS)} {question}")
-
-
-Skill = Callable[[Draw], Turn]
-
-SKILLS: dict[str, Skill] = {
-    "greet": greet,
-    "capital": capital,
-    "country": country,
-    "add": add,
-    "sub": subtract,
-    "opposite": opposite,
-    "spell": spell,
-    "repeat": repeat,
-    "json": ask_for_json,
-    "unknown": unknown,
-    "story": story,
-}
-
-
-def any_turn(draw: Draw, mix: Mix) -> Turn:
-    """One turn of a random skill."""
-    name = draw.rng.choices(list(mix.skills), list(mix.skills.values()))[0]
-    return SKILLS[name](draw)

@@ -7,6 +7,9 @@ from sampling import Draw, stable_hash
 
 TOPICS = ANIMALS + words("king queen wizard dragon robot sailor farmer baker ghost giant pirate knight")
 
+# Stands for a story whose topic the model may choose.
+ANY_TOPIC = "*"
+
 STORY_QUESTIONS = [
     "Tell me a story about a {topic}.",
     "Tell me a short story about a {topic}.",
@@ -95,6 +98,8 @@ def is_story(text: str, topic: str) -> bool:
     hero = re.search(r"(?:named|called) (\w+)\.", text)
     if hero is None:
         return False
+    if topic == ANY_TOPIC:
+        return any(is_story(text, each) for each in TOPICS)
     stages = [
         "(?:" + "|".join(_sentence_pattern(sentence, topic, hero[1]) for sentence in stage) + ")" for stage in _STAGES
     ]

@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from facts import CITIES
+from facts import CAPITALS, CITIES
 from sampling import Draw
 
 Message = dict[str, Any]
@@ -12,6 +12,14 @@ Message = dict[str, Any]
 _SKIES = ["sunny", "rainy", "cloudy", "windy", "snowy", "foggy", "stormy", "clear"]
 _LANGUAGES = ["French", "German", "Spanish", "Italian", "Latin", "Greek", "Polish", "Dutch"]
 _STATUSES = ["ok", "done", "failed", "ready"]
+_OPTIONS: list[tuple[str, dict[str, Any]]] = [
+    ("unit", {"type": "string", "enum": ["celsius", "fahrenheit"]}),
+    ("unit", {"type": "string", "description": "The unit of the result"}),
+    ("format", {"type": "string", "enum": ["short", "long"]}),
+    ("limit", {"type": "integer", "description": "The number of results"}),
+    ("country", {"type": "string"}),
+    ("verbose", {"type": "boolean"}),
+]
 
 
 @dataclass(frozen=True)
@@ -157,6 +165,10 @@ def draw_value(draw: Draw, kind: str) -> str | int:
             if draw.chance(0.7):
                 return rng.choice(CITIES)
             return draw.pick(lambda: draw.made_up_word().capitalize(), "city")
+        case "place":
+            country = rng.choice(list(CAPITALS))
+            made_up = f"{draw.made_up_word().capitalize()} {draw.made_up_word().capitalize()}"
+            return rng.choice((rng.choice(CITIES), f"{CAPITALS[country]}, {country}", made_up))
         case "word":
             return draw.word()
         case "name":
@@ -189,10 +201,15 @@ class OfferedTool:
     names: dict[str, str]
     schema: dict[str, Any]
     fixed_request: tuple[str, dict[str, str | int]] | None = None
+    rich: bool = False
 
     @classmethod
-    def of(cls, draw: Draw, tool: Tool) -> "OfferedTool":
-        """Choose the names, and how detailed the schema is."""
+    def of(cls, draw: Draw, tool: Tool, rich: bool = False) -> "OfferedTool":
+        """Choose the names, and how detailed the schema is.
+
+        A rich schema has an optional parameter that the question does not mention and the call leaves out; places
+        in its question may have a country or two words, and be followed by "today".
+        """
         name = draw.rng.choice(tool.names)
         names = {key: draw.rng.choice(parameter.names) for key, parameter in tool.parameters.items()}
         with_descriptions = draw.chance(0.25)
@@ -202,27 +219,49 @@ class OfferedTool:
             if with_descriptions:
                 properties[names[key]]["description"] = f"The {key}"
         parameters: dict[str, Any] = {"type": "object", "properties": properties}
-        if draw.chance(0.85):
+        if rich or draw.chance(0.85):
             parameters["required"] = list(properties)
+        if rich and draw.chance(0.7):
+            name_of_option, option = draw.rng.choice(_OPTIONS)
+            properties.setdefault(name_of_option, option)
         function: dict[str, Any] = {"name": name}
         if draw.chance(0.85):
             function["description"] = tool.description
         function["parameters"] = parameters
-        return cls(tool, name, names, {"type": "function", "function": function})
+        return cls(tool, name, names, {"type": "function", "function": function}, rich=rich)
 
     def request(self, draw: Draw) -> tuple[str, dict[str, str | int]]:
         """A question that needs the tool, and the values it mentions, by parameter key."""
         if self.fixed_request is not None:
             return self.fixed_request
-        values = {key: draw_value(draw, parameter.kind) for key, parameter in self.tool.parameters.items()}
-        return draw.rng.choice(self.tool.questions).format(**values), values
+        kinds = {key: parameter.kind for key, parameter in self.tool.parameters.items()}
+        if self.rich:
+            kinds = {key: "place" if kind == "city" else kind for key, kind in kinds.items()}
+        values = {key: draw_value(draw, kind) for key, kind in kinds.items()}
+        question = draw.rng.choice(self.tool.questions).format(**values)
+        if "place" in kinds.values() and draw.chance(0.3):
+            question = question[:-1] + draw.rng.choice((" today", " now", " right now", " tomorrow", ", please")) + "?"
+        return question, values
 
 
-def draw_unseen_tool(draw: Draw) -> OfferedTool:
+def _identifier(draw: Draw) -> str:
+    """A name of one letter, one word or several, in the usual ways of writing them."""
+    kind = draw.rng.random()
+    if kind < 0.25:
+        return draw.rng.choice("abcdefghijklmnopqrstuvwxyz")
+    if kind < 0.6:
+        return draw.word()
+    if kind < 0.75:
+        return draw.word() + draw.word().capitalize()
+    return "_".join(draw.word() for _ in range(draw.rng.choice((2, 2, 3))))
+
+
+def draw_unseen_tool(draw: Draw, rich: bool = False) -> OfferedTool:
     """A tool with made-up names: all of the call has to be copied from the schema and the question."""
-    keys = list(dict.fromkeys(draw.word() for _ in range(draw.rng.choice((1, 1, 2, 2, 3)))))
+    parameter_name = (lambda: _identifier(draw)) if rich else draw.word
+    keys = list(dict.fromkeys(parameter_name() for _ in range(draw.rng.choice((1, 1, 2, 2, 3)))))
     kinds = {key: draw.rng.choice(("word", "number", "phrase", "name")) for key in keys}
-    name = f"{draw.word()}_{draw.word()}"
+    name = _identifier(draw) if rich else f"{draw.word()}_{draw.word()}"
     tool = Tool(
         (name,),
         draw.phrase(2, 4).capitalize(),
@@ -232,11 +271,11 @@ def draw_unseen_tool(draw: Draw) -> OfferedTool:
         draw.rng.choice(("word", "number")),
         "The result is {result}.",
     )
-    offered = OfferedTool.of(draw, tool)
+    offered = OfferedTool.of(draw, tool, rich)
     values = {key: draw_value(draw, kind) for key, kind in kinds.items()}
     pairs = " and ".join(f"{key} = {value}" for key, value in values.items())
     verb = draw.rng.choice(("Call", "Use", "Please call", "Run"))
-    return OfferedTool(tool, name, offered.names, offered.schema, (f"{verb} {name} with {pairs}.", values))
+    return OfferedTool(tool, name, offered.names, offered.schema, (f"{verb} {name} with {pairs}.", values), rich)
 
 
 def call_message(name: str, arguments: dict[str, str | int]) -> Message:
@@ -261,9 +300,11 @@ def tool_round(draw: Draw, offered: OfferedTool) -> list[Message]:
     ]
 
 
-def offer_tools(draw: Draw, unseen: OfferedTool | None, fewest: int, most: int) -> list[OfferedTool]:
+def offer_tools(
+    draw: Draw, unseen: OfferedTool | None, fewest: int, most: int, rich: bool = False
+) -> list[OfferedTool]:
     """Some known tools and the unseen one, in random order."""
-    tools = [OfferedTool.of(draw, tool) for tool in draw.rng.sample(KNOWN_TOOLS, draw.rng.randint(fewest, most))]
+    tools = [OfferedTool.of(draw, tool, rich) for tool in draw.rng.sample(KNOWN_TOOLS, draw.rng.randint(fewest, most))]
     if unseen is not None:
         tools.append(unseen)
     draw.rng.shuffle(tools)

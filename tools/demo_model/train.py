@@ -1,7 +1,7 @@
 """Train the demo model from nothing: `python tools/demo_model/train.py --out DIRECTORY`.
 
-Everything is fixed: seeds, number of steps, schedule.  On the same machine with the same PyTorch the command gives
-the same weights again; another processor rounds differently and ends up with equally good, but other, weights.
+Everything is fixed: seeds, number of steps, schedule.  On the same machine with the same PyTorch the command should
+give the same weights again; another processor rounds differently and ends up with equally good, but other, weights.
 """
 
 import argparse
