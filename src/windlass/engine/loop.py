@@ -8,7 +8,6 @@ signal handler, or in a finalizer that the garbage collector starts in the middl
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,12 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from windlass.engine.batch import make_batch
+from windlass.engine.metrics import EngineMetrics
 from windlass.engine.pages import PagePool
-from windlass.engine.request import FinishReason, Request
-from windlass.engine.sampler import Sampler, token_logprobs
+from windlass.engine.recorder import AbortCause, MetricsRecorder
+from windlass.engine.request import SPENT, FinishReason, Output, Request, TokenLogprobs
+from windlass.engine.sampler import Sampler
 from windlass.engine.scheduler import Chunk, Scheduler
 from windlass.engine.state import EngineState, Lifecycle
 from windlass.engine.stream import StreamBack, TokenEvent
+from windlass.engine.threads import join_started
+from windlass.engine.tracing import TraceRecorder
 from windlass.errors import (
     EngineOverloadedError,
     InvalidRequestError,
@@ -31,6 +34,7 @@ from windlass.errors import (
     RequestError,
     RequestTimeoutError,
 )
+from windlass.native.sampling import SampledToken
 from windlass.program.executor import Executor, StepCancelledError
 
 STEP_SECONDS = 0.1
@@ -38,6 +42,9 @@ STEP_SECONDS = 0.1
 
 FIRST_CHUNK = 32
 """Prefill tokens beside decoding while the speed of this model on this machine is not known yet."""
+
+PACE_TOKENS = 16
+"""A step of fewer tokens says nothing about the speed of prefill."""
 
 RETRY_SECONDS = 1.0
 """What an overloaded engine asks callers to wait before they try again."""
@@ -64,11 +71,12 @@ class Runtime:
         max_tokens: int,
         active_vocab_size: int,
         prefix_cache: bool = True,
+        kernels: str | None = None,
     ) -> Runtime:
-        """Put a scheduler over ``num_pages`` pages and a sampler beside an executor."""
+        """Put a scheduler over ``num_pages`` pages and a sampler that uses ``kernels`` beside an executor."""
         pool = PagePool(num_pages, prefix_cache=prefix_cache)
         scheduler = Scheduler(pool, max_num_sequence=max_num_sequence, max_tokens=max_tokens)
-        return cls(executor, scheduler, Sampler(active_vocab_size))
+        return cls(executor, scheduler, Sampler(active_vocab_size, kernels))
 
 
 class EngineCore:
@@ -85,6 +93,7 @@ class EngineCore:
         *,
         max_waiting_requests: int = 1024,
         max_waiting_tokens: int | None = None,
+        trace: TraceRecorder | None = None,
     ) -> None:
         self.lifecycle = lifecycle
         self._max_waiting_requests = max_waiting_requests
@@ -94,12 +103,17 @@ class EngineCore:
         self._runtime: Runtime | None = runtime
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._stream_back = StreamBack()
+        self._recorder = MetricsRecorder(trace=trace)
         self._open: dict[str, tuple[Request, ...]] = {}
         self._exiting = False
         self._ended = False
         self._reruns = 0
         self._seconds_per_token = 0.0
-        self._idle_waiters: list[threading.Event] = []
+        # Queues and not events: an event takes a lock, which whoever is interrupted by the waking may hold.
+        self._idle_waiters: list[SimpleQueue[None]] = []
+        self._unpublished: list[TokenEvent] = []
+        self._threads: tuple[threading.Thread, ...] = ()
+        self._silent_but_for: tuple[threading.Thread, ...] | None = None
 
     def init_threaded_engine(self) -> tuple[threading.Thread, threading.Thread]:
         """Start the engine thread and the stream-back thread, daemons both, and return them.
@@ -111,14 +125,21 @@ class EngineCore:
         stream_back = threading.Thread(
             target=self.run_background_stream_back_loop, name="windlass-stream-back", daemon=True
         )
-        stream_back.start()
+        self._threads = (loop, stream_back)
         try:
+            stream_back.start()
             loop.start()
+            return loop, stream_back
         except BaseException:
+            self._exiting = True
+            self._inbox.put(_nothing)
             self._stream_back.stop()
-            stream_back.join()
+            self.join()
             raise
-        return loop, stream_back
+
+    def join(self) -> None:
+        """Wait until both loops have ended, if they were started."""
+        join_started(self._threads)
 
     # Called by any thread.
 
@@ -137,16 +158,17 @@ class EngineCore:
             if self._open.setdefault(request_id, requests) is not requests:
                 raise InvalidRequestError(f"the request id {request_id!r} is in use", param="request_id")
             self._waiting.update(dict.fromkeys(requests))
-        # An exit that began after the first look has either seen the entry in _open or is seen here.
         try:
+            # An exit that began after the first look has either seen the entry in _open or is seen here.
             self._refuse()
+            self._inbox.put(partial(self._admit, requests, self._recorder.now()))
+            deadline = requests[0].deadline
+            if deadline is not None:
+                self._stream_back.expect(requests, deadline)
         except BaseException:
+            self._inbox.put(partial(self._remove, requests, AbortCause.CALLER))
             self._forget(requests)
             raise
-        self._inbox.put(partial(self._admit, requests))
-        deadline = requests[0].deadline
-        if deadline is not None:
-            self._stream_back.expect(requests, deadline)
 
     def abort_request(self, request_id: str, error: RequestError | None = None) -> None:
         """End the requests of ``request_id`` with ``error``; unknown and finished ids are ignored."""
@@ -154,35 +176,41 @@ class EngineCore:
         if requests is not None:
             self.drop(requests, error)
 
-    def drop(self, requests: tuple[Request, ...], error: RequestError | None = None) -> None:
+    def drop(
+        self,
+        requests: tuple[Request, ...],
+        error: RequestError | None = None,
+        cause: AbortCause = AbortCause.CALLER,
+    ) -> None:
         """End exactly these ``requests`` of one call with ``error``, unless they are finished."""
         request_id = requests[0].request_id
-        if self._open.get(request_id) is not requests:
+        if self._open.get(request_id) is not requests or self.lifecycle.forked:
             return
         for request in requests:
             request.output.fail(error or RequestAbortedError(f"request {request_id!r} was aborted"))
-        self._inbox.put(partial(self._remove, requests))
+        self._inbox.put(partial(self._remove, requests, cause))
         if self._reruns < MAX_RERUNS:
             self._cancel_step()
 
-    def finish_early(self, request_id: str, choice: int) -> None:
-        """Stop generating one choice, whose output has ended well by itself (a stop string)."""
+    def finish_early(self, request_id: str, output: Output) -> None:
+        """Stop generating the choice whose ``output`` has ended well by itself (a stop string)."""
+        # The id may belong to another call by now.
         requests = self._open.get(request_id, ())
-        self._inbox.put(partial(self._remove, requests[choice : choice + 1]))
+        self._inbox.put(partial(self._remove, tuple(r for r in requests if r.output is output), None))
 
-    def abort_all(self, reason: str) -> None:
+    def abort_all(self, reason: str, cause: AbortCause) -> None:
         """End every open request with ``RequestAbortedError``."""
         for requests in list(self._open.values()):
-            self.drop(requests, RequestAbortedError(f"request {requests[0].request_id!r} was aborted: {reason}"))
+            self.drop(requests, RequestAbortedError(f"request {requests[0].request_id!r} was aborted: {reason}"), cause)
 
     def reset(self) -> None:
         """Abort every open request and forget all cached prefixes."""
-        self.abort_all("the engine was reset")
+        self.abort_all("the engine was reset", AbortCause.RESET)
         self._perform(self._clear_cache)
 
     def unload(self) -> None:
         """Abort every open request and free the model. Returns when its memory is free; no-op without a model."""
-        self.abort_all("the model was unloaded")
+        self.abort_all("the model was unloaded", AbortCause.UNLOAD)
         self._perform(self._close_runtime)
 
     def reload(self, runtime: Runtime) -> None:
@@ -196,24 +224,46 @@ class EngineCore:
         self._end_all(self.lifecycle.terminated)
         self._inbox.put(_nothing)
 
-    def stop_silently(self) -> None:
-        """Tell both loops to end, but no consumer: for the end of the interpreter."""
+    def stop_delivery(self) -> None:
+        """Tell the stream-back loop to end; for when the engine loop has ended."""
+        self._stream_back.stop()
+
+    def stop_silently(self, own_threads: tuple[threading.Thread, ...]) -> None:
+        """Tell both loops to end, but no consumer: for the end of the interpreter.
+
+        From here on a daemon thread that calls waits for its end here, instead of hearing of an error that nobody
+        will handle; of these, ``own_threads`` of the engine end.
+        """
+        self._silent_but_for = own_threads
         self._open.clear()
         self.exit_background_loop()
 
     def wait_until_idle(self, timeout: float | None) -> bool:
         """Wait until no accepted request is unfinished; return False when ``timeout`` seconds pass first."""
-        waiter = threading.Event()
+        waiter: SimpleQueue[None] = SimpleQueue()
         self._idle_waiters.append(waiter)
         try:
-            return not self._open or waiter.wait(timeout)
+            if self._open and not self._exiting:
+                waiter.get(timeout=timeout)
+            return True
+        except Empty:
+            return False
         finally:
             self._idle_waiters.remove(waiter)
 
     def wake_idle_waiters(self) -> None:
         """Let every ``wait_until_idle`` return."""
         for waiter in list(self._idle_waiters):
-            waiter.set()
+            waiter.put(None)
+
+    @property
+    def silent(self) -> bool:
+        """True once the interpreter has begun to end."""
+        return self._silent_but_for is not None
+
+    def metrics(self) -> EngineMetrics:
+        """Return what the engine has counted. Takes no lock, waits for nothing."""
+        return self._recorder.snapshot(self.lifecycle.current)
 
     @property
     def num_open(self) -> int:
@@ -237,6 +287,10 @@ class EngineCore:
         return sum(free)
 
     def _refuse(self) -> None:
+        if self._silent_but_for is not None and threading.current_thread().daemon:
+            if threading.current_thread() in self._silent_but_for:
+                raise SystemExit
+            SimpleQueue[None]().get()
         error = self.lifecycle.refusal()
         if error is not None:
             raise error
@@ -281,7 +335,7 @@ class EngineCore:
         Raises:
             Exception: whatever the command raised.
         """
-        done = threading.Event()
+        done: SimpleQueue[None] = SimpleQueue()
         errors: list[Exception] = []
 
         def run() -> None:
@@ -289,13 +343,13 @@ class EngineCore:
                 command()
             except Exception as error:  # it belongs to the caller, not to the engine thread
                 errors.append(error)
-            done.set()
+            done.put(None)
 
         self._inbox.put(run)
         if self._ended:
             # The engine thread looks at its inbox once more after it set the flag, so one of the two runs the command.
             self._run_commands(block=False)
-        done.wait()
+        done.get()
         if errors:
             raise errors[0]
 
@@ -309,18 +363,24 @@ class EngineCore:
 
     def run_background_loop(self) -> None:
         """Serve requests until ``exit_background_loop``; then free the model. The engine thread's whole life."""
+        cause = AbortCause.TERMINATION
         try:
             while not self._exiting:
                 self._run_commands(block=not self._has_work)
+                self._publish_metrics()
                 if self._has_work and not self._exiting:
                     self._step()
         except BaseException as error:  # whatever it was, every waiter must hear of it
+            cause = AbortCause.FAILURE
             self._fail(error)
         finally:
+            self._recorder.aborted_all(cause)
             self._stream_back.stop()
-            self._close_runtime()
-            self._ended = True
-            self._run_commands(block=False)
+            try:
+                self._close_runtime()
+            finally:
+                self._ended = True
+                self._run_commands(block=False)
 
     @property
     def _has_work(self) -> bool:
@@ -339,31 +399,49 @@ class EngineCore:
             self._end_all(self.lifecycle.failure)
         else:
             self._end_all(self.lifecycle.terminated)
+        # These may have left _open already.
+        for event in list(self._unpublished):
+            event.request.output.fail(self.lifecycle.failure())
         self._open.clear()
 
-    def _admit(self, requests: tuple[Request, ...]) -> None:
+    def _publish_metrics(self) -> None:
+        self._recorder.publish(None if self._runtime is None else self._runtime.scheduler)
+
+    def _admit(self, requests: tuple[Request, ...], at: float) -> None:
         for request in requests:
             if not request.ended and self._runtime is not None:
+                self._recorder.accepted(request, at)
                 self._runtime.scheduler.add(request)
 
-    def _remove(self, requests: tuple[Request, ...]) -> None:
+    def _remove(self, requests: tuple[Request, ...], cause: AbortCause | None) -> None:
+        """End ``requests`` for ``cause``; None when their outputs ended well by themselves."""
         for request in requests:
+            if cause is None:
+                self._recorder.finished(request, FinishReason.STOP)
+            else:
+                self._recorder.aborted(request, cause)
             if self._runtime is not None:
                 self._runtime.scheduler.remove(request)
             self._end(request)
+            # Its output has ended, or whoever removes it would not.
+            request.output = SPENT
 
     def _install(self, runtime: Runtime) -> None:
         if self._ended or self._runtime is not None:
             runtime.executor.close()
         else:
             self._runtime = runtime
+            self._seconds_per_token = 0.0
 
     def _clear_cache(self) -> None:
         if self._runtime is not None:
             self._runtime.scheduler.pool.clear()
+        self._recorder.reset()
+        self._publish_metrics()
 
     def _close_runtime(self) -> None:
         runtime, self._runtime = self._runtime, None
+        self._publish_metrics()
         if runtime is not None:
             runtime.executor.close()
 
@@ -382,14 +460,19 @@ class EngineCore:
         chunks = runtime.scheduler.schedule(self._prefill_budget(runtime.scheduler))
         for chunk in chunks:
             self._waiting.pop(chunk.request, None)
-        started = time.perf_counter()
+        while runtime.scheduler.preempted:
+            self._recorder.preempted(runtime.scheduler.preempted.pop())
+        started = self._recorder.now()
         try:
             logits = runtime.executor.run(make_batch(chunks))
         except StepCancelledError:
             self._reruns += 1
+            self._recorder.step_cancelled(started, self._recorder.now())
             return
         self._reruns = 0
-        self._pace(sum(chunk.num_tokens for chunk in chunks), time.perf_counter() - started)
+        ended = self._recorder.now()
+        self._recorder.step(chunks, started, ended)
+        self._pace(sum(chunk.num_tokens for chunk in chunks), ended - started)
         self._publish(runtime, chunks, logits)
 
     def _prefill_budget(self, scheduler: Scheduler) -> int:
@@ -398,53 +481,71 @@ class EngineCore:
             return scheduler.max_tokens
         if not self._seconds_per_token:
             return min(scheduler.max_tokens, FIRST_CHUNK)
-        return min(scheduler.max_tokens, int(STEP_SECONDS / self._seconds_per_token))
+        # Never less than what measures the speed again: a step that was slow by chance must not slow all others.
+        return min(scheduler.max_tokens, max(PACE_TOKENS, int(STEP_SECONDS / self._seconds_per_token)))
 
     def _pace(self, num_tokens: int, seconds: float) -> None:
-        if num_tokens >= 16:
+        if num_tokens >= PACE_TOKENS:
             self._seconds_per_token = seconds / num_tokens
 
     def _publish(self, runtime: Runtime, chunks: Sequence[Chunk], logits: NDArray[np.float32]) -> None:
         """Account for a step that ran: draw the next tokens, end what is finished, hand all of it over."""
-        events: list[TokenEvent] = []
-        row = 0
+        completed = [chunk.request for chunk in chunks if chunk.completes]
         for chunk in chunks:
-            request = chunk.request
-            completes = chunk.completes
             runtime.scheduler.advance(chunk)
-            if completes:
-                token_id = runtime.sampler.sample(
-                    logits[row], request.sampling, request.token_ids, len(request.prompt_ids)
-                )
-                events.append(self._advance(runtime.scheduler, request, token_id, logits[row]))
-                row += 1
-        if events:
-            self._stream_back.publish(events)
+        tokens = runtime.sampler.sample(logits, completed)
+        for request, token in zip(completed, tokens, strict=True):
+            self._advance(runtime.scheduler, request, token)
+        # Before the callers hear of it, so that whoever has an answer finds it counted.
+        self._recorder.publish(runtime.scheduler)
+        if self._unpublished:
+            self._stream_back.publish(self._unpublished)
+            self._unpublished = []
 
-    def _advance(
-        self, scheduler: Scheduler, request: Request, token_id: int, logits: NDArray[np.float32]
-    ) -> TokenEvent:
-        logprobs = None
-        if request.num_logprobs is not None:
-            logprobs = token_logprobs(logits, token_id, request.num_logprobs)
+    def _advance(self, scheduler: Scheduler, request: Request, token: SampledToken) -> None:
+        token_id = token.token_id
+        logprobs = None if token.logprob is None else TokenLogprobs(token.logprob, token.top)
         request.token_ids.append(token_id)
         stopped = token_id in request.stop_token_ids
+        self._recorder.token(request, stop=stopped)
         reason = FinishReason.STOP if stopped else None
         if reason is None and request.num_generated >= request.max_tokens:
             reason = FinishReason.LENGTH
+        self._unpublished.append(TokenEvent(request, None if stopped else token_id, logprobs, reason))
         if reason is not None:
+            self._recorder.finished(request, reason)
             scheduler.remove(request)
             self._end(request)
-        return TokenEvent(request.output, None if stopped else token_id, logprobs, reason)
 
     # The stream-back thread.
 
     def run_background_stream_back_loop(self) -> None:
         """Deliver what the engine thread publishes until it ends. The stream-back thread's whole life."""
-        self._stream_back.run(self._time_out)
+        try:
+            self._stream_back.run(self._time_out, self._give_up)
+        except BaseException as error:  # nobody would be answered any more
+            self._fail(error)
+            self._exiting = True
+            self._cancel_step()
+            self._inbox.put(_nothing)
+            self._stream_back.abandon(self.lifecycle.failure)
+        # Once more, for an exit that was interrupted before it had told everybody.
+        self._end_all(self.lifecycle.terminated)
+        for requests in list(self._open.values()):
+            for request in requests:
+                request.output = SPENT
 
     def _time_out(self, requests: tuple[Request, ...]) -> None:
-        self.drop(requests, RequestTimeoutError("the request did not finish within its timeout"))
+        self.drop(requests, RequestTimeoutError("the request did not finish within its timeout"), AbortCause.TIMEOUT)
+
+    def _give_up(self, request: Request, cause: BaseException) -> None:
+        """End the call of a request whose output does not work."""
+        error = RequestAbortedError(f"its output could not be delivered ({type(cause).__name__})")
+        error.__cause__ = cause
+        request.output.fail(error)
+        requests = self._open.get(request.request_id)
+        if requests is not None and request in requests:
+            self.drop(requests, error, AbortCause.DELIVERY)
 
 
 def _nothing() -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from windlass.engine.pages import CachedPage
+from windlass.native.sampling import SequenceSampler
 
 
 class FinishReason(enum.Enum):
@@ -34,6 +35,22 @@ class Output(Protocol):
     def fail(self, error: BaseException) -> None:
         """The request ended with ``error``."""
         ...
+
+
+class _SpentOutput:
+    """Takes the place of an output that has ended, so that a call that is kept does not keep the model's text side."""
+
+    def put(self, token_id: int, logprobs: TokenLogprobs | None) -> None:
+        """Ignore what comes after the ending."""
+
+    def finish(self, reason: FinishReason) -> None:
+        """Ignore it: the first ending counts."""
+
+    def fail(self, error: BaseException) -> None:
+        """Ignore it: the first ending counts."""
+
+
+SPENT = _SpentOutput()
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +118,12 @@ class Request:
     num_reused: int = field(init=False, default=0)
     """Prompt tokens that were found in the prefix cache when the request was first admitted."""
     ended: bool = field(init=False, default=False)
+    sequence: SequenceSampler = field(init=False)
+    """Draws its tokens, and knows which of them are penalized."""
 
     def __post_init__(self) -> None:
         self.token_ids = list(self.prompt_ids)
+        self.sequence = SequenceSampler(**{name: getattr(self.sampling, name) for name in SamplingParams.__slots__})
 
     @property
     def num_generated(self) -> int:

@@ -37,6 +37,8 @@ class Scheduler:
         self.max_tokens = max_tokens
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
+        self.preempted: list[Request] = []
+        """Requests that gave their pages back, until the engine thread takes them out."""
 
     @property
     def has_work(self) -> bool:
@@ -160,6 +162,7 @@ class Scheduler:
         return True
 
     def _preempt(self, request: Request) -> None:
+        self.preempted.append(request)
         self.running.remove(request)
         self._free_pages(request)
         self.waiting.appendleft(request)

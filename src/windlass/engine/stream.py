@@ -9,14 +9,13 @@ from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
-from windlass.engine.request import FinishReason, Output, Request, TokenLogprobs
-from windlass.errors import RequestAbortedError
+from windlass.engine.request import SPENT, FinishReason, Request, TokenLogprobs
 
 
 class TokenEvent(NamedTuple):
     """What a step published for one request: a token, an ending, or both."""
 
-    output: Output
+    request: Request
     token_id: int | None
     logprobs: TokenLogprobs | None
     reason: FinishReason | None
@@ -39,6 +38,8 @@ class StreamBack:
     def __init__(self) -> None:
         self._queue: SimpleQueue[Sequence[TokenEvent] | _Deadline | None] = SimpleQueue()
         self._numbers = itertools.count()
+        # What run has in its hands.
+        self._item: Sequence[TokenEvent] | _Deadline | None = ()
 
     def publish(self, events: Sequence[TokenEvent]) -> None:
         """Have ``events`` delivered, in order."""
@@ -52,12 +53,18 @@ class StreamBack:
         """Have ``run`` return once it has delivered what was published before."""
         self._queue.put(None)
 
-    def run(self, time_out: Callable[[tuple[Request, ...]], None]) -> None:
-        """Deliver until ``stop``; call ``time_out`` with the requests of every call that runs out of time."""
+    def run(
+        self, time_out: Callable[[tuple[Request, ...]], None], give_up: Callable[[Request, BaseException], None]
+    ) -> None:
+        """Deliver until ``stop``.
+
+        Call ``time_out`` with the requests of every call that runs out of time, and ``give_up`` with a request whose
+        output raised, and what it raised.
+        """
         deadlines: list[_Deadline] = []
         while True:
             try:
-                item = self._queue.get(timeout=_seconds_to(deadlines))
+                item = self._item = self._queue.get(timeout=_seconds_to(deadlines))
             except Empty:
                 time_out(heapq.heappop(deadlines).requests)
                 continue
@@ -67,12 +74,25 @@ class StreamBack:
                 heapq.heappush(deadlines, item)
             else:
                 for event in item:
-                    _deliver(event)
+                    try:
+                        _deliver(event)
+                    except BaseException as error:  # one request must not stop the others
+                        give_up(event.request, error)
                 del event
             # Nothing of a request that is over may stay behind while this thread waits.
             del item
+            self._item = ()
             while deadlines and all(request.ended for request in deadlines[0].requests):
                 heapq.heappop(deadlines)
+
+    def abandon(self, error: Callable[[], BaseException]) -> None:
+        """Once ``run`` has raised: fail all that was published and is not delivered, until ``stop``."""
+        item = self._item
+        while item is not None:
+            if not isinstance(item, _Deadline):
+                for event in item:
+                    event.request.output.fail(error())
+            item = self._queue.get()
 
 
 def _seconds_to(deadlines: list[_Deadline]) -> float | None:
@@ -80,13 +100,9 @@ def _seconds_to(deadlines: list[_Deadline]) -> float | None:
 
 
 def _deliver(event: TokenEvent) -> None:
-    output, token_id, logprobs, reason = event
-    try:
-        if token_id is not None:
-            output.put(token_id, logprobs)
-        if reason is not None:
-            output.finish(reason)
-    except Exception as error:  # one request must not stop the others
-        failure = RequestAbortedError(f"its output could not be delivered ({type(error).__name__})")
-        failure.__cause__ = error
-        output.fail(failure)
+    request, token_id, logprobs, reason = event
+    if token_id is not None:
+        request.output.put(token_id, logprobs)
+    if reason is not None:
+        request.output.finish(reason)
+        request.output = SPENT

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from windlass.native.executor import NativeExecutor, kv_bytes_per_page
 from windlass.program.executor import Executor
 from windlass.program.reference import ReferenceExecutor
 from windlass.quantization import Format, Scheme, Tensor, get_scheme
+from windlass.serve import alive
 from windlass.serve.memory import available_bytes
 from windlass.serve.progress import Interruptible, Progress, TerminalProgress
 from windlass.text.text_model import TextModel
@@ -51,6 +52,7 @@ class LoadedModel:
             max_tokens=self.sizes.prefill_chunk_size,
             active_vocab_size=self.active_vocab_size,
             prefix_cache=self.config.prefix_cache_mode == "radix",
+            kernels=self.config.kernels,
         )
 
 
@@ -96,7 +98,9 @@ def load_model(
         sizes = _settle(path, config, definition, scheme, source, kv_dtype)
         weights = _weights(definition, scheme, source, progress)
         executor = _make_executor(path, config, definition, weights, sizes, kv_dtype)
-        return LoadedModel(
+        on_failure = stack.enter_context(ExitStack())
+        on_failure.callback(executor.close)
+        loaded = LoadedModel(
             name=name,
             definition=definition,
             text=text,
@@ -105,6 +109,8 @@ def load_model(
             config=_completed(config, path, sizes, kv_dtype, executor),
             active_vocab_size=_active_vocab_size(directory, definition, text),
         )
+        on_failure.pop_all()
+        return loaded
 
 
 def _wanted_scheme(directory: ModelDirectory, config: EngineConfig) -> Scheme | None:
@@ -154,12 +160,16 @@ def _settle(
 ) -> Sizes:
     weights = _weight_bytes(definition, scheme, _float_format(scheme, source, definition))
     free = int(available_bytes() * config.gpu_memory_utilization)
-    if weights > free:
-        raise LoadError(path, f"the weights take {weights >> 20} MiB, but {free >> 20} MiB of memory are available")
+    page_bytes = kv_bytes_per_page(definition.program, kv_dtype)
+    if weights + page_bytes > free:
+        raise LoadError(
+            path,
+            f"the weights take {weights >> 20} MiB, but {free >> 20} MiB of memory are available{alive.hint()}",
+        )
     return settle_sizes(
         config,
         context_length=definition.context_length,
-        kv_bytes_per_page=kv_bytes_per_page(definition.program, kv_dtype),
+        kv_bytes_per_page=page_bytes,
         free_bytes=free - weights,
     )
 
@@ -169,7 +179,7 @@ def _weights(
 ) -> Iterable[tuple[str, Tensor]]:
     specs = definition.program.weights
     if source is None:
-        return dummy_weights(specs, scheme)
+        return _reported(dummy_weights(specs, scheme), len(specs), progress)
     return load_weights(
         specs,
         source,
@@ -177,6 +187,12 @@ def _weights(
         ignored=definition.ignored_tensors,
         progress=lambda done, total: progress("packing weights", done, total),
     )
+
+
+def _reported(weights: Iterable[tuple[str, Tensor]], total: int, progress: Progress) -> Iterator[tuple[str, Tensor]]:
+    for done, weight in enumerate(weights):
+        progress("making weights", done, total)
+        yield weight
 
 
 def _make_executor(
@@ -208,7 +224,8 @@ def _make_executor(
             kernels=config.kernels,
         )
     except MemoryError as error:
-        raise LoadError(path, "there is not enough memory for the weights and the KV cache") from error
+        reason = f"there is not enough memory for the weights and the KV cache{alive.hint()}"
+        raise LoadError(path, reason) from error
 
 
 def _completed(config: EngineConfig, path: Path, sizes: Sizes, kv_dtype: KVStorage, executor: Executor) -> EngineConfig:

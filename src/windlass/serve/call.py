@@ -34,8 +34,8 @@ class CallInfo:
 class Format(Protocol[Chunk_co, Response_co]):
     """Turns pieces into OpenAI's objects."""
 
-    def chunk(self, piece: Piece) -> Chunk_co:
-        """Return the stream element of one piece."""
+    def chunk(self, piece: Piece) -> Chunk_co | None:
+        """Return the stream element of one piece, None when there is nothing to say yet."""
         ...
 
     def usage_chunk(self, usage: Usage) -> Chunk_co:
@@ -71,6 +71,14 @@ class Call(Generic[Box, Chunk_co, Response_co]):
     def abort(self) -> None:
         """Free what the call holds in the engine. No-op when it has ended; takes no lock."""
         self.core.drop(self.requests)
+
+    def check_process(self) -> None:
+        """Raise EngineForkedError in a forked child, where nobody would ever answer."""
+        if self.core.lifecycle.forked:
+            raise self.core.lifecycle.foreign()
+
+    # Whoever was to read it was interrupted.
+    __del__ = abort
 
 
 class _Collector(Generic[Chunk_co, Response_co]):
@@ -139,7 +147,9 @@ class _StreamBase(Generic[Box, Chunk_co]):
     def _take(self, piece: Piece | None) -> None:
         if piece is not None:
             self._num_tokens[piece.index] = piece.num_tokens
-            self._ready.append(self._call.format.chunk(piece))
+            chunk = self._call.format.chunk(piece)
+            if chunk is not None:
+                self._ready.append(chunk)
             return
         self._finish()
         if self._call.info.include_usage:
@@ -162,6 +172,7 @@ class Stream(_StreamBase[SyncMailbox, Chunk_co]):
             if self._over:
                 raise StopIteration
             try:
+                self._call.check_process()
                 self._take(self._call.mailbox.get())
             except BaseException:
                 self._abort()
@@ -193,6 +204,7 @@ class AsyncStream(_StreamBase[AsyncMailbox, Chunk_co]):
             if self._over:
                 raise StopAsyncIteration
             try:
+                self._call.check_process()
                 self._take(await self._call.mailbox.get())
             except BaseException:
                 self._abort()

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from types import TracebackType
 
 from typing_extensions import Self
 
-from windlass.serve.build import LoadedModel
+from windlass.engine.metrics import EngineMetrics
 from windlass.serve.call import Call, Chunk_co, Response_co
 from windlass.serve.chat import AsyncChat, Chat
 from windlass.serve.completions import AsyncCompletions, Completions
 from windlass.serve.engine_base import MLCEngineBase
 from windlass.serve.mailbox import AsyncMailbox
-from windlass.serve.preparer import Preparer, run_in_thread
+from windlass.serve.preparer import run_in_thread
 
 
 class MLCEngine(MLCEngineBase):
@@ -57,6 +58,14 @@ class MLCEngine(MLCEngineBase):
         """
         self._reload(model)
 
+    def metrics(self) -> EngineMetrics:
+        """What the engine has done and is doing; works in every state but TERMINATED.
+
+        Raises:
+            EngineTerminatedError: the engine was terminated.
+        """
+        return self._metrics()
+
     def reset(self) -> None:
         """Abort every open request with ``RequestAbortedError``; the engine goes on serving."""
         self._parts()[0].reset()
@@ -79,9 +88,7 @@ class AsyncMLCEngine(MLCEngineBase):
             print(chunk.choices[0].delta.content or "", end="")
     """
 
-    def _start(self, loaded: LoadedModel) -> None:
-        self._preparer = Preparer()
-        super()._start(loaded)
+    _prepares_in_thread = True
 
     @property
     def chat(self) -> AsyncChat:
@@ -107,9 +114,13 @@ class AsyncMLCEngine(MLCEngineBase):
         """As ``MLCEngine.reload``, without blocking the event loop."""
         await run_in_thread(lambda: self._reload(model))
 
+    async def metrics(self) -> EngineMetrics:
+        """As ``MLCEngine.metrics``."""
+        return self._metrics()
+
     async def reset(self) -> None:
-        """As ``MLCEngine.reset``."""
-        self._parts()[0].reset()
+        """As ``MLCEngine.reset``, without blocking the event loop."""
+        await run_in_thread(self._parts()[0].reset)
 
     async def aterminate(self, *, drain: bool = False, timeout: float | None = None) -> None:
         """As ``terminate``, without blocking the event loop."""
@@ -127,16 +138,15 @@ class AsyncMLCEngine(MLCEngineBase):
         self, start: Callable[[], Call[AsyncMailbox, Chunk_co, Response_co]]
     ) -> Call[AsyncMailbox, Chunk_co, Response_co]:
         """Run ``start`` in the engine's own thread; when the task is cancelled meanwhile, abort what it started."""
-        return await self._preparer.run(start, Call.abort)
+        self._check_process()
+        preparer = self._preparer
+        if preparer is None:
+            raise self._lifecycle.terminated()
+        loop = asyncio.get_running_loop()
 
-    def _stop_loops(self) -> None:
-        super()._stop_loops()
-        self._preparer.stop()
+        def start_for_loop() -> Call[AsyncMailbox, Chunk_co, Response_co]:
+            call = start()
+            call.mailbox.attach(loop)
+            return call
 
-    def _stop_loops_from_finalizer(self) -> None:
-        super()._stop_loops_from_finalizer()
-        self._preparer.stop()
-
-    def _join_loops(self) -> None:
-        super()._join_loops()
-        self._preparer.join()
+        return await preparer.run(start_for_loop, Call.abort)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -13,9 +14,12 @@ from windlass.config import EngineConfig
 from windlass.demo import model_directory
 from windlass.engine.exit import forget, stop_at_exit
 from windlass.engine.loop import EngineCore
+from windlass.engine.metrics import EngineMetrics
 from windlass.engine.state import EngineState, Lifecycle
+from windlass.serve import alive
 from windlass.serve.build import LoadedModel, load_model
-from windlass.serve.memory import return_free_memory
+from windlass.serve.memory import release_frames, return_free_memory
+from windlass.serve.preparer import Preparer
 from windlass.text.text_model import TextModel
 from windlass.weights.hub import resolve_model
 
@@ -29,6 +33,9 @@ class MLCEngineBase:
     ``terminate()`` is the documented way to end it; ``with`` does it at the end of a block. The threads know the core
     only, never this object, so that dropping the last reference ends them too (with a ``ResourceWarning``).
     """
+
+    _prepares_in_thread = False
+    """True for a face that must not block its caller while a call is prepared."""
 
     def __init__(
         self,
@@ -71,15 +78,34 @@ class MLCEngineBase:
         self._settings = (engine_config or EngineConfig()).with_arguments(
             model=model, model_lib=model_lib, mode=mode, quantization=quantization
         )
-        loaded = _load(self._settings)
+        self._loader: int | None = None
+        self._loops_told = False
         try:
-            self._start(loaded)
-        except BaseException:
-            loaded.executor.close()
+            self._start(_load(self._settings))
+        except BaseException as error:
+            release_frames(error)
+            return_free_memory()
             raise
 
     def _start(self, loaded: LoadedModel) -> None:
-        """Start the two loops, the last thing that construction does."""
+        """Start the engine's threads, the last thing that construction does; when that fails, all is undone."""
+        self._core: EngineCore | None = None
+        self._preparer: Preparer | None = None
+        try:
+            self._start_threads(loaded)
+        except BaseException:
+            self.__dict__.pop("_ffi", None)
+            if self._core is not None:
+                self._core.exit_background_loop()
+                self._core.join()
+            if self._preparer is not None:
+                self._preparer.stop()
+            self._join_loops()
+            loaded.executor.close()
+            self._release()
+            raise
+
+    def _start_threads(self, loaded: LoadedModel) -> None:
         self._model: LoadedModel | None = loaded
         core = EngineCore(
             self._lifecycle,
@@ -87,10 +113,12 @@ class MLCEngineBase:
             max_waiting_requests=loaded.config.max_waiting_requests,
             max_waiting_tokens=loaded.config.max_waiting_tokens,
         )
-        self._core: EngineCore | None = core
+        self._core = core
+        if self._prepares_in_thread:
+            self._preparer = Preparer()
         self._background_loop_thread, self._background_stream_back_loop_thread = core.init_threaded_engine()
-        stop_at_exit(core, (self._background_loop_thread, self._background_stream_back_loop_thread))
-        self._lifecycle.advance(EngineState.READY)
+        stop_at_exit(core, self._own_threads(), self._preparer.stop if self._preparer is not None else _nothing)
+        alive.add(self)
         self._ffi: dict[str, Callable[..., Any]] = {
             "init_threaded_engine": core.init_threaded_engine,
             "run_background_loop": core.run_background_loop,
@@ -103,6 +131,14 @@ class MLCEngineBase:
             "exit_background_loop": core.exit_background_loop,
             "get_complete_engine_config": partial(getattr, loaded, "config"),
         }
+        self._lifecycle.advance(EngineState.READY)
+
+    def _own_threads(self) -> tuple[threading.Thread, ...]:
+        """Return the threads that were started; they end with the engine."""
+        parts = self.__dict__
+        loops = [parts.get("_background_loop_thread"), parts.get("_background_stream_back_loop_thread")]
+        preparer = self._preparer.thread if self._preparer is not None else None
+        return tuple(thread for thread in (*loops, preparer) if thread is not None)
 
     @property
     def state(self) -> EngineState:
@@ -132,7 +168,7 @@ class MLCEngineBase:
     def _loaded(self) -> LoadedModel:
         model = self._model
         if model is None:
-            raise self._lifecycle.terminated()
+            raise self._lifecycle.refusal() or self._lifecycle.terminated()
         return model
 
     def _parts(self) -> tuple[EngineCore, LoadedModel]:
@@ -144,6 +180,12 @@ class MLCEngineBase:
         if core is None or model is None:
             raise self._lifecycle.terminated()
         return core, model
+
+    def _metrics(self) -> EngineMetrics:
+        core = self._core
+        if core is None:
+            raise self._lifecycle.terminated()
+        return core.metrics()
 
     def terminate(self, *, drain: bool = False, timeout: float | None = None) -> None:
         """End the engine and give back everything it holds: threads, weights, KV cache, tokenizer.
@@ -157,19 +199,22 @@ class MLCEngineBase:
         if lifecycle is None or self._closed or lifecycle.forked:
             self._terminated = True
             return
-        if drain and not self._terminated:
+        built = "_ffi" in self.__dict__
+        # Whoever is called by an engine thread, or in the middle of a load, cannot wait for it.
+        within = built and (threading.current_thread() in self._own_threads() or self._loader == threading.get_ident())
+        if drain and not within and not self._terminated:
             self._drain(timeout)
         self._terminated = True
-        if "_ffi" not in self.__dict__:
+        if not built:
             return
-        if threading.current_thread() in (self._background_loop_thread, self._background_stream_back_loop_thread):
+        if within:
             self._stop_loops()
             return
         with self._terminate_lock:
             if self._closed or self._in_terminate:
                 return
-            self._in_terminate = True
             try:
+                self._in_terminate = True
                 self._stop_loops()
                 self._join_loops()
                 # A reload that is under way notices, and frees what it has.
@@ -189,17 +234,36 @@ class MLCEngineBase:
             core.wait_until_idle(timeout)
 
     def _stop_loops(self) -> None:
-        """Tell the consumers and both loops, once per termination."""
-        if self._lifecycle.advance(EngineState.TERMINATING):
-            self._ffi["exit_background_loop"]()
+        """Tell the consumers and all loops, once per termination unless that was interrupted."""
+        self._lifecycle.advance(EngineState.TERMINATING)
+        if not self._loops_told:
+            self._tell_loops()
+            self._loops_told = True
 
-    def _stop_loops_from_finalizer(self) -> None:
-        """Tell both loops without taking a lock."""
+    def _tell_loops(self) -> None:
+        """Tell the consumers and all loops. Takes no lock."""
         self._ffi["exit_background_loop"]()
+        if self._preparer is not None:
+            self._preparer.stop()
+
+    @contextmanager
+    def _loading(self) -> Iterator[None]:
+        """Exchange the model in this thread; a terminate from within is completed afterwards."""
+        try:
+            with self._load_lock:
+                outer, self._loader = self._loader, threading.get_ident()
+                try:
+                    yield
+                finally:
+                    self._loader = outer
+        finally:
+            if self._terminated and not self._lifecycle.forked:
+                self.terminate()
 
     def _unload(self) -> None:
         """Free the model but keep the engine; see ``MLCEngine.unload``."""
-        with self._load_lock:
+        self._check_process()
+        with self._loading():
             if self._lifecycle.advance(EngineState.UNLOADED):
                 self._free_model()
             elif self._lifecycle.current is not EngineState.UNLOADED:
@@ -207,7 +271,8 @@ class MLCEngineBase:
 
     def _reload(self, model: str | None) -> None:
         """Load a model, in place of the one that is loaded; see ``MLCEngine.reload``."""
-        with self._load_lock:
+        self._check_process()
+        with self._loading():
             if not self._lifecycle.advance(EngineState.LOADING):
                 raise self._lifecycle.refusal() or self._lifecycle.terminated()
             ffi = self._ffi
@@ -231,14 +296,21 @@ class MLCEngineBase:
         self._model = None
         return_free_memory()
 
+    def _check_process(self) -> None:
+        if self._lifecycle.forked:
+            raise self._lifecycle.foreign()
+
     def _refuse_load(self) -> None:
         """Cut a load short when the engine is being terminated."""
         if self._terminated:
             raise self._lifecycle.terminated()
 
     def _join_loops(self) -> None:
-        self._background_loop_thread.join()
-        self._background_stream_back_loop_thread.join()
+        for thread in self._own_threads():
+            thread.join()
+            if self._core is not None and thread is getattr(self, "_background_loop_thread", None):
+                # However the engine thread came to its end.
+                self._core.stop_delivery()
 
     def _release(self) -> None:
         """Drop what the loops left: the text side, and the last references to weights and KV cache."""
@@ -246,8 +318,11 @@ class MLCEngineBase:
             forget(self._core)
         self._core = None
         self._model = None
-        self._ffi = {"exit_background_loop": _nothing}
+        if "_ffi" in self.__dict__:
+            self._ffi = {"exit_background_loop": _nothing}
+        alive.discard(self)
         return_free_memory()
+        self._lifecycle.advance(EngineState.TERMINATING)
         self._lifecycle.advance(EngineState.TERMINATED)
 
     def __del__(self) -> None:
@@ -255,12 +330,19 @@ class MLCEngineBase:
         if "_ffi" not in self.__dict__ or self._terminated or self._lifecycle.forked:
             return
         self._terminated = True
-        self._stop_loops_from_finalizer()
+        self._tell_loops()
+        if self._core is not None and self._core.silent:
+            return
         warnings.warn(f"{self!r} was dropped without terminate()", ResourceWarning, source=self, stacklevel=2)
 
     def _exit(self, kind: type[BaseException] | None) -> None:
         """End a ``with`` block: drain when it ended well, else terminate at once."""
-        self.terminate(drain=kind is None, timeout=self._exit_drain_timeout)
+        try:
+            self.terminate(drain=kind is None, timeout=self._exit_drain_timeout)
+        except BaseException:
+            # Whoever interrupts the drain wants the end, and nobody else will see to it.
+            self.terminate()
+            raise
 
 
 def _load(settings: EngineConfig, interrupt: Callable[[], None] | None = None) -> LoadedModel:

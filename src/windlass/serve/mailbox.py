@@ -1,7 +1,8 @@
 """Where the stream-back thread leaves what a caller waits for.
 
-A mailbox belongs to one call. Its ending, a last piece or an error, is claimed once: whoever pops the only ticket ends
-the call. Nothing here takes a lock, so a call can be failed from a finalizer or a signal handler.
+A mailbox belongs to one call. Its ending, a last piece (None) or an error, is claimed once: whoever sets it first ends
+the call, and what it is comes with the claim. Nothing here takes a lock, so a call can be failed from a finalizer or a
+signal handler, and whoever was interrupted in the middle of it can do it again.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from queue import SimpleQueue
 
-from windlass.engine.request import FinishReason, TokenLogprobs
+from windlass.engine.request import FinishReason, Output, TokenLogprobs
 from windlass.text.detokenizer import IncrementalDetokenizer
 from windlass.text.stop import StopStrings
 
@@ -41,6 +43,9 @@ class Piece:
     scored: tuple[ScoredToken, ...] = ()
 
 
+_KEY = "ending"
+
+
 class Mailbox(ABC):
     """Pieces on their way from the stream-back thread to one consumer.
 
@@ -50,32 +55,36 @@ class Mailbox(ABC):
 
     def __init__(self, num_choices: int) -> None:
         self._unfinished = num_choices
-        self._ticket = [None]
-        self._error: BaseException | None = None
+        self._ending: dict[str, BaseException | None] = {}
 
     def put(self, piece: Piece) -> None:
         """Add a piece. Called by the stream-back thread only."""
         if piece.reason is not None:
             self._unfinished -= 1
             if not self._unfinished:
-                if self._claim_ending():
-                    self._send(piece)
-                    self._send(None)
+                self._finish(piece)
                 return
         self._send(piece)
 
+    def _finish(self, piece: Piece) -> None:
+        try:
+            if self._ending.setdefault(_KEY, None) is None:
+                self._send(piece)
+                self._send(None)
+        except BaseException:
+            # A claim must not stand without what it promises; the call is failed instead.
+            self._ending.clear()
+            raise
+
     def fail(self, error: BaseException) -> None:
         """End the call with ``error`` unless it has ended. From any thread."""
-        if self._claim_ending():
-            self._error = error
+        if self._ending.setdefault(_KEY, error) is not None:
+            # Also for an earlier error, whose sender may have been interrupted here.
             self._send(None)
 
-    def _claim_ending(self) -> bool:
-        try:
-            self._ticket.pop()
-        except IndexError:
-            return False
-        return True
+    @property
+    def _error(self) -> BaseException | None:
+        return self._ending.get(_KEY)
 
     @abstractmethod
     def _send(self, piece: Piece | None) -> None:
@@ -96,6 +105,9 @@ class SyncMailbox(Mailbox):
             WindlassError: the error that ended the call.
         """
         piece = self._queue.get()
+        if piece is None:
+            # For whoever else reads.
+            self._queue.put(None)
         if self._error is not None:
             raise self._error
         return piece
@@ -110,7 +122,22 @@ class AsyncMailbox(Mailbox):
     def __init__(self, num_choices: int) -> None:
         super().__init__(num_choices)
         self._pieces: deque[Piece | None] = deque()
-        self._waiter: tuple[asyncio.AbstractEventLoop, asyncio.Future[None]] | None = None
+        self._waiters: dict[asyncio.Future[None], asyncio.AbstractEventLoop] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def attach(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Note that the consumer lives on ``loop``."""
+        self._loop = loop
+
+    def put(self, piece: Piece) -> None:
+        """Add a piece. Called by the stream-back thread only.
+
+        Raises:
+            RuntimeError: the consumer's event loop is closed, so that nobody will read it.
+        """
+        if self._loop is not None and self._loop.is_closed():
+            raise RuntimeError("the event loop of its consumer is closed")
+        super().put(piece)
 
     async def get(self) -> Piece | None:
         """Wait for the next piece; None when all are read.
@@ -120,29 +147,29 @@ class AsyncMailbox(Mailbox):
         """
         while not self._pieces:
             loop = asyncio.get_running_loop()
+            self.attach(loop)
             future: asyncio.Future[None] = loop.create_future()
-            self._waiter = (loop, future)
-            # The producer appends before it looks for a waiter, so one of the two sees the other.
+            self._waiters[future] = loop
+            # The producer appends before it looks for waiters, so one of the two sees the other.
             try:
                 if not self._pieces:
                     await future
             finally:
-                self._waiter = None
+                del self._waiters[future]
         piece = self._pieces.popleft()
+        if piece is None:
+            # For whoever else reads.
+            self._send(None)
         if self._error is not None:
             raise self._error
         return piece
 
     def _send(self, piece: Piece | None) -> None:
         self._pieces.append(piece)
-        waiter = self._waiter
-        if waiter is not None:
-            loop, future = waiter
-            try:
+        for future, loop in list(self._waiters.items()):
+            # A closed loop raises RuntimeError: nobody waits there any more.
+            with suppress(RuntimeError):
                 loop.call_soon_threadsafe(_wake, future)
-            except RuntimeError:
-                # The loop is closed, so nobody waits any more.
-                self._waiter = None
 
 
 def _wake(future: asyncio.Future[None]) -> None:
@@ -159,7 +186,7 @@ class ChoiceOutput:
         mailbox: Mailbox,
         detokenizer: IncrementalDetokenizer,
         stops: StopStrings,
-        release: Callable[[], None],
+        release: Callable[[Output], None],
         token_bytes: Callable[[int], bytes],
     ) -> None:
         self._index = index
@@ -183,7 +210,7 @@ class ChoiceOutput:
         text, stopped = self._stops.push(self._detokenizer.push(token_id))
         if stopped:
             self._end(text, FinishReason.STOP)
-            self._release()
+            self._release(self)
         elif text:
             self._send(text, None)
 

@@ -9,27 +9,40 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, Generic, TypeVar
 
+from windlass.engine.threads import join_started
+
 Result = TypeVar("Result")
 
 
 class _Job(Generic[Result]):
-    """One piece of work and the future, on its caller's loop, that waits for it."""
+    """One piece of work and the future, on its caller's loop, that waits for it.
+
+    ``_results`` has the result until somebody takes it: the caller, or whoever undoes it because no caller is there.
+    """
 
     def __init__(self, work: Callable[[], Result], undo: Callable[[Result], None]) -> None:
         self.loop = asyncio.get_running_loop()
-        self.future: asyncio.Future[Result] = self.loop.create_future()
+        self.future: asyncio.Future[None] = self.loop.create_future()
         self._work = work
         self._undo = undo
+        self._results: list[Result] = []
+        self._deserted = False
 
     def run(self) -> None:
-        """Do the work and report to the loop; when nobody is there any more, undo it."""
+        """Do the work and report to the loop; when nobody is there any more, undo it.
+
+        Raises:
+            SystemExit: the work did, because the interpreter ends: nobody is told.
+        """
         try:
-            result = self._work()
+            self._results.append(self._work())
+        except SystemExit:
+            raise
         except BaseException as error:  # whatever it was, the caller must hear of it
             self._report(partial(self._fail, error))
             return
-        if not self._report(partial(self._succeed, result)):
-            self._undo(result)
+        if not self._report(self._succeed) or self._deserted:
+            self._undo_result()
 
     def _report(self, callback: Callable[[], None]) -> bool:
         try:
@@ -39,34 +52,51 @@ class _Job(Generic[Result]):
             return False
         return True
 
-    def _succeed(self, result: Result) -> None:
-        if self.future.cancelled():
-            self._undo(result)
-        else:
-            self.future.set_result(result)
+    def _succeed(self) -> None:
+        if not self.future.done():
+            self.future.set_result(None)
 
     def _fail(self, error: BaseException) -> None:
-        if not self.future.cancelled():
+        if not self.future.done() and not self._deserted:
             self.future.set_exception(error)
 
-    async def wait(self) -> Result:
-        """Wait for the result; when the task is cancelled, whatever the work achieved is undone."""
+    def _undo_result(self) -> None:
         try:
-            return await self.future
-        except asyncio.CancelledError:
-            if self.future.done() and not self.future.cancelled() and self.future.exception() is None:
-                self._undo(self.future.result())
+            result = self._results.pop()
+        except IndexError:
+            return
+        self._undo(result)
+
+    async def wait(self) -> Result:
+        """Wait for the result; when the task is cancelled or dropped, whatever the work achieved is undone."""
+        try:
+            await self.future
+            return self._results.pop()
+        except BaseException:
+            self._deserted = True
+            self._undo_result()
             raise
 
 
 class Preparer:
-    """A daemon thread, started at the first job, that does one job after the other until ``stop``."""
+    """A daemon thread that does one job after the other until ``stop``. It is in the hands of one engine."""
 
     def __init__(self) -> None:
+        """Start the thread.
+
+        Raises:
+            RuntimeError: it could not be started.
+        """
         self._jobs: SimpleQueue[_Job[Any] | None] = SimpleQueue()
-        self._start_lock = threading.Lock()
-        self._thread: threading.Thread | None = None
         self._stopped = False
+        # The thread must not know the preparer, nor anything that leads to the engine.
+        self.thread = threading.Thread(target=_work, args=(self._jobs,), name="windlass-prepare", daemon=True)
+        try:
+            self.thread.start()
+        except BaseException:
+            self._jobs.put(None)
+            join_started([self.thread])
+            raise
 
     async def run(self, work: Callable[[], Result], undo: Callable[[Result], None]) -> Result:
         """Do ``work`` in the thread and return its result; ``undo`` gets a result that nobody waits for any more."""
@@ -75,28 +105,12 @@ class Preparer:
         if self._stopped:
             # The thread may be gone already. The engine refuses by now, so this does not take long.
             _run_all(self._jobs)
-        else:
-            self._ensure_started()
         return await job.wait()
 
     def stop(self) -> None:
         """Have the thread end after the jobs it has. Takes no lock."""
         self._stopped = True
         self._jobs.put(None)
-
-    def join(self) -> None:
-        """Wait until the thread has ended."""
-        with self._start_lock:
-            thread = self._thread
-        if thread is not None:
-            thread.join()
-
-    def _ensure_started(self) -> None:
-        with self._start_lock:
-            if self._thread is None and not self._stopped:
-                # The thread must not know the preparer, nor anything that leads to the engine.
-                self._thread = threading.Thread(target=_work, args=(self._jobs,), name="windlass-prepare", daemon=True)
-                self._thread.start()
 
 
 def _work(jobs: SimpleQueue[_Job[Any] | None]) -> None:
@@ -107,17 +121,26 @@ def _work(jobs: SimpleQueue[_Job[Any] | None]) -> None:
 
 
 def _run_all(jobs: SimpleQueue[_Job[Any] | None]) -> None:
+    stopped = False
     try:
         while True:
             job = jobs.get_nowait()
-            if job is not None:
+            if job is None:
+                stopped = True
+            else:
                 job.run()
     except Empty:
-        return
+        pass
+    if stopped:
+        # It is for the thread, which this may not be.
+        jobs.put(None)
 
 
 async def run_in_thread(work: Callable[[], None]) -> None:
-    """Run ``work`` in a thread of its own and wait for it; a cancelled wait leaves it running to its end."""
+    """Run ``work`` in a thread of its own and wait for both; a cancelled wait leaves it running to its end."""
     job = _Job(work, lambda _: None)
-    threading.Thread(target=job.run, name="windlass-terminate", daemon=True).start()
+    thread = threading.Thread(target=job.run, name="windlass-terminate", daemon=True)
+    thread.start()
     await job.wait()
+    # It has nothing left to do but to end.
+    thread.join()

@@ -90,7 +90,7 @@ def start_call(
                 mailbox=box,
                 detokenizer=model.text.detokenizer(continued_ids),
                 stops=StopStrings(stop_strings),
-                release=partial(core.finish_early, info.id, sampling.choice),
+                release=partial(core.finish_early, info.id),
                 token_bytes=model.text.token_bytes,
             ),
             num_logprobs=num_logprobs,
@@ -99,8 +99,10 @@ def start_call(
         )
         for sampling in _sampling(arguments, model, num_choices)
     )
+    # Before the request is accepted, so that from then on somebody is there to abort it.
+    call = Call(info, core, requests, box, format(info))
     core.add_request(requests)
-    return Call(info, core, requests, box, format(info))
+    return call
 
 
 def _sampling(arguments: CommonArguments, model: LoadedModel, num_choices: int) -> list[SamplingParams]:

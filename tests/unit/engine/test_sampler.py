@@ -1,4 +1,4 @@
-"""The sampler against a slow oracle, and by distribution."""
+"""What the engine draws: against a slow oracle, and by distribution. Its native half has tests of its own."""
 
 from __future__ import annotations
 
@@ -7,13 +7,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from windlass.engine.request import SamplingParams
-from windlass.engine.sampler import Sampler, uniform
+from support.fakes import RecordingOutput
+from windlass.engine.request import Request, SamplingParams
+from windlass.engine.sampler import Sampler
+from windlass.native.sampling import uniform
+
+
+def next_token(size: int, logits: np.ndarray, params: SamplingParams, token_ids: list[int], num_prompt: int) -> int:
+    """Draw the token after ``token_ids``, of which the first are the prompt."""
+    request = Request("r", token_ids[:num_prompt], 1000, frozenset(), params, RecordingOutput())
+    request.token_ids += token_ids[num_prompt:]
+    (token,) = Sampler(size).sample(logits[None], [request])
+    return token.token_id
 
 
 def draw(size: int, logits: np.ndarray, params: SamplingParams, position: int = 0) -> int:
     """Draw the token after ``position`` others."""
-    return Sampler(size).sample(logits, params, [0] * position, 0)
+    return next_token(size, logits, params, [0] * position, 0)
 
 
 def allowed(logits: np.ndarray, params: SamplingParams) -> dict[int, float]:
@@ -97,7 +107,7 @@ def test_penalties() -> None:
 
     def greedy(generated: list[int], **penalties: float) -> int:
         params = SamplingParams(temperature=0.0, **penalties)
-        return Sampler(4).sample(logits, params, [1, *generated], num_prompt=1)
+        return next_token(4, logits, params, [1, *generated], 1)
 
     assert greedy([0]) == 0
     assert greedy([0], presence_penalty=0.2) == 1
@@ -108,4 +118,4 @@ def test_penalties() -> None:
     assert greedy([], frequency_penalty=2.0) == 0, "the prompt does not count"
     only_bad = np.array([-1.0, -1.05], dtype=np.float32)
     params = SamplingParams(temperature=0.0, repetition_penalty=1.2)
-    assert Sampler(2).sample(only_bad, params, [0], num_prompt=1) == 1, "negative logits get more negative"
+    assert next_token(2, only_bad, params, [0], 1) == 1, "negative logits get more negative"

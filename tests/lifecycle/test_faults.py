@@ -1,0 +1,191 @@
+"""L1, L17: whatever fails, the k-th time that it is done, leaves a working engine, or a clear error and nothing else.
+
+The faults are injected where the operating system can refuse: memory, threads, files; and where code of ours may throw.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from support.faults import NATIVE_KINDS, PYTHON_KINDS, fault, native_fault, require_native
+from support.lifecycle import (
+    ANSWER,
+    LIMIT,
+    LONG,
+    Face,
+    Started,
+    mapped_files,
+    num_descriptors,
+    num_mappings,
+    num_threads,
+    resident_bytes,
+    wait_for,
+)
+from windlass import LoadError
+from windlass.engine.state import EngineState
+from windlass.errors import EngineFailedError, EngineTerminatedError, WindlassError
+from windlass.serve.memory import return_free_memory
+
+require_native()
+
+CONSTRUCTION = tuple(kind for kind in NATIVE_KINDS if kind not in ("operation", "piece"))
+
+
+@pytest.fixture(autouse=True)
+def _without_collection() -> Iterator[None]:
+    """What is left behind must not need a garbage collection."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+class Baseline:
+    """What the process holds now."""
+
+    def __init__(self) -> None:
+        self.threads, self.descriptors, self.files = num_threads(), num_descriptors(), mapped_files()
+        self.mappings, self.resident = num_mappings(), resident_bytes()
+
+    def check(self, what: str) -> None:
+        """The process holds the same again; the system sees threads off a moment after they have been joined."""
+        assert wait_for(lambda: num_threads() <= self.threads), what
+        assert num_descriptors() == self.descriptors, what
+        assert mapped_files() == self.files, what
+
+    def check_memory(self) -> None:
+        """After many engines no memory is missing, but for what the C library keeps of threads.
+
+        Errors that were raised may be part of reference cycles; what their frames hold is small.
+        """
+        gc.collect()
+        return_free_memory()
+        assert num_mappings() <= self.mappings + 16
+        assert resident_bytes() - self.resident < 8 << 20
+
+
+@pytest.mark.parametrize("kind", [*CONSTRUCTION, *PYTHON_KINDS])
+def test_L01_a_construction_that_fails_anywhere_leaves_nothing(face: Face, kind: str) -> None:
+    face.build(num_threads=3, tracked=False).terminate()
+    baseline = Baseline()
+    failed = 0
+    for turn in itertools.count(1):
+        what = f"{kind} {turn}"
+        engine, message = None, None
+        with fault(kind, turn) as fired:
+            try:
+                engine = face.build(num_threads=3, tracked=False)
+            except (WindlassError, MemoryError, OSError, RuntimeError) as error:
+                message = str(error)
+            happened = fired()
+        if engine is None:
+            assert happened, what
+            assert message, what
+            failed += 1
+        else:
+            # Where the engine can do without what failed, it works.
+            assert engine.state is EngineState.READY, what
+            engine.terminate()
+        baseline.check(what)
+        if not happened:
+            break
+    print(f"{failed} of {turn} constructions failed")
+    assert failed > 0
+    baseline.check_memory()
+    assert face.answer(face.build()) == ANSWER
+
+
+@pytest.mark.parametrize("kind", ["mapping", "allocation"])
+def test_L01_too_little_memory_is_a_load_error(face: Face, kind: str) -> None:
+    with native_fault(kind, 1), pytest.raises((LoadError, MemoryError)):
+        face.build(tracked=False)
+
+
+@pytest.mark.parametrize("kind", ["operation", "piece", "allocation"])
+@pytest.mark.parametrize("turn", [1, 3, 500])
+def test_L17_a_step_that_fails_tells_every_waiter_and_terminate_frees_everything(
+    face: Face, kind: str, turn: int
+) -> None:
+    baseline = Baseline()
+    engine = face.build(tracked=False, slow=True, max_num_sequence=2)
+    endless: dict[str, Any] = {"max_tokens": 900, "debug_config": {"ignore_eos": True}}
+    reader = face.stream(engine, LONG, **endless)
+    assert reader.next() is not None
+    waiting = [Started(face.create, engine, LONG, **endless) for _ in range(3)]
+    with native_fault(kind, turn) as fired:
+        with pytest.raises(EngineFailedError) as caught:
+            while reader.next() is not None:
+                pass
+        assert isinstance(caught.value.__cause__, MemoryError if kind == "allocation" else RuntimeError)
+        for one in waiting:
+            with pytest.raises(EngineFailedError):
+                one.result()
+        assert fired()
+    assert engine.state is EngineState.FAILED
+    with pytest.raises(EngineFailedError):
+        face.create(engine)
+    face.terminate(engine)
+    with pytest.raises(EngineTerminatedError):
+        face.create(engine)
+    baseline.check(kind)
+
+
+def test_L17_every_first_operation_may_fail(face: Face) -> None:
+    """The k-th operation of the first steps, for k = 1, 2, ... through a whole step and into the next."""
+    baseline = Baseline()
+    for turn in range(1, 61):
+        engine = face.build(tracked=False)
+        with native_fault("operation", turn) as fired:
+            answer = Started(face.answer, engine)
+            assert answer.ended(LIMIT), f"operation {turn}"
+            assert fired()
+            assert isinstance(answer.error, EngineFailedError)
+        engine.terminate()
+        baseline.check(f"operation {turn}")
+    baseline.check_memory()
+
+
+LEAKS = """
+import sys
+from support.lifecycle import FACES
+from windlass.native import _core
+_core.faults.report_leaks()
+how = sys.argv[2]
+face = FACES[sys.argv[1]]()
+engine = face.build(tracked=False)
+print(face.answer(engine, temperature=0.7, seed=1, presence_penalty=0.5) != "")
+if how == "fail":
+    _core.faults.arm("operation", 3)
+    try:
+        face.answer(engine)
+    except Exception as error:
+        print(type(error).__name__)
+if how == "leak":
+    import ctypes
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(_core.Sampler(active_vocab_size=1, kernels="")))
+engine.terminate()
+face.finish()
+"""
+
+
+@pytest.mark.parametrize(("how", "said"), [("end", "True\n"), ("fail", "True\nEngineFailedError\n")])
+def test_L12_no_native_object_is_left_at_the_end_of_the_interpreter(face: Face, how: str, said: str) -> None:
+    done = _run_leaks(face.name, how)
+    assert (done.returncode, done.stdout, done.stderr) == (0, said, "")
+
+
+def test_native_objects_that_are_left_are_reported() -> None:
+    assert "leaked instance" in _run_leaks("sync", "leak").stderr
+
+
+def _run_leaks(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", LEAKS, *arguments]
+    return subprocess.run(command, env=environment, timeout=60, capture_output=True, text=True, check=False)
