@@ -95,10 +95,13 @@ install_group() {
     fi
 }
 
-# install_windlass EXTRAS: the package as it is in the tree, with optional dependencies such as '[oracle]', or ''.
+# install_windlass EXTRAS DEFINITION...: the package as it is in the tree, with optional dependencies such as '[oracle]', or
+# '', and with definitions for CMake.
 install_windlass() {
+    extras=$1
+    shift
     wanted=$(
-        printf '%s %s %s\n' "$user_cxx" "${CXXFLAGS:-}" "$1"
+        printf '%s %s %s %s\n' "$user_cxx" "${CXXFLAGS:-}" "$extras" "$*"
         find CMakeLists.txt LICENSE README.md csrc pyproject.toml src -type f ! -name '*.pyc' ! -name '*.so' \
             -exec cksum {} + | LC_ALL=C sort
     )
@@ -106,8 +109,12 @@ install_windlass() {
         find_compiler
         headline "Building and installing Windlass"
         rm -f "$venv/installed"
+        for definition; do
+            shift
+            set -- "$@" "--config-settings=cmake.define.$definition"
+        done
         quietly "could not build Windlass" "$bin/python" -m pip install --quiet --no-build-isolation \
-            --config-settings=build-dir="$venv/build" ".$1"
+            --config-settings=build-dir="$venv/build" "$@" ".$extras"
         printf '%s\n' "$wanted" >"$venv/installed"
     fi
 }

@@ -10,6 +10,7 @@
 #include <string>
 
 #include "bindings/bindings.h"
+#include "runtime/faults.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -97,6 +98,7 @@ void set_weight(Executor& self, std::int64_t index, const std::string& format, s
         source.scales = matrix_view("scales", *scales, data_type(half ? Format::kF16 : Format::kF32), rows, groups);
         if (int4) source.zeros = matrix_view("zeros", *zeros, nb::dtype<std::uint8_t>(), rows, groups);
     }
+    const FaultScope fallible;
     const nb::gil_scoped_release released;
     self.set_weight(index, source);
 }
@@ -105,6 +107,7 @@ void set_rope(Executor& self, std::int64_t index, const FloatTable& cos, const F
     if (cos.shape(0) != sin.shape(0) || cos.shape(1) != sin.shape(1)) {
         throw std::invalid_argument("the cosines and sines of a rotary table differ in shape");
     }
+    const FaultScope fallible;
     const nb::gil_scoped_release released;
     self.set_rope(index, cos.data(), sin.data(), static_cast<std::int64_t>(cos.shape(0)),
                   static_cast<std::int64_t>(cos.shape(1)));
@@ -120,6 +123,7 @@ bool run(Executor& self, const Indices& token_ids, const Indices& positions, con
     }
     const BatchView batch = {span(token_ids), span(positions),   span(token_starts),
                              span(page_ids),  span(page_starts), span(logit_rows)};
+    const FaultScope fallible;
     const nb::gil_scoped_release released;
     return self.run(batch, logits.data());
 }
@@ -134,6 +138,7 @@ void bind_executor(nb::module_& module) {
                std::int64_t max_positions, int num_threads, const std::string& kv_dtype, const std::string& kernels) {
                 const ExecutorOptions options = {
                     num_pages, max_tokens, max_positions, num_threads, kv_type_named(kv_dtype), kernels};
+                const FaultScope fallible;
                 new (self) Executor(program, options);
             },
             "program"_a, nb::kw_only(), "num_pages"_a, "max_tokens"_a, "max_positions"_a, "num_threads"_a, "kv_dtype"_a,

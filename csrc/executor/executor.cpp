@@ -9,6 +9,7 @@
 
 #include "executor/step.h"
 #include "kernels/dispatch.h"
+#include "runtime/faults.h"
 
 namespace windlass {
 namespace {
@@ -81,6 +82,7 @@ void Executor::close() {
 
 void Executor::set_weight(std::int64_t index, const SourceTensor& source) {
     const Use use(*this);
+    fault_point(Fault::kPack);
     if (index < 0 || index >= static_cast<std::int64_t>(program_.weights.size())) {
         throw std::invalid_argument("there is no weight " + std::to_string(index));
     }

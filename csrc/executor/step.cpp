@@ -1,9 +1,11 @@
 #include "executor/step.h"
 
 #include <algorithm>
-#include <cfenv>
 #include <cstring>
 #include <variant>
+
+#include "runtime/default_floats.h"
+#include "runtime/faults.h"
 
 namespace windlass {
 namespace {
@@ -21,21 +23,6 @@ constexpr std::int64_t kPiecePages = 128;
 // An exponential costs about this many multiplications.
 constexpr std::int64_t kExponentialCost = 16;
 
-// Rounding and denormals as C++ defines them, whatever the calling thread has set: results must not depend on it.
-class DefaultFloats {
-  public:
-    DefaultFloats() {
-        std::fegetenv(&before_);
-        std::fesetenv(FE_DFL_ENV);
-    }
-    ~DefaultFloats() { std::fesetenv(&before_); }
-    DefaultFloats(const DefaultFloats&) = delete;
-    DefaultFloats& operator=(const DefaultFloats&) = delete;
-
-  private:
-    std::fenv_t before_;
-};
-
 }  // namespace
 
 Step::Step(Executor& executor, const BatchView& batch, float* logits)
@@ -50,6 +37,7 @@ bool Step::run() {
     const DefaultFloats default_floats;
     make_tiles();
     for (const Op& op : executor_.program_.ops) {
+        fault_point(Fault::kOperation);
         std::visit([this](const auto& one) { apply(one); }, op);
         if (cancelled()) return false;
     }
@@ -62,6 +50,7 @@ void Step::share(std::int64_t count, std::int64_t cost, const Body& body) {
     const std::int64_t grain = count * cost < kSharedCost ? count : piece;
     resources_.pool->parallel_for(count, grain, [&](int thread, std::int64_t begin, std::int64_t end) {
         if (cancelled()) return;
+        fault_point(Fault::kPiece);
         body(thread, begin, end);
         executor_.progress_.fetch_add(1, std::memory_order_relaxed);
     });

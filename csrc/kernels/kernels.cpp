@@ -26,6 +26,7 @@ namespace {
 
 #include "kernels/linear.inl"
 #include "kernels/rows.inl"
+#include "kernels/sampling.inl"
 
 #include "kernels/attention.inl"
 
@@ -45,6 +46,8 @@ const KernelTable WINDLASS_JOIN(kernels_, WINDLASS_KERNELS) = {
     .attention = attention,
     .silu_gate = silu_gate,
     .add = add,
+    .block_maxima = block_maxima,
+    .likelihoods = likelihoods,
 };
 
 }  // namespace windlass

@@ -180,5 +180,5 @@ WINDLASS_INLINE F32 exponential(F32 x) {
     y = multiply_add(y, r, splat(5.0000001201e-1F));
     y = multiply_add(y, r * r, r) + 1.0F;
     // The low bits of `shifted` are n: add it to the exponent.
-    return select(x < -87.0F, F32{}, (F32)((I32)y + ((I32)shifted << 23)));
+    return select(x < -87.0F, F32{}, (F32)((U32)y + ((U32)shifted << 23)));
 }

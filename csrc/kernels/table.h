@@ -20,6 +20,8 @@ inline constexpr int kPageSize = 16;
 inline constexpr int kQueryTokens = 8;
 // Rows of values in the KV cache are padded to this many elements.
 inline constexpr int kHeadPadding = 16;
+// Logits that share one maximum while a token is drawn.
+inline constexpr int kSamplingBlock = 64;
 
 enum class Format : std::int32_t { kF32, kF16, kBF16, kInt8, kInt4 };
 enum class ScaleType : std::int32_t { kNone, kF16, kF32 };
@@ -105,6 +107,10 @@ struct KernelTable {
     void (*attention)(const AttentionJob& job);
     void (*silu_gate)(const float* x, std::int64_t width, float* out);
     void (*add)(float* x, const float* y, std::int64_t width);
+    // The largest of each kSamplingBlock values, the last block perhaps shorter. False when any value is a NaN.
+    bool (*block_maxima)(const float* x, std::int64_t count, float* maxima);
+    // out[i] = e^((x[i] - largest) * inverse_temperature), where no x[i] is above `largest`; returns their sum.
+    double (*likelihoods)(const float* x, std::int64_t count, float largest, double inverse_temperature, double* out);
 };
 
 }  // namespace windlass

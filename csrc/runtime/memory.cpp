@@ -7,12 +7,15 @@
 #include <new>
 #include <utility>
 
+#include "runtime/faults.h"
+
 namespace windlass {
 namespace {
 
 constexpr std::size_t kHugePage = std::size_t{2} << 20;
 
 std::uint8_t* map(std::size_t size) {
+    fault_point(Fault::kMapping);
     void* at = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (at == MAP_FAILED) throw std::bad_alloc();
     return static_cast<std::uint8_t*>(at);

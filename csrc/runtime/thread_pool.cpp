@@ -7,6 +7,8 @@
 #include <cfenv>
 #include <chrono>
 
+#include "runtime/faults.h"
+
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -49,6 +51,7 @@ ThreadPool::ThreadPool(int size) {
     workers_.reserve(static_cast<std::size_t>(std::max(size - 1, 0)));
     try {
         for (int thread = 1; thread < size; ++thread) {
+            fault_point(Fault::kThread);
             workers_.emplace_back([this, thread] { work(thread); });
         }
     } catch (...) {

@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,33 @@ def cpu_features() -> list[str]: ...
 def default_thread_count() -> int: ...
 def available_kernels() -> list[str]: ...
 def kv_bytes_per_page(num_layers: int, num_kv_heads: int, head_dim: int, kv_dtype: str) -> int: ...
+def uniform(seed: int, choice: int, position: int) -> float: ...
+
+class SequenceSampler:
+    def __init__(
+        self,
+        *,
+        temperature: float,
+        top_p: float,
+        top_k: int,
+        min_p: float,
+        presence_penalty: float,
+        frequency_penalty: float,
+        repetition_penalty: float,
+        logit_bias: Sequence[tuple[int, float]],
+        seed: int,
+        choice: int,
+    ) -> None: ...
+    def note_prompt(self, token_ids: Sequence[int], /) -> None: ...
+    def note_generated(self, token_ids: Sequence[int], /) -> None: ...
+
+class Sampler:
+    def __init__(self, *, active_vocab_size: int, kernels: str) -> None: ...
+    def sample_rows(
+        self,
+        logits: NDArray[np.float32],
+        rows: Sequence[tuple[SequenceSampler, int, int, NDArray[np.int32] | None]],
+    ) -> list[tuple[int, float, list[tuple[int, float]]]]: ...
 
 class Program:
     def __init__(

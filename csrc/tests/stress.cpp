@@ -1,0 +1,298 @@
+// Exercises the native core without Python, to be run under the sanitizers (scripts/sanitize). Exits with 1 when a
+// result is wrong; the sanitizer ends it when memory or threads are misused. Takes the seconds that each race lasts.
+#include <atomic>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <functional>
+#include <new>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "executor/executor.h"
+#include "kernels/dispatch.h"
+#include "runtime/faults.h"
+#include "runtime/thread_pool.h"
+#include "sampling/sampler.h"
+
+namespace windlass {
+namespace {
+
+constexpr std::int64_t kVocab = 71, kHidden = 40, kHeadDim = 20, kFfn = 24;
+constexpr int kThreads = 4;
+constexpr std::int64_t kMaxTokens = 48, kMaxPositions = 64, kPages = 4;
+
+void expect(bool right, const char* what) {
+    if (right) return;
+    std::fprintf(stderr, "wrong: %s\n", what);
+    std::exit(1);
+}
+
+template <typename Error>
+void expect_throw(const char* what, const std::function<void()>& action) {
+    try {
+        action();
+    } catch (const Error&) {
+        return;
+    }
+    expect(false, what);
+}
+
+// One decoder layer with every operation.
+Program little_program() {
+    Program p;
+    p.num_ropes = 1;
+    p.num_layers = 1;
+    p.num_kv_heads = 1;
+    p.head_dim = static_cast<int>(kHeadDim);
+    p.vocab_size = kVocab;
+    p.buffer_widths = {kHidden, kHidden, 4 * kHeadDim, 2 * kHeadDim, kHidden, 2 * kFfn, kFfn};
+    p.weights = {{"table", kVocab, kHidden, false},     {"norm", 1, kHidden, true},
+                 {"qkv", 4 * kHeadDim, kHidden, false}, {"bias", 1, 4 * kHeadDim, true},
+                 {"head", 1, kHeadDim, true},           {"out", kHidden, 2 * kHeadDim, false},
+                 {"up", 2 * kFfn, kHidden, false},      {"down", kHidden, kFfn, false}};
+    const View x = {0, 0, kHidden}, normed = {1, 0, kHidden}, qkv = {2, 0, 4 * kHeadDim};
+    const View q = {2, 0, 2 * kHeadDim}, k = {2, 2 * kHeadDim, kHeadDim}, v = {2, 3 * kHeadDim, kHeadDim};
+    const View attended = {3, 0, 2 * kHeadDim}, more = {4, 0, kHidden}, up = {5, 0, 2 * kFfn}, gated = {6, 0, kFfn};
+    p.ops = {Embed{x, 0},
+             RmsNorm{normed, x, 1, 1e-5F},
+             Linear{qkv, normed, 2, 3},
+             HeadNorm{q, 4, kHeadDim, 1e-5F},
+             Rope{q, 0, kHeadDim, kHeadDim},
+             Rope{k, 0, kHeadDim, kHeadDim},
+             WriteKV{0, k, v},
+             Attention{attended, q, 0, 2, 0.2F, 0},
+             Linear{more, attended, 5, kNoWeight},
+             Add{x, more},
+             RmsNorm{normed, x, 1, 1e-5F},
+             Linear{up, normed, 6, kNoWeight},
+             GatedActivation{gated, up},
+             Linear{more, gated, 7, kNoWeight},
+             Add{x, more},
+             Logits{x, 0}};
+    return p;
+}
+
+std::vector<float> random_floats(std::mt19937& random, std::size_t count, float scale) {
+    std::normal_distribution<float> normal(0, scale);
+    std::vector<float> values(count);
+    for (float& value : values) value = normal(random);
+    return values;
+}
+
+void fill(Executor& executor) {
+    std::mt19937 random(1);
+    std::int64_t index = 0;
+    for (const Program::WeightShape& shape : executor.program().weights) {
+        const std::vector<float> values =
+            random_floats(random, static_cast<std::size_t>(shape.rows * shape.columns), 0.3F);
+        SourceTensor source;
+        source.rows = shape.rows;
+        source.columns = shape.columns;
+        source.data = {reinterpret_cast<const std::uint8_t*>(values.data()), shape.columns * 4, 4};
+        executor.set_weight(index++, source);
+    }
+    const std::vector<float> angles = random_floats(random, kMaxPositions * kHeadDim / 2, 1);
+    executor.set_rope(0, angles.data(), angles.data(), kMaxPositions, kHeadDim / 2);
+}
+
+ExecutorOptions options(const std::string& kernels, int threads = kThreads, KVType type = KVType::kF16) {
+    return {kPages, kMaxTokens, kMaxPositions, threads, type, kernels};
+}
+
+// Two sequences in one step.
+struct LittleBatch {
+    std::vector<std::int32_t> ids, positions, starts, pages, page_starts, rows;
+    LittleBatch() : starts{0, 33, 40}, pages{2, 0, 3, 1}, page_starts{0, 3, 4}, rows{32, 39, 5} {
+        for (std::int32_t t = 0; t < 40; ++t) {
+            ids.push_back(t * 7 % static_cast<std::int32_t>(kVocab));
+            positions.push_back(t < 33 ? t : t - 33);
+        }
+    }
+    BatchView view() const { return {ids, positions, starts, pages, page_starts, rows}; }
+    std::vector<float> room() const { return std::vector<float>(rows.size() * kVocab); }
+};
+
+void check_executor(const std::string& kernels) {
+    const LittleBatch batch;
+    for (const KVType type : {KVType::kF32, KVType::kF16, KVType::kBF16}) {
+        std::vector<float> expected;
+        for (int threads = 1; threads <= kThreads; ++threads) {
+            Executor executor(little_program(), options(kernels, threads, type));
+            fill(executor);
+            std::vector<float> logits = batch.room();
+            expect(executor.run(batch.view(), logits.data()), "a run ends");
+            if (expected.empty()) expected = logits;
+            expect(logits == expected, "the same bits on every number of threads");
+            LittleBatch bad;
+            bad.ids[3] = kVocab;
+            expect_throw<std::invalid_argument>("a bad batch", [&] { executor.run(bad.view(), logits.data()); });
+            executor.close();
+            expect_throw<std::runtime_error>("closed", [&] { executor.run(batch.view(), logits.data()); });
+        }
+    }
+}
+
+// Callers that run, cancel, look, and try to run or close at the wrong moment, for a while; then the last close.
+void race_executor(const std::string& kernels, double seconds) {
+    const LittleBatch batch;
+    Executor executor(little_program(), options(kernels));
+    fill(executor);
+    std::vector<float> expected = batch.room();
+    executor.run(batch.view(), expected.data());
+    std::atomic<bool> stop{false};
+    std::atomic<int> finished{0}, cancelled{0}, refused{0};
+    std::vector<std::thread> callers;
+    for (int i = 0; i < 2; ++i) {
+        callers.emplace_back([&] {
+            std::vector<float> logits = batch.room();
+            while (!stop) {
+                try {
+                    if (executor.run(batch.view(), logits.data())) {
+                        expect(logits == expected, "a run beside cancels");
+                        ++finished;
+                    } else {
+                        ++cancelled;
+                    }
+                } catch (const std::runtime_error&) {
+                    ++refused;
+                }
+            }
+        });
+    }
+    callers.emplace_back([&] {
+        for (int i = 0; !stop; ++i) {
+            executor.cancel();
+            if (i % 3 == 0) executor.clear_cancel();
+            std::this_thread::sleep_for(std::chrono::microseconds(i * 37 % 400));
+        }
+    });
+    callers.emplace_back([&] {
+        std::uint64_t last = 0;
+        while (!stop) {
+            const std::uint64_t now = executor.progress();
+            expect(now >= last && executor.weight_bytes() + executor.kv_cache_bytes() < 1 << 30, "progress grows");
+            last = now;
+        }
+    });
+    std::this_thread::sleep_for(std::chrono::duration<double>(seconds));
+    // From now on it may close between two runs, or be refused.
+    callers.emplace_back([&] {
+        for (;;) {
+            try {
+                executor.close();
+                return;
+            } catch (const std::runtime_error&) {
+                std::this_thread::yield();
+            }
+        }
+    });
+    stop = true;
+    for (std::thread& caller : callers) caller.join();
+    executor.close();
+    std::printf("  %s: %d runs finished, %d cancelled, %d refused\n", kernels.c_str(), finished.load(),
+                cancelled.load(), refused.load());
+    expect(finished > 0 && cancelled > 0, "runs finish and are cancelled");
+}
+
+void check_pool() {
+    for (int round = 0; round < 40; ++round) {
+        ThreadPool pool(1 + round % 6);
+        for (int loop = 0; loop < 60; ++loop) {
+            if (loop % 20 == 19) std::this_thread::sleep_for(std::chrono::milliseconds(1));  // the workers sleep
+            std::atomic<std::int64_t> sum{0};
+            const std::int64_t count = loop * 13;
+            pool.parallel_for(count, 3, [&](int thread, std::int64_t begin, std::int64_t end) {
+                expect(thread >= 0 && thread < pool.size(), "the number of a thread");
+                for (std::int64_t i = begin; i < end; ++i) sum += i;
+            });
+            expect(sum == count * (count - 1) / 2, "every piece once");
+        }
+        expect_throw<std::out_of_range>("an exception of a body", [&] {
+            pool.parallel_for(100, 1, [](int, std::int64_t begin, std::int64_t) {
+                if (begin == 57) throw std::out_of_range("57");
+            });
+        });
+    }
+}
+
+// Each thread has a sampler and sequences of its own; all get the same tokens.
+void check_sampler(const std::string& kernels) {
+    std::vector<std::vector<std::int64_t>> drawn(3);
+    std::vector<std::thread> threads;
+    for (std::vector<std::int64_t>& tokens : drawn) {
+        threads.emplace_back([&tokens, &kernels] {
+            std::mt19937 random(5);
+            for (const std::int64_t size : {1, 5, 64, 65, 700, 20'000}) {
+                Sampler sampler(size, kernels);
+                for (int round = 0; round < 40; ++round) {
+                    // Exactly as large as it says, so that a read beyond its end is seen.
+                    const std::vector<float> logits = random_floats(random, static_cast<std::size_t>(size), 3);
+                    std::vector<std::int32_t> mask(static_cast<std::size_t>((size + 31) / 32), -1);
+                    if (size > 5) mask[0] = static_cast<std::int32_t>(random());
+                    SamplingParameters parameters;
+                    parameters.temperature = round % 7 * 0.3;
+                    parameters.top_p = round % 2 == 0 ? 1 : 0.9;
+                    parameters.top_k = round % 3 == 0 ? 0 : round * 3;
+                    parameters.min_p = round % 5 == 0 ? 0.05 : 0;
+                    parameters.presence_penalty = round % 4 == 0 ? 0.5F : 0;
+                    parameters.repetition_penalty = round % 4 == 0 ? 1.2F : 1;
+                    parameters.logit_bias = {{0, 1.0F}, {size, 1.0F}};
+                    parameters.seed = static_cast<std::uint64_t>(round);
+                    SequenceSampler sequence(parameters);
+                    sequence.note_prompt(std::vector<std::int64_t>{0, size - 1, size, 3});
+                    sequence.note_generated(std::vector<std::int64_t>{0, 0, size + 9});
+                    const SamplingResult result =
+                        sampler.sample({logits, &sequence, 3, mask.data(), round % 4 * 5 - 1});
+                    expect(result.status == SamplingResult::Status::kDrawn && result.id < size, "a token is drawn");
+                    tokens.push_back(result.id);
+                }
+            }
+        });
+    }
+    for (std::thread& thread : threads) thread.join();
+    expect(drawn[0] == drawn[1] && drawn[1] == drawn[2], "the same tokens on every thread");
+}
+
+// The k-th failure of each kind, until none is left.
+void check_faults() {
+    const LittleBatch batch;
+    for (const Fault fault : {Fault::kMapping, Fault::kThread, Fault::kPack, Fault::kOperation, Fault::kPiece}) {
+        std::int64_t turn = 0;
+        do {
+            arm_fault(fault, ++turn);
+            try {
+                Executor executor(little_program(), options(""));
+                fill(executor);
+                std::vector<float> logits = batch.room();
+                executor.run(batch.view(), logits.data());
+                expect(!fault_fired(), "no fault is swallowed");
+            } catch (const std::exception&) {
+                expect(fault_fired(), "nothing but the fault fails");
+            }
+        } while (fault_fired());
+        arm_fault(fault, 0);
+        expect(turn > 3, "there are points to fail at");
+    }
+}
+
+}  // namespace
+}  // namespace windlass
+
+int main(int argc, char** argv) {
+    using namespace windlass;
+    const double seconds = argc > 1 ? std::atof(argv[1]) : 1;
+    check_pool();
+    check_faults();
+    for (const KernelTable* table : available_kernels()) {
+        check_executor(table->name);
+        check_sampler(table->name);
+        race_executor(table->name, seconds);
+    }
+    std::puts("  nothing wrong");
+    return 0;
+}

@@ -1,0 +1,106 @@
+"""Whatever fails in the native core: an error says so, nothing is left behind, and what exists goes on working."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from support.faults import native_fault, require_native
+from support.lifecycle import num_mappings, num_threads, resident_bytes, wait_for
+from support.native import KINDS, LittleModel, single
+from windlass.native import NativeExecutor
+from windlass.native.sampling import RowSampler, SamplingRow, SequenceSampler
+
+require_native()
+
+ERRORS = {
+    "mapping": MemoryError,
+    "allocation": MemoryError,
+    "thread": RuntimeError,
+    "pack": RuntimeError,
+    "operation": RuntimeError,
+    "piece": RuntimeError,
+}
+
+
+def make() -> NativeExecutor:
+    model = LittleModel(kind=KINDS[6])
+    return NativeExecutor(
+        model.program(), model.weights(), num_pages=8, max_tokens=64, max_positions=128, num_threads=4
+    )
+
+
+def every_fault(kind: str, action: Callable[[], object]) -> int:
+    """Let the 1st, 2nd, ... point of ``kind`` fail during ``action`` until none does; return how many did."""
+    for turn in itertools.count(1):
+        with native_fault(kind, turn) as fired:
+            try:
+                action()
+            except ERRORS[kind]:
+                assert fired()
+            else:
+                assert not fired(), "the fault was swallowed"
+                return turn - 1
+    raise AssertionError
+
+
+@pytest.mark.parametrize(("kind", "at_least"), [("mapping", 15), ("allocation", 10), ("thread", 3), ("pack", 15)])
+def test_a_construction_that_fails_leaves_nothing(kind: str, at_least: int) -> None:
+    make().close()
+    threads, mappings = num_threads(), num_mappings()
+    before = resident_bytes()
+
+    assert every_fault(kind, lambda: make().close()) >= at_least
+    assert wait_for(lambda: num_threads() == threads)
+    # The C library keeps a heap per thread, and the stacks of some threads.
+    assert num_mappings() <= mappings + 8
+    assert resident_bytes() - before < 4 << 20
+
+
+@pytest.mark.parametrize(("kind", "at_least"), [("operation", 20), ("piece", 40), ("allocation", 0), ("mapping", 0)])
+def test_a_step_that_fails_can_be_run_again(kind: str, at_least: int) -> None:
+    executor = make()
+    expected = executor.run(single(range(50)))
+
+    def step() -> None:
+        np.testing.assert_array_equal(executor.run(single(range(50))), expected)
+
+    assert every_fault(kind, step) >= at_least
+    step()
+    executor.close()
+
+
+def test_a_draw_that_fails_can_be_drawn_again() -> None:
+    logits = np.random.default_rng(0).normal(0, 3, (3, 5000)).astype(np.float32)
+
+    def draw() -> list[int]:
+        sampler = RowSampler(5000)
+        rows = []
+        for parameters in ({"top_p": 0.9}, {"top_k": 20, "min_p": 0.01}, {"logit_bias": ((3, 1.0),)}):
+            sequence = SequenceSampler(**parameters, presence_penalty=0.5, repetition_penalty=1.1)
+            sequence.follow([1, 2, 3, 4], 2)
+            rows.append(SamplingRow(sequence, 4, 5))
+        try:
+            drawn = sampler.sample_rows(logits, rows)
+        except MemoryError:
+            assert [token.token_id for token in sampler.sample_rows(logits, rows)] == expected
+            raise
+        return [token.token_id for token in drawn]
+
+    expected = draw()
+    assert every_fault("allocation", draw) >= 10
+
+
+def test_a_fault_fires_once_and_only_when_armed() -> None:
+    with native_fault("mapping", 1) as fired:
+        with pytest.raises(MemoryError):
+            make()
+        assert fired()
+        make().close()
+    with native_fault("operation", 1) as fired:
+        make().close()
+        assert not fired()
+    make().close()
