@@ -28,7 +28,7 @@ METHODS = {
 }
 """Of both engines; on the async one all but ``terminate`` are coroutines."""
 
-PROPERTIES = {"chat", "completions", "engine_config", "state", "tokenizer"}
+PROPERTIES = {"chat", "completions", "engine_config", "state", "tokenizer", "trace_recorder"}
 
 COMMON_ARGUMENTS = {
     "debug_config",

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -405,3 +407,15 @@ def test_metrics_count_what_happened() -> None:
             assert (await later.metrics())["prompt_tokens_sum"] == usage.prompt_tokens
 
     asyncio.run(use())
+
+
+def test_a_trace_tells_of_requests_and_steps(tmp_path: Path) -> None:
+    with MLCEngine(engine_config=EngineConfig(verbose=False), enable_tracing=True) as traced:
+        ask(traced, request_id="traced")
+        assert traced.trace_recorder is not None
+    traced.trace_recorder.dump(tmp_path / "trace.json")
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    assert {"X"} <= {event["ph"] for event in events}, "steps have a duration"
+    assert any("traced" in json.dumps(event) for event in events)
+    with MLCEngine(engine_config=EngineConfig(verbose=False)) as plain:
+        assert plain.trace_recorder is None

@@ -16,6 +16,7 @@ from windlass.engine.exit import forget, stop_at_exit
 from windlass.engine.loop import EngineCore
 from windlass.engine.metrics import EngineMetrics
 from windlass.engine.state import EngineState, Lifecycle
+from windlass.engine.tracing import TraceRecorder
 from windlass.serve import alive
 from windlass.serve.build import LoadedModel, load_model
 from windlass.serve.memory import release_frames, return_free_memory
@@ -57,7 +58,7 @@ class MLCEngineBase:
             model_lib: accepted for compatibility with MLC-LLM and ignored.
             mode: ``local`` (the default), ``interactive`` or ``server``; see ``EngineConfig``.
             engine_config: everything else that can be set.
-            enable_tracing: not available yet; only False is accepted.
+            enable_tracing: record what each request and step does; see ``trace_recorder``.
             quantization: scheme to quantize a Hugging Face model to while loading, such as ``q4f16_1``.
             exit_drain_timeout: seconds that open requests get to finish when a ``with`` block ends well.
 
@@ -72,8 +73,7 @@ class MLCEngineBase:
         self._load_lock = threading.RLock()
         self._lifecycle = Lifecycle()
         self._exit_drain_timeout = exit_drain_timeout
-        if enable_tracing:
-            raise ValueError("enable_tracing is not available in this version")
+        self._trace = TraceRecorder() if enable_tracing else None
         check_device(device)
         self._settings = (engine_config or EngineConfig()).with_arguments(
             model=model, model_lib=model_lib, mode=mode, quantization=quantization
@@ -112,6 +112,7 @@ class MLCEngineBase:
             loaded.runtime(),
             max_waiting_requests=loaded.config.max_waiting_requests,
             max_waiting_tokens=loaded.config.max_waiting_tokens,
+            trace=self._trace,
         )
         self._core = core
         if self._prepares_in_thread:
@@ -144,6 +145,14 @@ class MLCEngineBase:
     def state(self) -> EngineState:
         """Where the engine is in its life."""
         return self._lifecycle.current
+
+    @property
+    def trace_recorder(self) -> TraceRecorder | None:
+        """With ``enable_tracing`` what was recorded, as Chrome trace events: ``dump(path)`` writes a file for Perfetto.
+
+        Works in every state, also after ``terminate()``.
+        """
+        return self._trace
 
     @property
     def engine_config(self) -> EngineConfig:
