@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from support.lifecycle import (
     ANSWER,
     ENDLESS,
     LIMIT,
+    LLAMA_1B,
     LONG,
     PROMPT,
     QUESTION,
@@ -28,6 +31,7 @@ from support.lifecycle import (
     read,
     replace_run,
     wait_for,
+    write_shape,
 )
 from windlass import (
     AsyncMLCEngine,
@@ -509,6 +513,30 @@ def test_L06_everybody_who_reads_one_stream_hears_of_its_end(face: Face) -> None
     for one in readers:
         one.result()
     assert sorted("".join(parts)) == sorted(ANSWER)
+
+
+@pytest.mark.slow
+def test_L06_no_gap_beside_a_long_prefill_of_the_1B_shape(tmp_path: Path) -> None:
+    """Figures of the contract: 2,000 tokens of prompt, and no other stream waits 250 ms for its next token."""
+    config = EngineConfig(load_format="dummy", quantization="q4f16_1", max_total_sequence_length=4096, verbose=False)
+    debug = {"debug_config": {"ignore_eos": True}}
+    with MLCEngine(write_shape(tmp_path, **LLAMA_1B), engine_config=config) as engine:
+        stream = engine.completions.create(prompt=[5] * 16, max_tokens=2000, stream=True, extra_body=debug)
+        next(stream)
+        long = threading.Thread(
+            target=engine.completions.create,
+            kwargs={"prompt": list(range(10, 2010)), "max_tokens": 1, "extra_body": debug},
+        )
+        times = [time.monotonic()]
+        long.start()
+        while long.is_alive():
+            next(stream)
+            times.append(time.monotonic())
+        long.join()
+        stream.close()
+    gaps = sorted(after - before for before, after in itertools.pairwise(times))
+    print(f"{len(gaps)} tokens in {times[-1] - times[0]:.1f} s, longest gap {1000 * gaps[-1]:.0f} ms")
+    assert gaps[-1] < 0.25
 
 
 # L7, L8
