@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
 
+from windlass.engine.loop import EngineCore, Runtime
 from windlass.engine.request import FinishReason, Request, SamplingParams, TokenLogprobs
+from windlass.engine.state import EngineState, Lifecycle
+from windlass.engine.tracing import TraceRecorder
 from windlass.program.executor import Batch, StepCancelledError
 
 VOCAB = 64
+
+LIMIT = 20.0
+"""Seconds after which a wait counts as a hang."""
 
 
 class CountingExecutor:
@@ -138,3 +146,31 @@ def expected_tokens(request: Request) -> list[int]:
     """What ``CountingExecutor`` generates for a request without stop tokens."""
     last = request.prompt_ids[-1]
     return [(last + 1 + i) % VOCAB for i in range(request.max_tokens)]
+
+
+@contextmanager
+def running(
+    executor: CountingExecutor, *, sequences: int = 4, tokens: int = 32, trace: TraceRecorder | None = None
+) -> Iterator[EngineCore]:
+    """Run a core on ``executor``; at the end its threads have ended, the executor is closed, nothing is left open."""
+    lifecycle = Lifecycle()
+    runtime = Runtime.build(
+        executor,
+        num_pages=executor.num_pages,
+        max_num_sequence=sequences,
+        max_tokens=tokens,
+        active_vocab_size=VOCAB,
+    )
+    core = EngineCore(lifecycle, runtime, trace=trace)
+    threads = core.init_threaded_engine()
+    lifecycle.advance(EngineState.READY)
+    try:
+        yield core
+    finally:
+        executor.gate.set()
+        core.exit_background_loop()
+        for thread in threads:
+            thread.join(LIMIT)
+            assert not thread.is_alive()
+        assert executor.closed
+        assert not core._recorder._open

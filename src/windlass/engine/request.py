@@ -83,11 +83,6 @@ class SamplingParams:
     seed: int = 0
     choice: int = 0
 
-    @property
-    def penalizes(self) -> bool:
-        """True when what was generated changes what comes next beyond the model itself."""
-        return self.presence_penalty != 0.0 or self.frequency_penalty != 0.0 or self.repetition_penalty != 1.0
-
 
 @dataclass(eq=False, slots=True)
 class Request:

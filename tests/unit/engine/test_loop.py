@@ -3,47 +3,19 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 
-from support.fakes import CountingExecutor, expected_tokens, make_request
+from support.fakes import LIMIT, CountingExecutor, expected_tokens, make_request, running
 from windlass.engine.loop import EngineCore, Runtime
 from windlass.engine.request import FinishReason
-from windlass.engine.state import EngineState, Lifecycle
+from windlass.engine.state import EngineState
 from windlass.errors import (
     EngineFailedError,
     EngineTerminatedError,
     InvalidRequestError,
     RequestAbortedError,
 )
-
-LIMIT = 20.0
-
-
-@contextmanager
-def running(executor: CountingExecutor, *, sequences: int = 4, tokens: int = 32) -> Iterator[EngineCore]:
-    lifecycle = Lifecycle()
-    runtime = Runtime.build(
-        executor,
-        num_pages=executor.num_pages,
-        max_num_sequence=sequences,
-        max_tokens=tokens,
-        active_vocab_size=64,
-    )
-    core = EngineCore(lifecycle, runtime)
-    threads = core.init_threaded_engine()
-    lifecycle.advance(EngineState.READY)
-    try:
-        yield core
-    finally:
-        executor.gate.set()
-        core.exit_background_loop()
-        for thread in threads:
-            thread.join(LIMIT)
-            assert not thread.is_alive()
-        assert executor.closed
 
 
 def test_many_requests_at_once_each_get_their_own_tokens() -> None:

@@ -4,42 +4,18 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 
-from support.fakes import CountingExecutor, make_request
-from windlass.engine.loop import EngineCore, Runtime
-from windlass.engine.state import EngineState, Lifecycle
+from support.fakes import LIMIT, CountingExecutor, make_request, running
+from windlass.engine.state import EngineState
 from windlass.engine.tracing import TraceRecorder
 from windlass.errors import RequestTimeoutError
-
-LIMIT = 20.0
-
-
-@contextmanager
-def running(executor: CountingExecutor, trace: TraceRecorder | None = None) -> Iterator[EngineCore]:
-    lifecycle = Lifecycle()
-    runtime = Runtime.build(
-        executor, num_pages=executor.num_pages, max_num_sequence=4, max_tokens=32, active_vocab_size=64
-    )
-    core = EngineCore(lifecycle, runtime, trace=trace)
-    threads = core.init_threaded_engine()
-    lifecycle.advance(EngineState.READY)
-    try:
-        yield core
-    finally:
-        executor.gate.set()
-        core.exit_background_loop()
-        for thread in threads:
-            thread.join(LIMIT)
-        assert not core._recorder._open
 
 
 def test_an_answer_is_counted_before_it_is_known() -> None:
     trace = TraceRecorder()
-    with running(CountingExecutor(64), trace) as core:
+    with running(CountingExecutor(64), trace=trace) as core:
         for number in range(20):
             request, output = make_request(prompt=4, start=number, max_tokens=5)
             core.add_request((request,))
