@@ -59,7 +59,7 @@ Executor::Executor(Program program, const ExecutorOptions& options)
     resources->scratch = Mapping(scratch_floats_ * sizeof(float) * static_cast<std::size_t>(options.num_threads));
     resources->weights.resize(program_.weights.size());
     resources->ropes.resize(static_cast<std::size_t>(program_.num_ropes));
-    resources->tiles.reserve(static_cast<std::size_t>(options.max_tokens));
+    resources->query_tiles.reserve(static_cast<std::size_t>(options.max_tokens));
     resources->slots.reserve(static_cast<std::size_t>(options.max_tokens));
     resources->pool = std::make_unique<ThreadPool>(options.num_threads);
     kv_cache_bytes_ = resources->cache.bytes();
@@ -98,9 +98,19 @@ void Executor::set_weight(std::int64_t index, const SourceTensor& source) {
         }
         weight = Weight::pack_vector(source);
     } else {
-        weight = Weight::pack_matrix(source, *resources_->pool);
+        Weight packed = Weight::pack_matrix(source, *resources_->pool);
+        reserve_tiles(packed.matrix());
+        weight = std::move(packed);
     }
     weight_bytes_ += weight.bytes();
+}
+
+void Executor::reserve_tiles(const PackedMatrix& matrix) {
+    if (matrix.scale_type == ScaleType::kNone) return;
+    const int tokens = kernels_.tile_tokens(matrix);
+    const std::int64_t tiles = (options_.max_tokens - 1) / tokens + 1;
+    const std::size_t bytes = kernels_.tile_bytes(matrix, tokens) * static_cast<std::size_t>(tiles);
+    if (bytes > resources_->tiles.size()) resources_->tiles = Mapping(bytes);
 }
 
 void Executor::set_rope(std::int64_t index, const float* cos, const float* sin, std::int64_t positions,

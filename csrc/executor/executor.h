@@ -79,10 +79,11 @@ class Executor {
         KVCache cache;
         Mapping arena;
         Mapping scratch;
+        Mapping tiles;  // quantized activations of one operation
         std::vector<Weight> weights;
         std::vector<RopeTable> ropes;
-        std::vector<QueryTile> tiles;     // has room for max_tokens
-        std::vector<std::int64_t> slots;  // likewise
+        std::vector<QueryTile> query_tiles;  // has room for max_tokens
+        std::vector<std::int64_t> slots;     // likewise
         std::unique_ptr<ThreadPool> pool;
     };
     // Holds the executor for one call.
@@ -98,6 +99,8 @@ class Executor {
     };
 
     void check_complete() const;
+    // Makes room for the activations of `matrix`.
+    void reserve_tiles(const PackedMatrix& matrix);
 
     const Program program_;
     const ExecutorOptions options_;

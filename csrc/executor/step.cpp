@@ -20,6 +20,10 @@ constexpr std::int64_t kPieceBytes = 32'768;
 constexpr std::int64_t kPiecePanels = 2;
 // Pages that attention walks between two looks at the cancel flag.
 constexpr std::int64_t kPiecePages = 128;
+// Up to so many tokens a product waits for the weights.
+constexpr std::int64_t kFewTokens = 16;
+// Quantizing a value costs about this many multiplications.
+constexpr std::int64_t kQuantizeCost = 4;
 // An exponential costs about this many multiplications.
 constexpr std::int64_t kExponentialCost = 16;
 
@@ -35,7 +39,7 @@ Step::Step(Executor& executor, const BatchView& batch, float* logits)
 
 bool Step::run() {
     const DefaultFloats default_floats;
-    make_tiles();
+    make_query_tiles();
     for (const Op& op : executor_.program_.ops) {
         fault_point(Fault::kOperation);
         std::visit([this](const auto& one) { apply(one); }, op);
@@ -77,12 +81,12 @@ const PackedMatrix& Step::matrix(int weight) const {
     return resources_.weights[static_cast<std::size_t>(weight)].matrix();
 }
 
-void Step::make_tiles() {
-    resources_.tiles.clear();
+void Step::make_query_tiles() {
+    resources_.query_tiles.clear();
     for (std::int64_t s = 0; s < batch_.sequences(); ++s) {
         const std::int32_t end = batch_.token_starts[s + 1];
         for (std::int32_t t = batch_.token_starts[s]; t < end; t += kQueryTokens) {
-            resources_.tiles.push_back({static_cast<std::int32_t>(s), t, std::min(kQueryTokens, end - t)});
+            resources_.query_tiles.push_back({static_cast<std::int32_t>(s), t, std::min(kQueryTokens, end - t)});
         }
     }
     for (const std::int32_t position : batch_.positions) attention_pages_ += position / kPageSize + 1;
@@ -155,13 +159,38 @@ void Step::apply(const Logits& op) {
     linear(matrix(op.weight), nullptr, x, gathered.stride, rows, logits_, executor_.program_.vocab_size);
 }
 
+void Step::quantize(const PackedMatrix& weights, const float* x, std::int64_t x_stride, std::int64_t rows) {
+    const std::int64_t tokens = kernels_.tile_tokens(weights);
+    const std::size_t tile_bytes = kernels_.tile_bytes(weights, static_cast<int>(tokens));
+    const std::int64_t cost = std::min(rows, tokens) * weights.columns * kQuantizeCost;
+    share((rows - 1) / tokens + 1, cost, [&](int, std::int64_t begin, std::int64_t end) {
+        for (std::int64_t tile = begin; tile < end; ++tile) {
+            QuantizeJob job = {};
+            job.matrix = &weights;
+            job.x = x + tile * tokens * x_stride;
+            job.x_stride = x_stride;
+            job.tokens = static_cast<int>(std::min(tokens, rows - tile * tokens));
+            job.tile = resources_.tiles.data() + static_cast<std::size_t>(tile) * tile_bytes;
+            kernels_.quantize(job);
+        }
+    });
+}
+
 void Step::linear(const PackedMatrix& weights, const float* bias, const float* x, std::int64_t x_stride,
                   std::int64_t rows, float* y, std::int64_t y_stride) {
-    // Blocks of nearly equal size; those of one piece of the matrix come one after the other, while it is in the cache.
-    const std::int64_t blocks = (rows + kLinearTokens - 1) / kLinearTokens;
-    const std::int64_t block_rows = (rows + blocks - 1) / blocks;
+    const bool codes = weights.scale_type != ScaleType::kNone;
+    const std::int64_t tile = codes ? kernels_.tile_tokens(weights) : 1;
+    const std::size_t tile_bytes = codes ? kernels_.tile_bytes(weights, static_cast<int>(tile)) : 0;
+    if (codes) quantize(weights, x, x_stride, rows);
+    // Blocks of nearly equal size, of whole tiles; those of one piece of the matrix come one after the other, while it
+    // is in the cache.
+    const std::int64_t most_blocks = (rows + kLinearTokens - 1) / kLinearTokens;
+    const std::int64_t tiles = (rows + tile - 1) / tile;
+    const std::int64_t block_rows = std::min(rows, (tiles + most_blocks - 1) / most_blocks * tile);
+    const std::int64_t blocks = (rows + block_rows - 1) / block_rows;
     const std::int64_t panels = (weights.rows + kPanelRows - 1) / kPanelRows;
-    const std::int64_t piece_panels = std::max(kPiecePanels, block_rows > 4 ? 0 : kPieceBytes / weights.panel_bytes);
+    const std::int64_t piece_panels =
+        std::max(kPiecePanels, block_rows > kFewTokens ? 0 : kPieceBytes / weights.panel_bytes);
     const std::int64_t pieces = (panels + piece_panels - 1) / piece_panels;
     const std::int64_t cost = block_rows * piece_panels * kPanelRows * weights.columns;
     share(pieces * blocks, cost, [&](int thread, std::int64_t begin, std::int64_t end) {
@@ -174,6 +203,8 @@ void Step::linear(const PackedMatrix& weights, const float* bias, const float* x
             job.panel_end = std::min(panel + piece_panels, panels);
             job.x = x + row * x_stride;
             job.x_stride = x_stride;
+            job.tiles = resources_.tiles.data() + static_cast<std::size_t>(row / tile) * tile_bytes;
+            job.tile_stride = static_cast<std::int64_t>(tile_bytes);
             job.tokens = static_cast<int>(std::min(block_rows, rows - row));
             job.y = y + row * y_stride;
             job.y_stride = y_stride;
@@ -196,23 +227,24 @@ void Step::apply(const WriteKV& op) {
         }
     };
     const std::int64_t cost = kQueryTokens * op.k.width * kExponentialCost;
-    share(static_cast<std::int64_t>(resources_.tiles.size()), cost, [&](int, std::int64_t begin, std::int64_t end) {
-        for (std::int64_t i = begin; i < end; ++i) {
-            const Executor::QueryTile& tile = resources_.tiles[static_cast<std::size_t>(i)];
-            for (int k = 0; k < tile.count; ++k) store(tile.token + k, batch_.page_starts[tile.sequence]);
-        }
-    });
+    share(static_cast<std::int64_t>(resources_.query_tiles.size()), cost,
+          [&](int, std::int64_t begin, std::int64_t end) {
+              for (std::int64_t i = begin; i < end; ++i) {
+                  const Executor::QueryTile& tile = resources_.query_tiles[static_cast<std::size_t>(i)];
+                  for (int k = 0; k < tile.count; ++k) store(tile.token + k, batch_.page_starts[tile.sequence]);
+              }
+          });
 }
 
 void Step::apply(const Attention& op) {
     const KVCache& cache = resources_.cache;
     const int kv_heads = cache.shape().heads, head_dim = cache.shape().head_dim;
     const int heads = op.num_heads / kv_heads;
-    const std::int64_t units = static_cast<std::int64_t>(resources_.tiles.size()) * kv_heads;
+    const std::int64_t units = static_cast<std::int64_t>(resources_.query_tiles.size()) * kv_heads;
     const std::int64_t cost = attention_pages_ * heads * head_dim * kPageSize * 2 * kv_heads / units;
     share(units, cost, [&](int thread, std::int64_t begin, std::int64_t end) {
         for (std::int64_t i = begin; i < end; ++i) {
-            const Executor::QueryTile& tile = resources_.tiles[static_cast<std::size_t>(i / kv_heads)];
+            const Executor::QueryTile& tile = resources_.query_tiles[static_cast<std::size_t>(i / kv_heads)];
             const int head = static_cast<int>(i % kv_heads);
             const std::int64_t first = batch_.positions[tile.token];
             AttentionJob job = {};

@@ -28,7 +28,9 @@ class Step {
     void apply(const Add& op);
     void apply(const Logits& op);
 
-    void make_tiles();
+    void make_query_tiles();
+    // Quantizes rows of x for products with `weights` into the executor's tiles.
+    void quantize(const PackedMatrix& weights, const float* x, std::int64_t x_stride, std::int64_t rows);
     void linear(const PackedMatrix& matrix, const float* bias, const float* x, std::int64_t x_stride, std::int64_t rows,
                 float* y, std::int64_t y_stride);
 

@@ -1,15 +1,10 @@
 #include "executor/weight.h"
 
 #include <algorithm>
-#include <array>
 #include <cstring>
-#include <stdexcept>
 
 namespace windlass {
 namespace {
-
-// The largest zero point for which code - zero fits a signed byte.
-constexpr int kLargestZero = 128;
 
 std::int64_t element_bytes(Format format) {
     switch (format) {
@@ -31,43 +26,52 @@ struct PanelRows {
     std::int64_t count;
 };
 
-// `count` columns from `column` on, transposed: kPanelRows elements per column. Missing rows stay zero.
+PanelRows panel_rows(std::int64_t rows, std::int64_t panel) {
+    return {panel * kPanelRows, std::min<std::int64_t>(kPanelRows, rows - panel * kPanelRows)};
+}
+
+// All columns, transposed: kPanelRows elements per column. Missing rows stay zero.
 template <typename Element>
-void pack_elements(const ArrayView& from, PanelRows rows, std::int64_t column, std::int64_t count, std::uint8_t* to) {
-    for (std::int64_t c = 0; c < count; ++c) {
+void pack_elements(const ArrayView& from, PanelRows rows, std::int64_t columns, std::uint8_t* to) {
+    for (std::int64_t c = 0; c < columns; ++c) {
         for (std::int64_t r = 0; r < rows.count; ++r) {
             std::memcpy(to + (c * kPanelRows + r) * static_cast<std::int64_t>(sizeof(Element)),
-                        from.at(rows.first + r, column + c), sizeof(Element));
+                        from.at(rows.first + r, c), sizeof(Element));
+        }
+    }
+}
+
+constexpr std::int64_t kQuadBytes = kPanelRows * 4;
+
+std::int64_t octets_of(std::int64_t columns) { return (columns + kOctet - 1) / kOctet; }
+
+// The codes of one record, `count` columns from `column` on. What pads rows and columns stays zero.
+void pack_bytes(const ArrayView& from, PanelRows rows, std::int64_t column, std::int64_t count, std::uint8_t* to) {
+    for (std::int64_t r = 0; r < rows.count; ++r) {
+        for (std::int64_t c = 0; c < count; ++c) {
+            to[c / 4 * kQuadBytes + r * 4 + c % 4] = *from.at(rows.first + r, column + c);
         }
     }
 }
 
 void pack_nibbles(const ArrayView& from, PanelRows rows, std::int64_t column, std::int64_t count, std::uint8_t* to) {
-    constexpr std::int64_t kHalf = kPanelRows / 2;
-    const auto code = [&](std::int64_t r, std::int64_t c) {
-        const std::uint8_t pair = *from.at(rows.first + r, c / 2);
-        return c % 2 == 0 ? pair & 0x0F : pair >> 4;
-    };
-    for (std::int64_t c = 0; c < count; ++c) {
-        for (std::int64_t r = 0; r < std::min(rows.count, kHalf); ++r) {
-            const int high = r + kHalf < rows.count ? code(r + kHalf, column + c) : 0;
-            to[c * kHalf + r] = static_cast<std::uint8_t>(code(r, column + c) | high << 4);
+    for (std::int64_t r = 0; r < rows.count; ++r) {
+        for (std::int64_t c = 0; c < count; ++c) {
+            const std::int64_t at = column + c;
+            const std::uint8_t pair = *from.at(rows.first + r, at / 2);
+            const int code = at % 2 == 0 ? pair & 0x0F : pair >> 4;
+            to[c / kOctet * kQuadBytes + r * 4 + c % 4] |= static_cast<std::uint8_t>(c % kOctet < 4 ? code : code << 4);
         }
     }
 }
 
-void pack_codes(const SourceTensor& source, PanelRows rows, std::int64_t column, std::int64_t count, std::uint8_t* to) {
-    switch (source.format) {
-        case Format::kF32:
-            return pack_elements<std::uint32_t>(source.data, rows, column, count, to);
-        case Format::kF16:
-        case Format::kBF16:
-            return pack_elements<std::uint16_t>(source.data, rows, column, count, to);
-        case Format::kInt8:
-            return pack_elements<std::uint8_t>(source.data, rows, column, count, to);
-        case Format::kInt4:
-            return pack_nibbles(source.data, rows, column, count, to);
-    }
+// The columns of a record: all of a group, or an equal part of it.
+std::int64_t record_columns(std::int64_t group, std::int64_t columns) {
+    if (group <= kActivationColumns) return std::min(group, columns);
+    if (group >= columns) return std::min<std::int64_t>(kActivationColumns, columns);
+    std::int64_t part = kActivationColumns;
+    while (group % part != 0) --part;
+    return part;
 }
 
 bool all_zeros_equal(const SourceTensor& source) {
@@ -79,10 +83,6 @@ bool all_zeros_equal(const SourceTensor& source) {
         }
     }
     return true;
-}
-
-void check_zero(int zero) {
-    if (zero > kLargestZero) throw std::invalid_argument("zero points above 128 are not supported");
 }
 
 float half_to_float(std::uint16_t half) {
@@ -104,54 +104,77 @@ float half_to_float(std::uint16_t half) {
 }  // namespace
 
 Weight Weight::pack_matrix(const SourceTensor& source, ThreadPool& pool) {
+    return source.scale_type == ScaleType::kNone ? pack_floats(source, pool) : pack_codes(source, pool);
+}
+
+Weight Weight::pack_floats(const SourceTensor& source, ThreadPool& pool) {
+    Weight weight;
+    PackedMatrix& matrix = weight.matrix_;
+    matrix.format = source.format;
+    matrix.rows = source.rows;
+    matrix.columns = source.columns;
+    matrix.panel_bytes = matrix.columns * kPanelRows * element_bytes(source.format);
+    const std::int64_t panels = (matrix.rows - 1) / kPanelRows + 1;
+    weight.memory_ = Mapping(static_cast<std::size_t>(panels * matrix.panel_bytes));
+    std::uint8_t* const data = weight.memory_.data();
+    matrix.data = data;
+    pool.parallel_for(panels, 1, [&](int, std::int64_t begin, std::int64_t end) {
+        for (std::int64_t panel = begin; panel < end; ++panel) {
+            const PanelRows rows = panel_rows(matrix.rows, panel);
+            std::uint8_t* const to = data + panel * matrix.panel_bytes;
+            if (source.format == Format::kF32) {
+                pack_elements<std::uint32_t>(source.data, rows, matrix.columns, to);
+            } else {
+                pack_elements<std::uint16_t>(source.data, rows, matrix.columns, to);
+            }
+        }
+    });
+    return weight;
+}
+
+Weight Weight::pack_codes(const SourceTensor& source, ThreadPool& pool) {
     Weight weight;
     PackedMatrix& matrix = weight.matrix_;
     matrix.format = source.format;
     matrix.scale_type = source.scale_type;
     matrix.rows = source.rows;
     matrix.columns = source.columns;
-    const bool grouped = source.scale_type != ScaleType::kNone;
-    matrix.group = std::min(grouped ? source.group : std::int64_t{kBlockColumns}, source.columns);
+    matrix.group = record_columns(source.group, source.columns);
+    matrix.block_records = std::max<std::int64_t>(1, kActivationColumns / matrix.group);
     const bool int4 = source.format == Format::kInt4;
     const bool own_zeros = int4 && !all_zeros_equal(source);
-    matrix.column_bytes = int4 ? kPanelRows / 2 : kPanelRows * element_bytes(source.format);
-    const std::int64_t after_codes = kPanelRows * (scale_bytes(source.scale_type) + (own_zeros ? 1 : 0));
-    matrix.record_bytes = matrix.group * matrix.column_bytes + after_codes;
+    const std::int64_t octet_bytes = int4 ? kQuadBytes : 2 * kQuadBytes;
+    const std::int64_t scale_size = scale_bytes(source.scale_type);
+    const std::int64_t after_codes = kPanelRows * (scale_size + (own_zeros ? 1 : 0));
     const std::int64_t records = (matrix.columns - 1) / matrix.group + 1;
-    matrix.panel_bytes = matrix.columns * matrix.column_bytes + records * after_codes;
+    const std::int64_t last = matrix.columns - (records - 1) * matrix.group;
+    matrix.panel_bytes =
+        ((records - 1) * octets_of(matrix.group) + octets_of(last)) * octet_bytes + records * after_codes;
     const std::int64_t panels = (matrix.rows - 1) / kPanelRows + 1;
 
-    weight.memory_ = Mapping(static_cast<std::size_t>(panels * matrix.panel_bytes + kPanelRows));
+    weight.memory_ = Mapping(static_cast<std::size_t>(panels * matrix.panel_bytes + 1));
     std::uint8_t* const data = weight.memory_.data();
     matrix.data = data;
     if (int4 && !own_zeros) {
-        const std::uint8_t zero = *source.zeros.at(0, 0);
-        check_zero(zero);
-        std::memset(data + panels * matrix.panel_bytes, zero, kPanelRows);
-        matrix.zeros = data + panels * matrix.panel_bytes;
+        data[panels * matrix.panel_bytes] = *source.zeros.at(0, 0);
+        matrix.zero = data + panels * matrix.panel_bytes;
     }
-    const std::int64_t scale_size = scale_bytes(source.scale_type);
     pool.parallel_for(panels, 1, [&](int, std::int64_t begin, std::int64_t end) {
         for (std::int64_t panel = begin; panel < end; ++panel) {
-            const PanelRows rows = {panel * kPanelRows,
-                                    std::min<std::int64_t>(kPanelRows, matrix.rows - panel * kPanelRows)};
+            const PanelRows rows = panel_rows(matrix.rows, panel);
             std::uint8_t* to = data + panel * matrix.panel_bytes;
-            for (std::int64_t record = 0; record < records; ++record) {
-                const std::int64_t column = record * matrix.group;
+            for (std::int64_t column = 0; column < matrix.columns; column += matrix.group) {
                 const std::int64_t count = std::min(matrix.group, matrix.columns - column);
-                pack_codes(source, rows, column, count, to);
-                to += count * matrix.column_bytes;
-                if (!grouped) continue;
+                const std::int64_t group = column / source.group;
+                (int4 ? pack_nibbles : pack_bytes)(source.data, rows, column, count, to);
+                to += octets_of(count) * octet_bytes;
                 for (std::int64_t r = 0; r < rows.count; ++r) {
-                    std::memcpy(to + r * scale_size, source.scales.at(rows.first + r, record),
+                    std::memcpy(to + r * scale_size, source.scales.at(rows.first + r, group),
                                 static_cast<std::size_t>(scale_size));
                 }
                 to += kPanelRows * scale_size;
                 if (!own_zeros) continue;
-                for (std::int64_t r = 0; r < rows.count; ++r) {
-                    to[r] = *source.zeros.at(rows.first + r, record);
-                    check_zero(to[r]);
-                }
+                for (std::int64_t r = 0; r < rows.count; ++r) to[r] = *source.zeros.at(rows.first + r, group);
                 to += kPanelRows;
             }
         }

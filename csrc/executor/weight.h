@@ -36,7 +36,7 @@ struct SourceTensor {
 class Weight {
   public:
     Weight() = default;
-    // Packs with the threads of `pool`. Throws std::bad_alloc; std::invalid_argument for a zero point above 128.
+    // Packs with the threads of `pool`. Throws std::bad_alloc.
     static Weight pack_matrix(const SourceTensor& source, ThreadPool& pool);
     // A float format only; the vector is row 0.
     static Weight pack_vector(const SourceTensor& source);
@@ -47,6 +47,9 @@ class Weight {
     const float* vector() const { return memory_.floats(); }
 
   private:
+    static Weight pack_floats(const SourceTensor& source, ThreadPool& pool);
+    static Weight pack_codes(const SourceTensor& source, ThreadPool& pool);
+
     Mapping memory_;
     PackedMatrix matrix_ = {};
 };

@@ -22,13 +22,24 @@
 namespace windlass {
 namespace {
 
+// Each may use what came before.
 #include "kernels/simd.inl"
 
+#include "kernels/products.inl"
+
+#include "kernels/linear_float.inl"
+
+#include "kernels/linear_codes.inl"
+
+#include "kernels/quantize.inl"
+
 #include "kernels/linear.inl"
+
 #include "kernels/rows.inl"
-#include "kernels/sampling.inl"
 
 #include "kernels/attention.inl"
+
+#include "kernels/sampling.inl"
 
 }  // namespace
 
@@ -38,6 +49,9 @@ const KernelTable WINDLASS_JOIN(kernels_, WINDLASS_KERNELS) = {
     .name = WINDLASS_QUOTE(WINDLASS_KERNELS),
     .linear_scratch = kUnpackedFloats + kSumFloats,
     .attention_scratch = attention_scratch,
+    .tile_tokens = tile_tokens,
+    .tile_bytes = tile_bytes,
+    .quantize = quantize,
     .linear = linear,
     .embed = embed,
     .rms_norm = rms_norm,

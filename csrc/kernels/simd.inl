@@ -2,6 +2,7 @@
 // Included once, inside an unnamed namespace.
 
 #define WINDLASS_INLINE inline __attribute__((always_inline))
+#define WINDLASS_INLINE_LAMBDA __attribute__((always_inline))
 
 #if defined(WINDLASS_NO_INTRINSICS)
 constexpr int kLanes = 4;
@@ -20,10 +21,11 @@ typedef float F32 __attribute__((vector_size(kLanes * 4)));
 typedef std::int32_t I32 __attribute__((vector_size(kLanes * 4)));
 typedef std::uint32_t U32 __attribute__((vector_size(kLanes * 4)));
 typedef std::uint16_t U16 __attribute__((vector_size(kLanes * 2)));
-typedef std::int8_t I8x16 __attribute__((vector_size(16)));
-typedef std::uint8_t U8x16 __attribute__((vector_size(16)));
+typedef std::uint8_t U8 __attribute__((vector_size(kLanes * 4)));
+typedef std::int16_t I16 __attribute__((vector_size(kLanes * 4)));
 
 WINDLASS_INLINE F32 splat(float value) { return value - F32{}; }
+WINDLASS_INLINE I32 splat(std::int32_t value) { return value + I32{}; }
 
 template <typename Vector>
 WINDLASS_INLINE Vector load_as(const void* from) {
@@ -81,34 +83,10 @@ WINDLASS_INLINE float max_lanes(F32 v) {
     return lanes[0];
 }
 
-// Sixteen signed bytes to 16 / kLanes vectors of floats.
-WINDLASS_INLINE void widen(I8x16 bytes, F32* out) {
-#if !defined(WINDLASS_NO_INTRINSICS) && defined(__AVX512F__)
-    out[0] = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32((__m128i)bytes));
-#elif !defined(WINDLASS_NO_INTRINSICS) && defined(__AVX2__)
-    out[0] = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32((__m128i)bytes));
-    out[1] = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_unpackhi_epi64((__m128i)bytes, (__m128i)bytes)));
-#elif !defined(WINDLASS_NO_INTRINSICS) && defined(__ARM_NEON)
-    const int16x8_t low = vmovl_s8(vget_low_s8((int8x16_t)bytes));
-    const int16x8_t high = vmovl_s8(vget_high_s8((int8x16_t)bytes));
-    out[0] = vcvtq_f32_s32(vmovl_s16(vget_low_s16(low)));
-    out[1] = vcvtq_f32_s32(vmovl_s16(vget_high_s16(low)));
-    out[2] = vcvtq_f32_s32(vmovl_s16(vget_low_s16(high)));
-    out[3] = vcvtq_f32_s32(vmovl_s16(vget_high_s16(high)));
-#else
-    // Move each byte to the top of an int32 (little-endian lanes), shift its sign down.
-    typedef std::int16_t I16x8 __attribute__((vector_size(16)));
-    const I8x16 zero = {};
-    const I16x8 none = {};
-    const I16x8 low =
-        (I16x8)__builtin_shufflevector(zero, bytes, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-    const I16x8 high =
-        (I16x8)__builtin_shufflevector(zero, bytes, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
-    out[0] = __builtin_convertvector((I32)__builtin_shufflevector(none, low, 0, 8, 1, 9, 2, 10, 3, 11) >> 24, F32);
-    out[1] = __builtin_convertvector((I32)__builtin_shufflevector(none, low, 4, 12, 5, 13, 6, 14, 7, 15) >> 24, F32);
-    out[2] = __builtin_convertvector((I32)__builtin_shufflevector(none, high, 0, 8, 1, 9, 2, 10, 3, 11) >> 24, F32);
-    out[3] = __builtin_convertvector((I32)__builtin_shufflevector(none, high, 4, 12, 5, 13, 6, 14, 7, 15) >> 24, F32);
-#endif
+// kLanes unsigned bytes.
+WINDLASS_INLINE I32 load_bytes(const std::uint8_t* from) {
+    typedef std::uint8_t Bytes __attribute__((vector_size(kLanes)));
+    return __builtin_convertvector(load_as<Bytes>(from), I32);
 }
 
 WINDLASS_INLINE F32 load_bf16(const std::uint16_t* from) {

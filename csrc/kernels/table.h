@@ -10,10 +10,16 @@ namespace windlass {
 
 // Output rows that are packed together; the lanes of the vectors run over them.
 inline constexpr int kPanelRows = 32;
-// Columns summed before the sum is scaled and added to the result: part of the numerical scheme.
+// Columns of a float matrix summed before the sum is added to the result: part of the numerical scheme.
 inline constexpr int kBlockColumns = 64;
 // Most tokens that one LinearJob may name.
 inline constexpr int kLinearTokens = 64;
+// Activations that meet a quantized matrix share a scale per block of columns, at most this many. Products of codes are
+// summed as integers over runs of columns. Both are part of the numerical scheme.
+inline constexpr int kActivationColumns = 128;
+inline constexpr int kRunColumns = 32;
+// Columns of a record of codes are padded to a multiple of this.
+inline constexpr int kOctet = 8;
 // Tokens in one page of the KV cache.
 inline constexpr int kPageSize = 16;
 // Most query tokens that one AttentionJob may name.
@@ -27,21 +33,37 @@ enum class Format : std::int32_t { kF32, kF16, kBF16, kInt8, kInt4 };
 enum class ScaleType : std::int32_t { kNone, kF16, kF32 };
 enum class KVType : std::int32_t { kF32, kF16, kBF16 };
 
-// A matrix [rows, columns] in panels of kPanelRows rows. A panel is a sequence of records, one per group of columns:
-// for each column kPanelRows codes (int4: 16 bytes, row r in the low nibble of byte r, row r + 16 in its high nibble),
-// then kPanelRows scales if there are scales, then kPanelRows zero points (bytes) if they differ within the matrix.
-// The last record may have fewer columns. Rows that pad the last panel are zero.
+// A matrix [rows, columns] in panels of kPanelRows rows; rows that pad the last panel are zero.
+//
+// Float formats: a panel is [columns][kPanelRows] elements.
+//
+// Codes: a panel is a sequence of records, one per `group` columns, the last one perhaps of fewer: the codes, column by
+// column padded with zeros to whole octets, then kPanelRows scales, then kPanelRows zero points (bytes) if these differ
+// within the matrix. An octet of int8 is two quads, each with the four codes of row 0, then of row 1, and so on. An
+// octet of int4 is one quad of bytes, whose low nibbles are its first four columns and whose high nibbles are the next
+// four.
 struct PackedMatrix {
     const std::uint8_t* data;
     std::int64_t rows;
     std::int64_t columns;
-    std::int64_t group;         // columns of a full record
-    std::int64_t column_bytes;  // bytes of the codes of one column of a panel
-    std::int64_t record_bytes;  // bytes of a full record
     std::int64_t panel_bytes;
-    const std::uint8_t* zeros;  // kInt4: kPanelRows equal zero points, or null when each record has its own
+    std::int64_t group;          // columns of a full record: at most kActivationColumns
+    std::int64_t block_records;  // records that share the scale of an activation block
+    const std::uint8_t* zero;    // kInt4: the zero point of all, or null when each record has its own
     Format format;
     ScaleType scale_type;
+};
+
+// Quantizes up to KernelTable::tile_tokens tokens for products with codes: x = scale * code, one scale per token and
+// block. Against kInt4 a code has 8 bits (-127 .. 127); against kInt8 it has 15 (-16256 .. 16256), kept as
+// 128 * high + low, so that the error of the activations is small beside that of the weights. A block with a value that
+// is not finite gets the scale NaN.
+struct QuantizeJob {
+    const PackedMatrix* matrix;
+    const float* x;
+    std::int64_t x_stride;
+    int tokens;
+    std::uint8_t* tile;  // KernelTable::tile_bytes
 };
 
 // y[t, r] = sum_c x[t, c] * w[r, c] + bias[r] for the rows of some panels and up to kLinearTokens tokens.
@@ -49,8 +71,10 @@ struct LinearJob {
     const PackedMatrix* matrix;
     std::int64_t panel_begin;
     std::int64_t panel_end;
-    const float* x;
+    const float* x;  // for float formats
     std::int64_t x_stride;
+    const std::uint8_t* tiles;  // for codes: the tokens in tiles of KernelTable::tile_tokens, the last perhaps smaller
+    std::int64_t tile_stride;
     int tokens;
     float* y;
     std::int64_t y_stride;
@@ -98,6 +122,9 @@ struct KernelTable {
     const char* name;
     std::size_t linear_scratch;
     std::size_t (*attention_scratch)(int heads, int head_dim);
+    int (*tile_tokens)(const PackedMatrix& matrix);
+    std::size_t (*tile_bytes)(const PackedMatrix& matrix, int tokens);
+    void (*quantize)(const QuantizeJob& job);
     void (*linear)(const LinearJob& job);
     void (*embed)(const PackedMatrix& table, std::int64_t row, float* out);
     void (*rms_norm)(const float* x, const float* weight, float eps, std::int64_t width, float* out);

@@ -13,6 +13,10 @@
 #endif
 #if defined(__linux__)
 #include <sched.h>
+#if defined(__ARM_NEON)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
 #elif defined(__APPLE__)
 #include <sys/sysctl.h>
 #endif
@@ -65,6 +69,22 @@ X86 detect_x86() {
     x.avx_vnni = ymm && bit(seven_one.a, 4);
     x.amx_int8 = amx && bit(seven.d, 25);
     return x;
+}
+
+#endif
+
+#if defined(__ARM_NEON)
+
+bool has_dotprod() {
+#if defined(__linux__)
+    return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
+#elif defined(__APPLE__)
+    int present = 0;
+    std::size_t size = sizeof present;
+    return sysctlbyname("hw.optional.arm.FEAT_DotProd", &present, &size, nullptr, 0) == 0 && present != 0;
+#else
+    return false;
+#endif
 }
 
 #endif
@@ -133,9 +153,12 @@ CpuFeatures detect_cpu() {
 #if defined(__x86_64__)
     const X86 x = detect_x86();
     features.avx2 = x.avx2 && x.fma && x.f16c;
+    features.avx2_vnni = features.avx2 && x.avx_vnni;
     features.avx512 = features.avx2 && x.avx512f && x.avx512bw && x.avx512vl && x.avx512dq;
+    features.avx512_vnni = features.avx512 && x.avx512_vnni;
 #elif defined(__ARM_NEON)
     features.neon = true;
+    features.neon_dotprod = has_dotprod();
 #endif
     return features;
 }
@@ -162,6 +185,7 @@ std::vector<std::string> cpu_feature_names() {
     }
 #elif defined(__ARM_NEON)
     names.emplace_back("neon");
+    if (has_dotprod()) names.emplace_back("dotprod");
 #endif
     return names;
 }

@@ -7,9 +7,12 @@
 namespace windlass {
 
 struct CpuFeatures {
-    bool avx2 = false;    // AVX2, FMA and F16C, with the registers enabled by the operating system
-    bool avx512 = false;  // AVX-512 F, BW, VL and DQ, likewise
+    bool avx2 = false;         // AVX2, FMA and F16C, with the registers enabled by the operating system
+    bool avx2_vnni = false;    // and AVX-VNNI
+    bool avx512 = false;       // AVX-512 F, BW, VL and DQ, likewise
+    bool avx512_vnni = false;  // and AVX-512 VNNI
     bool neon = false;
+    bool neon_dotprod = false;
 };
 
 CpuFeatures detect_cpu();

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from support.native import KERNELS, KINDS, Kind, bare_program, f32_tensor, product_program, single
+from support.native import KERNELS, KINDS, Kind, as_multiplied, bare_program, f32_tensor, product_program, single
 from windlass.native import NativeExecutor
 from windlass.program.ops import Embed, Linear, Logits, Value
 from windlass.program.program import Program
@@ -39,7 +39,7 @@ def test_product_is_right_and_the_same_bits_for_every_number_of_tokens(
 
     tokens = [int(token) for token in rng.integers(0, shape[0], 70)]
     alone = np.concatenate([run_tokens(executor, [token]) for token in tokens])
-    expected = x[tokens].astype(np.float64) @ weight.dequantize().astype(np.float64).T
+    expected = as_multiplied(x, weight)[tokens].astype(np.float64) @ weight.dequantize().astype(np.float64).T
     magnitude = np.abs(x[tokens]).astype(np.float64) @ np.abs(weight.dequantize()).T
     assert np.all(np.abs(alone - expected) <= 2e-6 * magnitude)
 
@@ -150,8 +150,6 @@ def int4_weight(**changes: object) -> Tensor:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"zeros": np.full((8, 2), 129, dtype=np.uint8)}, "zero points above 128"),
-        ({"zeros": np.array([[0, 200]] * 8, dtype=np.uint8)}, "zero points above 128"),
         ({"zeros": None}, "int4 ones have zeros"),
         ({"scales": None}, "have groups and scales"),
         ({"group_size": 0}, "have groups and scales"),

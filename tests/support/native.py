@@ -175,3 +175,25 @@ class LittleModel:
             else:
                 weights[spec.name] = self.kind.tensor(rng, *spec.shape)
         return weights
+
+
+def as_multiplied(x: NDArray[np.float32], weight: Tensor) -> NDArray[np.float32]:
+    """The rows of x as a product with ``weight`` sees them: quantized per block of columns when the weight is."""
+    if weight.scales is None:
+        return x
+    columns, group = weight.shape[1], weight.group_size
+    if group <= 128:
+        block = group * (128 // group)
+    elif group >= columns:
+        block = 128
+    else:
+        block = max(part for part in range(1, 129) if group % part == 0)
+    largest = np.float32(127 if weight.format is Format.INT4 else 16256)
+    out = np.zeros_like(x)
+    for start in range(0, columns, block):
+        part = x[:, start : start + block]
+        magnitude = np.abs(part).max(axis=1, keepdims=True)
+        with np.errstate(divide="ignore", over="ignore"):
+            codes = np.rint(part * (largest / magnitude))
+        out[:, start : start + block] = np.where(magnitude >= 2.0**-100, codes * (magnitude / largest), 0)
+    return out

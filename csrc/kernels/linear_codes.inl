@@ -1,0 +1,262 @@
+// Matrix products with quantized weights and activations. Included once, inside an unnamed namespace.
+//
+// One numerical scheme for every number of tokens. For each output: the products of a run of columns are summed as
+// integers, zero points included; as a float, times the weight's scale, the sum is added to that of its activation
+// block (multiply_add), and this, times the activation's scale, to the result (multiply_add), all in order. Tiling
+// changes which outputs are computed together, never the operations of one output.
+//
+// A tile of quantized activations is, for each block: the scales [tokens] (float); then for each run of the block's
+// records: for each quad of columns, for each plane, four codes of each token [tokens][4]; then the corrections
+// [tokens] (int32): what the zero point adds to the sum of the run, or, when each record has its own zero points, the
+// negated sum of the run's activations, to be multiplied by them.
+
+// Vectors of a panel that are worked on together: their sums should stay in registers.
+template <int Tokens>
+constexpr int kCodeVectors = kLanes == 16  ? 2
+                             : kLanes == 8 ? (Tokens == 1 ? 4 : 2)
+                                           : (Tokens == 1   ? 8
+                                              : Tokens == 2 ? 4
+                                                            : 2);
+
+// From so many tokens on, the kernel fetches what it will read of the next panel: with many sums in flight the
+// processor does not look that far by itself.
+constexpr int kFetchTokens = 5;
+
+constexpr std::int64_t kRunOctets = kRunColumns / kOctet;
+// Bits of the lower plane of activations of 15 bits.
+constexpr int kLowBits = 7;
+constexpr std::int64_t kQuadBytes = kPanelRows * 4;
+
+struct NibbleCodes {
+    static constexpr int kPlanes = 1;
+    static constexpr int kTileTokens = kLanes == 16 ? 8 : 6;
+    static constexpr std::int64_t kOctetBytes = kQuadBytes;
+    using Sums = SmallProducts;
+    // Both quads of an octet, for vector v of the panel.
+    static WINDLASS_INLINE void get(const std::uint8_t* octet, int v, U8* quads) {
+        const U8 pairs = load_as<U8>(octet + v * kLanes * 4);
+        quads[0] = pairs & 0x0F;
+        quads[1] = pairs >> 4;
+    }
+};
+
+struct ByteCodes {
+    static constexpr int kPlanes = 2;
+    static constexpr int kTileTokens = kLanes == 16 ? 4 : 3;
+    static constexpr std::int64_t kOctetBytes = 2 * kQuadBytes;
+    using Sums = LargeProducts;
+    static WINDLASS_INLINE void get(const std::uint8_t* octet, int v, U8* quads) {
+        quads[0] = load_as<U8>(octet + v * kLanes * 4) ^ kSignedBias;
+        quads[1] = load_as<U8>(octet + kQuadBytes + v * kLanes * 4) ^ kSignedBias;
+    }
+};
+
+WINDLASS_INLINE std::int64_t octets_of(std::int64_t columns) { return (columns + kOctet - 1) / kOctet; }
+WINDLASS_INLINE std::int64_t scale_bytes(const PackedMatrix& matrix) {
+    return kPanelRows * (matrix.scale_type == ScaleType::kF16 ? 2 : 4);
+}
+
+WINDLASS_INLINE bool has_zeros(const PackedMatrix& matrix) {
+    return matrix.format == Format::kInt4 && matrix.zero == nullptr;
+}
+
+WINDLASS_INLINE F32 load_scale(const PackedMatrix& matrix, const std::uint8_t* scales, int v) {
+    if (matrix.scale_type == ScaleType::kF16) {
+        return load_f16(reinterpret_cast<const std::uint16_t*>(scales) + v * kLanes);
+    }
+    return load(reinterpret_cast<const float*>(scales) + v * kLanes);
+}
+
+int tile_tokens(const PackedMatrix& matrix) {
+    return matrix.format == Format::kInt4 ? NibbleCodes::kTileTokens : ByteCodes::kTileTokens;
+}
+
+std::size_t tile_bytes(const PackedMatrix& matrix, int tokens) {
+    const std::int64_t planes = matrix.format == Format::kInt4 ? 1 : 2;
+    const auto record_bytes = [&](std::int64_t columns) {
+        return octets_of(columns) * kOctet * planes + (columns + kRunColumns - 1) / kRunColumns * 4;
+    };
+    const std::int64_t records = matrix.columns / matrix.group, rest = matrix.columns % matrix.group;
+    const std::int64_t blocks = (records + (rest > 0) + matrix.block_records - 1) / matrix.block_records;
+    const std::int64_t bytes = records * record_bytes(matrix.group) + (rest > 0 ? record_bytes(rest) : 0) + blocks * 4;
+    return static_cast<std::size_t>(bytes * tokens);
+}
+
+// Walks the codes of a panel: calls block() where an activation block begins, run(codes, octets, scales) for each run
+// of columns, and end() where the block ends.
+template <typename Codes, typename Block, typename Run, typename End>
+WINDLASS_INLINE void for_runs(const PackedMatrix& matrix, const std::uint8_t* codes, const Block& block, const Run& run,
+                              const End& end) {
+    const std::int64_t after_codes = scale_bytes(matrix) + (has_zeros(matrix) ? kPanelRows : 0);
+    std::int64_t column = 0;
+    while (column < matrix.columns) {
+        block();
+        for (std::int64_t r = 0; r < matrix.block_records && column < matrix.columns; ++r) {
+            std::int64_t octets = octets_of(smaller(matrix.group, matrix.columns - column));
+            const std::uint8_t* const scales = codes + octets * Codes::kOctetBytes;
+            for (; octets > 0; octets -= kRunOctets) {
+                run(codes, smaller(octets, kRunOctets), scales);
+                codes += smaller(octets, kRunOctets) * Codes::kOctetBytes;
+            }
+            codes = scales + after_codes;
+            column += matrix.group;
+        }
+        end();
+    }
+}
+
+// What a run's products start from: lanes are rows.
+WINDLASS_INLINE I32 correction(const std::uint8_t* corrections, int token, bool own_zeros, I32 zeros) {
+    const I32 value = splat(load_four(corrections + token * 4));
+    return own_zeros ? value * zeros : value;
+}
+
+// The products of a tile with some vectors of a panel, from vector `first` on. Fetches what lies `ahead` bytes
+// after all that it reads of the panel, unless that is 0.
+template <typename Codes, int Tokens, int Vectors>
+void multiply_codes(const PackedMatrix& matrix, const std::uint8_t* panel, const std::uint8_t* tile, int first,
+                    std::int64_t ahead, F32 (*totals)[Vectors]) {
+    constexpr int kPlanes = Codes::kPlanes;
+    const bool own_zeros = has_zeros(matrix);
+    const std::uint8_t* block_scales = tile;
+    F32 block[Tokens][Vectors];
+    const auto begin_block = [&]() WINDLASS_INLINE_LAMBDA {
+        block_scales = tile;
+        tile += Tokens * 4;
+        for (int t = 0; t < Tokens; ++t) {
+            for (int v = 0; v < Vectors; ++v) block[t][v] = F32{};
+        }
+    };
+    const auto run = [&](const std::uint8_t* codes, std::int64_t octets,
+                         const std::uint8_t* scales) WINDLASS_INLINE_LAMBDA {
+        const std::uint8_t* const corrections = tile + octets * 2 * kPlanes * Tokens * 4;
+        if (ahead != 0) {
+            const std::int64_t offset = ahead + first * kLanes * 4;
+            for (std::int64_t byte = 0; byte < octets * Codes::kOctetBytes; byte += kQuadBytes) {
+#pragma GCC unroll 2
+                for (int line = 0; line < Vectors * kLanes * 4; line += 64) {
+                    __builtin_prefetch(codes + offset + byte + line, 0, 2);
+                }
+            }
+            if (first == 0) __builtin_prefetch(scales + ahead, 0, 2);
+        }
+        typename Codes::Sums sums[kPlanes][Tokens][Vectors];
+#pragma GCC unroll 8
+        for (int v = 0; v < Vectors; ++v) {
+            const I32 zeros = own_zeros ? load_bytes(scales + scale_bytes(matrix) + (first + v) * kLanes) : I32{};
+#pragma GCC unroll 8
+            for (int t = 0; t < Tokens; ++t) {
+                sums[0][t][v].start(correction(corrections, t, own_zeros, zeros));
+                if constexpr (kPlanes == 2) sums[1][t][v].start(I32{});
+            }
+        }
+        const auto octet = [&](const std::uint8_t* from, const std::uint8_t* four) WINDLASS_INLINE_LAMBDA {
+            U8 quads[Vectors][2];
+#pragma GCC unroll 8
+            for (int v = 0; v < Vectors; ++v) Codes::get(from, first + v, quads[v]);
+#pragma GCC unroll 2
+            for (int q = 0; q < 2; ++q) {
+#pragma GCC unroll 2
+                for (int plane = 0; plane < kPlanes; ++plane) {
+#pragma GCC unroll 8
+                    for (int t = 0; t < Tokens; ++t, four += 4) {
+#pragma GCC unroll 8
+                        for (int v = 0; v < Vectors; ++v) sums[plane][t][v].add(quads[v][q], four);
+                    }
+                }
+            }
+        };
+        if (octets == kRunOctets) {
+#pragma GCC unroll 4
+            for (int j = 0; j < kRunOctets; ++j) {
+                octet(codes + j * Codes::kOctetBytes, tile + j * 2 * kPlanes * Tokens * 4);
+            }
+        } else {
+            for (std::int64_t j = 0; j < octets; ++j) {
+                octet(codes + j * Codes::kOctetBytes, tile + j * 2 * kPlanes * Tokens * 4);
+            }
+        }
+#pragma GCC unroll 8
+        for (int v = 0; v < Vectors; ++v) {
+            const F32 scale = load_scale(matrix, scales, first + v);
+#pragma GCC unroll 8
+            for (int t = 0; t < Tokens; ++t) {
+                I32 total = sums[0][t][v].total();
+                if constexpr (kPlanes == 2) total += sums[1][t][v].total() << kLowBits;
+                block[t][v] = multiply_add(__builtin_convertvector(total, F32), scale, block[t][v]);
+            }
+        }
+        tile = corrections + Tokens * 4;
+    };
+    const auto end_block = [&]() WINDLASS_INLINE_LAMBDA {
+        for (int t = 0; t < Tokens; ++t) {
+            const F32 scale = splat(load_as<float>(block_scales + t * 4));
+            for (int v = 0; v < Vectors; ++v) totals[t][v] = multiply_add(block[t][v], scale, totals[t][v]);
+        }
+    };
+    for_runs<Codes>(matrix, panel, begin_block, run, end_block);
+}
+
+// One panel times one tile, whose tokens are the job's `first` and following ones.
+template <typename Codes, int Tokens>
+void multiply_panel(const LinearJob& job, std::int64_t panel, const std::uint8_t* tile, int first, std::int64_t ahead) {
+    const std::uint8_t* const codes = job.matrix->data + panel * job.matrix->panel_bytes;
+    constexpr int kTogether = kCodeVectors<Tokens>;
+    for (int v = 0; v < kVectors; v += kTogether) {
+        F32 totals[Tokens][kTogether] = {};
+        multiply_codes<Codes, Tokens, kTogether>(*job.matrix, codes, tile, v, ahead, totals);
+        for (int t = 0; t < Tokens; ++t) write_panel(job, panel, first + t, v, kTogether, totals[t]);
+    }
+}
+
+using MultiplyPanel = void (*)(const LinearJob&, std::int64_t, const std::uint8_t*, int, std::int64_t);
+
+template <typename Codes, int Tokens>
+MultiplyPanel panel_function(int tokens) {
+    if constexpr (Tokens > 1) {
+        if (tokens < Tokens) return panel_function<Codes, Tokens - 1>(tokens);
+    }
+    return multiply_panel<Codes, Tokens>;
+}
+
+template <typename Codes>
+void linear_codes(const LinearJob& job) {
+    constexpr int kTokens = Codes::kTileTokens;
+    const int rest = job.tokens % kTokens;
+    const MultiplyPanel full = multiply_panel<Codes, kTokens>;
+    const MultiplyPanel last = panel_function<Codes, kTokens>(rest == 0 ? kTokens : rest);
+    for (std::int64_t panel = job.panel_begin; panel < job.panel_end; ++panel) {
+        // Only the first tile waits for memory, and only with many tokens.
+        const bool fetch = job.tokens >= kFetchTokens && panel + 1 < job.panel_end;
+        std::int64_t ahead = fetch ? job.matrix->panel_bytes : 0;
+        const std::uint8_t* tile = job.tiles;
+        for (int t = 0; t < job.tokens; t += kTokens, tile += job.tile_stride) {
+            (t + kTokens <= job.tokens ? full : last)(job, panel, tile, t, ahead);
+            ahead = 0;
+        }
+    }
+}
+
+// The embedding of one token: a row of codes.
+template <typename Codes>
+void embed_codes(const PackedMatrix& table, std::int64_t row, float* out) {
+    const std::uint8_t* codes = table.data + row / kPanelRows * table.panel_bytes;
+    const std::int64_t lane = row % kPanelRows;
+    for (std::int64_t column = 0; column < table.columns; column += table.group) {
+        const std::int64_t columns = smaller(table.group, table.columns - column);
+        const std::uint8_t* const scales = codes + octets_of(columns) * Codes::kOctetBytes;
+        float scale[kPanelRows];
+        for (int v = 0; v < kVectors; ++v) store(scale + v * kLanes, load_scale(table, scales, v));
+        const std::uint8_t* const zeros = scales + scale_bytes(table);
+        const int zero = table.format == Format::kInt8 ? 0 : has_zeros(table) ? zeros[lane] : *table.zero;
+        for (std::int64_t c = 0; c < columns; ++c) {
+            const std::uint8_t* const octet = codes + c / kOctet * Codes::kOctetBytes;
+            const std::int64_t quad = c % kOctet / 4, byte = lane * 4 + c % 4;
+            const int code = table.format == Format::kInt8 ? static_cast<std::int8_t>(octet[quad * kQuadBytes + byte])
+                             : quad == 0                   ? octet[byte] & 0x0F
+                                                           : octet[byte] >> 4;
+            out[column + c] = static_cast<float>(code - zero) * scale[lane];
+        }
+        codes = zeros + (has_zeros(table) ? kPanelRows : 0);
+    }
+}

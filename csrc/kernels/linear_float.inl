@@ -1,0 +1,178 @@
+// Matrix products with float weights. Included once, inside an unnamed namespace.
+//
+// One numerical scheme for every number of tokens: for each output, blocks of at most kBlockColumns columns are summed
+// column by column (multiply_add), and each sum is added to the result in order. Tiling changes which outputs are
+// computed together, never the operations of one output.
+
+// Tokens whose sums stay in registers next to the weights, which are then unpacked on the fly.
+constexpr int kDirectTokens = kLanes == 16 ? 4 : kLanes == 8 ? 2 : 1;
+// Register tile when weights come unpacked from the L1 cache: tokens x vectors.
+#if defined(__aarch64__)
+constexpr int kTileTokens = 6;
+constexpr int kTileVectors = 4;
+#else
+constexpr int kTileTokens = kLanes == 16 ? 12 : kLanes == 8 ? 6 : 5;
+constexpr int kTileVectors = 2;
+#endif
+// Panels unpacked together, so that each load of activations into L1 serves all of them.
+constexpr int kTilePanels = 2;
+
+constexpr std::size_t kUnpackedFloats = static_cast<std::size_t>(kTilePanels) * kBlockColumns * kPanelRows;
+constexpr std::size_t kSumFloats = static_cast<std::size_t>(kTilePanels) * kLinearTokens * kPanelRows;
+
+// A source reads weights of one column of a panel as floats.
+struct F32Source {
+    using Element = float;
+    static WINDLASS_INLINE F32 get(const float* from) { return load(from); }
+};
+struct F16Source {
+    using Element = std::uint16_t;
+    static WINDLASS_INLINE F32 get(const std::uint16_t* from) { return load_f16(from); }
+};
+struct BF16Source {
+    using Element = std::uint16_t;
+    static WINDLASS_INLINE F32 get(const std::uint16_t* from) { return load_bf16(from); }
+};
+
+WINDLASS_INLINE std::int64_t smaller(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
+
+// Vectors `first` .. `first + count` of one token's results for one panel.
+WINDLASS_INLINE void write_panel(const LinearJob& job, std::int64_t panel, std::int64_t token, int first, int count,
+                                 const F32* sums) {
+    const std::int64_t row = panel * kPanelRows + first * kLanes;
+    const std::int64_t rows = job.matrix->rows - row;
+    float* y = job.y + token * job.y_stride + row;
+    for (int v = 0; v < count; ++v) {
+        const std::int64_t lanes = smaller(kLanes, rows - v * kLanes);
+        if (lanes == kLanes) {
+            const F32 bias = job.bias ? load(job.bias + row + v * kLanes) : F32{};
+            store(y + v * kLanes, job.bias ? sums[v] + bias : sums[v]);
+        } else if (lanes > 0) {
+            const F32 bias = job.bias ? load_part(job.bias + row + v * kLanes, lanes) : F32{};
+            store_part(y + v * kLanes, job.bias ? sums[v] + bias : sums[v], lanes);
+        }
+    }
+}
+
+template <typename Source>
+WINDLASS_INLINE const typename Source::Element* panel_elements(const PackedMatrix& matrix, std::int64_t panel) {
+    return reinterpret_cast<const typename Source::Element*>(matrix.data + panel * matrix.panel_bytes);
+}
+
+template <typename Source, int Tokens>
+void linear_direct(const LinearJob& job) {
+    const PackedMatrix& matrix = *job.matrix;
+    for (std::int64_t panel = job.panel_begin; panel < job.panel_end; ++panel) {
+        const typename Source::Element* const elements = panel_elements<Source>(matrix, panel);
+        F32 sums[Tokens][kVectors] = {};
+        for (std::int64_t begin = 0; begin < matrix.columns; begin += kBlockColumns) {
+            const std::int64_t end = smaller(begin + kBlockColumns, matrix.columns);
+            F32 block[Tokens][kVectors] = {};
+#pragma GCC unroll 4
+            for (std::int64_t c = begin; c < end; ++c) {
+                F32 weights[kVectors];
+                for (int v = 0; v < kVectors; ++v) weights[v] = Source::get(elements + c * kPanelRows + v * kLanes);
+#pragma GCC unroll 16
+                for (int t = 0; t < Tokens; ++t) {
+                    const F32 value = splat(job.x[t * job.x_stride + c]);
+#pragma GCC unroll 16
+                    for (int v = 0; v < kVectors; ++v) block[t][v] = multiply_add(weights[v], value, block[t][v]);
+                }
+            }
+            for (int t = 0; t < Tokens; ++t) {
+                for (int v = 0; v < kVectors; ++v) sums[t][v] += block[t][v];
+            }
+        }
+        for (int t = 0; t < Tokens; ++t) write_panel(job, panel, t, 0, kVectors, sums[t]);
+    }
+}
+
+// One block of columns of one panel, unpacked at `weights` [columns][kPanelRows], times `Tokens` tokens.
+template <int Tokens>
+void multiply_tile(const float* weights, std::int64_t columns, const float* x, std::int64_t x_stride, float* sums) {
+    for (int first = 0; first < kVectors; first += kTileVectors) {
+        F32 block[Tokens][kTileVectors] = {};
+        const float* column = weights + first * kLanes;
+        for (std::int64_t c = 0; c < columns; ++c, column += kPanelRows) {
+            F32 w[kTileVectors];
+#pragma GCC unroll 16
+            for (int v = 0; v < kTileVectors; ++v) w[v] = load(column + v * kLanes);
+#pragma GCC unroll 16
+            for (int t = 0; t < Tokens; ++t) {
+                const F32 value = splat(x[t * x_stride + c]);
+#pragma GCC unroll 16
+                for (int v = 0; v < kTileVectors; ++v) block[t][v] = multiply_add(w[v], value, block[t][v]);
+            }
+        }
+#pragma GCC unroll 16
+        for (int t = 0; t < Tokens; ++t) {
+#pragma GCC unroll 16
+            for (int v = 0; v < kTileVectors; ++v) {
+                float* sum = sums + t * kPanelRows + (first + v) * kLanes;
+                store(sum, load(sum) + block[t][v]);
+            }
+        }
+    }
+}
+
+using MultiplyTile = void (*)(const float*, std::int64_t, const float*, std::int64_t, float*);
+
+template <int Tokens>
+MultiplyTile tile_for(int tokens) {
+    if constexpr (Tokens > 1) {
+        if (tokens < Tokens) return tile_for<Tokens - 1>(tokens);
+    }
+    return multiply_tile<Tokens>;
+}
+
+template <typename Source>
+void linear_tiled(const LinearJob& job) {
+    const PackedMatrix& matrix = *job.matrix;
+    float* unpacked = job.scratch;
+    float* sums = unpacked + kUnpackedFloats;
+    const int rest = job.tokens % kTileTokens;
+    const MultiplyTile multiply_full = multiply_tile<kTileTokens>;
+    const MultiplyTile multiply_rest = tile_for<kTileTokens>(rest == 0 ? kTileTokens : rest);
+    for (std::int64_t panel = job.panel_begin; panel < job.panel_end; panel += kTilePanels) {
+        const std::int64_t panels = smaller(kTilePanels, job.panel_end - panel);
+        __builtin_memset(sums, 0, kSumFloats * sizeof(float));
+        for (std::int64_t begin = 0; begin < matrix.columns; begin += kBlockColumns) {
+            const std::int64_t count = smaller(kBlockColumns, matrix.columns - begin);
+            for (std::int64_t p = 0; p < panels; ++p) {
+                const typename Source::Element* from = panel_elements<Source>(matrix, panel + p) + begin * kPanelRows;
+                float* to = unpacked + p * kBlockColumns * kPanelRows;
+                for (std::int64_t i = 0; i < count * kPanelRows; i += kLanes) store(to + i, Source::get(from + i));
+            }
+            for (int t = 0; t < job.tokens; t += kTileTokens) {
+                const MultiplyTile multiply = t + kTileTokens <= job.tokens ? multiply_full : multiply_rest;
+                const float* x = job.x + t * job.x_stride + begin;
+                for (std::int64_t p = 0; p < panels; ++p) {
+                    multiply(unpacked + p * kBlockColumns * kPanelRows, count, x, job.x_stride,
+                             sums + (p * kLinearTokens + t) * kPanelRows);
+                }
+            }
+        }
+        for (std::int64_t p = 0; p < panels; ++p) {
+            for (int t = 0; t < job.tokens; ++t) {
+                F32 panel_sums[kVectors];
+                for (int v = 0; v < kVectors; ++v) {
+                    panel_sums[v] = load(sums + (p * kLinearTokens + t) * kPanelRows + v * kLanes);
+                }
+                write_panel(job, panel + p, t, 0, kVectors, panel_sums);
+            }
+        }
+    }
+}
+
+template <typename Source>
+void linear_float(const LinearJob& job) {
+    if (job.tokens == 1) return linear_direct<Source, 1>(job);
+    if constexpr (kDirectTokens >= 2) {
+        if (job.tokens == 2) return linear_direct<Source, 2>(job);
+    }
+    if constexpr (kDirectTokens >= 4) {
+        if (job.tokens == 3) return linear_direct<Source, 3>(job);
+        if (job.tokens == 4) return linear_direct<Source, 4>(job);
+    }
+    linear_tiled<Source>(job);
+}

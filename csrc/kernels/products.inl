@@ -1,0 +1,91 @@
+// Sums of products of codes and quantized activations. Included once, inside an unnamed namespace.
+//
+// A lane of four bytes holds the codes of four columns of one row; `activations` points to the same four columns of one
+// token. The sums are exact integers, so what an instruction set offers never changes a result.
+
+#if !defined(WINDLASS_NO_INTRINSICS) && (defined(__AVX512VNNI__) || defined(__AVXVNNI__))
+// Codes are unsigned to the instruction: signed ones come with 128 added, which corrections take off again.
+constexpr int kSignedBias = 128;
+#else
+constexpr int kSignedBias = 0;
+#endif
+
+WINDLASS_INLINE std::int32_t load_four(const std::uint8_t* from) {
+    std::int32_t four;
+    __builtin_memcpy(&four, from, sizeof four);
+    return four;
+}
+
+// Bytes 0 and 2, or 1 and 3, of every lane, as signed numbers.
+WINDLASS_INLINE I16 even_bytes(I32 four) { return ((I16)four << 8) >> 8; }
+WINDLASS_INLINE I16 odd_bytes(I32 four) { return (I16)four >> 8; }
+
+// The sums of neighbouring products, which fit sixteen bits each.
+WINDLASS_INLINE I32 multiply_pairs(I16 a, I16 b) {
+#if !defined(WINDLASS_NO_INTRINSICS) && defined(__AVX512BW__)
+    return (I32)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+#elif !defined(WINDLASS_NO_INTRINSICS) && defined(__AVX2__)
+    return (I32)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+#else
+    const I32 products = (I32)(a * b);
+    return ((products << 16) >> 16) + (products >> 16);
+#endif
+}
+
+#if !defined(WINDLASS_NO_INTRINSICS) && \
+    (defined(__AVX512VNNI__) || defined(__AVXVNNI__) || defined(__ARM_FEATURE_DOTPROD))
+
+struct Products {
+    WINDLASS_INLINE void start(I32 value) { sum = value; }
+    WINDLASS_INLINE void add(U8 codes, const std::uint8_t* activations) {
+#if defined(__AVX512VNNI__)
+        sum = (I32)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)codes, _mm512_set1_epi32(load_four(activations)));
+#elif defined(__AVXVNNI__)
+        sum = (I32)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)codes, _mm256_set1_epi32(load_four(activations)));
+#else
+        sum = vdotq_s32(sum, (int8x16_t)codes, (int8x16_t)vdupq_n_s32(load_four(activations)));
+#endif
+    }
+    WINDLASS_INLINE I32 total() const { return sum; }
+    I32 sum;
+};
+using SmallProducts = Products;
+using LargeProducts = Products;
+
+#else
+
+// Codes 0 .. 15. Sixteen bits hold the sums of one run: 16 * 15 * 127 = 30480.
+struct SmallProducts {
+    WINDLASS_INLINE void start(I32 value) {
+        first = value;
+        sums = I16{};
+    }
+    WINDLASS_INLINE void add(U8 codes, const std::uint8_t* activations) {
+        const I32 four = splat(load_four(activations));
+#if !defined(WINDLASS_NO_INTRINSICS) && defined(__AVX512BW__)
+        sums += (I16)_mm512_maddubs_epi16((__m512i)codes, (__m512i)four);
+#elif !defined(WINDLASS_NO_INTRINSICS) && defined(__AVX2__)
+        sums += (I16)_mm256_maddubs_epi16((__m256i)codes, (__m256i)four);
+#else
+        sums += even_bytes((I32)codes) * even_bytes(four) + odd_bytes((I32)codes) * odd_bytes(four);
+#endif
+    }
+    WINDLASS_INLINE I32 total() const { return first + multiply_pairs(sums, I16{} + 1); }
+    I32 first;
+    I16 sums;
+};
+static_assert(kRunColumns / 2 * 15 * 127 <= 32767);
+
+// Signed codes.
+struct LargeProducts {
+    WINDLASS_INLINE void start(I32 value) { sum = value; }
+    WINDLASS_INLINE void add(U8 codes, const std::uint8_t* activations) {
+        const I32 four = splat(load_four(activations));
+        sum += multiply_pairs(even_bytes((I32)codes), even_bytes(four)) +
+               multiply_pairs(odd_bytes((I32)codes), odd_bytes(four));
+    }
+    WINDLASS_INLINE I32 total() const { return sum; }
+    I32 sum;
+};
+
+#endif
