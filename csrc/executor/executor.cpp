@@ -54,9 +54,14 @@ Executor::Executor(Program program, const ExecutorOptions& options)
     resources->cache =
         KVCache({program_.num_layers, program_.num_kv_heads, program_.head_dim, options.kv_type}, options.num_pages);
     resources->arena = Mapping(plan_.arena_floats * sizeof(float));
-    scratch_floats_ = whole_lines(
-        std::max(kernels_.linear_scratch, kernels_.attention_scratch(plan_.most_heads_per_kv_head, program_.head_dim)));
+    state_floats_ =
+        kernels_.attention_state(program_.head_dim) * static_cast<std::size_t>(plan_.most_heads_per_kv_head);
+    scratch_floats_ = whole_lines(std::max(
+        kernels_.linear_scratch, kernels_.attention_scratch(program_.head_dim) + 2 * kQueryTokens * state_floats_));
     resources->scratch = Mapping(scratch_floats_ * sizeof(float) * static_cast<std::size_t>(options.num_threads));
+    const std::int64_t segments = (options.max_positions - 1) / (kSegmentPages * kPageSize) + 1;
+    resources->partial_states =
+        Mapping(static_cast<std::size_t>(segments * most_split_units()) * state_floats_ * sizeof(float));
     resources->weights.resize(program_.weights.size());
     resources->ropes.resize(static_cast<std::size_t>(program_.num_ropes));
     resources->query_tiles.reserve(static_cast<std::size_t>(options.max_tokens));

@@ -79,7 +79,8 @@ class Executor {
         KVCache cache;
         Mapping arena;
         Mapping scratch;
-        Mapping tiles;  // quantized activations of one operation
+        Mapping partial_states;  // of attention whose segments are shared out
+        Mapping tiles;           // quantized activations of one operation
         std::vector<Weight> weights;
         std::vector<RopeTable> ropes;
         std::vector<QueryTile> query_tiles;  // has room for max_tokens
@@ -98,6 +99,9 @@ class Executor {
         Executor& executor_;
     };
 
+    // With fewer units of attention than this some threads would have nothing to do.
+    std::int64_t most_split_units() const { return 2 * options_.num_threads - 1; }
+
     void check_complete() const;
     // Makes room for the activations of `matrix`.
     void reserve_tiles(const PackedMatrix& matrix);
@@ -108,6 +112,7 @@ class Executor {
     const Plan plan_;
     const pid_t owner_;
     std::size_t scratch_floats_ = 0;        // per thread
+    std::size_t state_floats_ = 0;          // of the attention of one token and KV head
     std::unique_ptr<Resources> resources_;  // null once closed
     bool complete_ = false;                 // all weights and tables are there
     std::atomic<bool> in_use_{false};

@@ -34,6 +34,13 @@ class Step {
     void linear(const PackedMatrix& matrix, const float* bias, const float* x, std::int64_t x_stride, std::int64_t rows,
                 float* y, std::int64_t y_stride);
 
+    // The attention of a query tile and a KV head, over all pages that it sees.
+    AttentionJob attention_job(const Attention& op, std::int64_t unit, int thread) const;
+    void attend_segment(AttentionJob job, std::int64_t segment, float* states) const;
+    void finish_attention(const Attention& op, std::int64_t unit, const AttentionJob& job, const float* states);
+    // For few units of one token each: their segments are pieces of work of their own.
+    void split_attention(const Attention& op, std::int64_t units, std::int64_t cost);
+
     // Calls body(thread, begin, end) for pieces of 0 .. count, about `cost` multiplications each; pieces after a cancel
     // do nothing.
     template <typename Body>
@@ -52,6 +59,7 @@ class Step {
     const BatchView& batch_;
     float* const logits_;
     const std::int64_t tokens_;
+    std::int64_t longest_ = 0;          // of the batch's contexts, in tokens
     std::int64_t attention_pages_ = 0;  // pages read per KV head, summed over the batch's tokens
 };
 

@@ -1,20 +1,41 @@
 // Attention over a paged KV cache. Included once, inside an unnamed namespace.
 //
 // A page part (one layer, one KV head) holds keys as [head_dim][kPageSize], so that lanes run over keys, then values as
-// [kPageSize][padded head_dim], so that lanes run over the head. A query walks its pages in order with an online
-// softmax (Milakov and Gimelshein, 2018), one page per step counted from position 0: the result does not depend on what
-// else is in the job.
+// [kPageSize][padded head_dim], so that lanes run over the head. A query walks the blocks of kBlockPages pages of a
+// segment in order with an online softmax (Milakov and Gimelshein, 2018), and the results of its segments are merged in
+// order. Pages, blocks and segments are counted from position 0, so that the result does not depend on what else is in
+// the job, nor on who computes which segment.
 
+constexpr int kBlockPages = 4;
+constexpr int kBlockKeys = kBlockPages * kPageSize;
+static_assert(kSegmentPages % kBlockPages == 0);
 constexpr int kKeyVectors = kPageSize / kLanes;
-// Partial sums of one score: enough to hide the latency of a fused multiply-add.
-constexpr int kScoreParts = kLanes / 4;
+constexpr int kBlockVectors = kBlockPages * kKeyVectors;
+// Queries that share each load of keys and values.
+constexpr int kSharedQueries = 4;
+// Register tiles: pages whose scores, and vectors of the head whose sums, are computed together.
+constexpr int kScorePages = kLanes == 16 ? kBlockPages : 1;
+constexpr int kSumVectors = kLanes == 8 ? 2 : 4;
 
 WINDLASS_INLINE int padded(int head_dim) { return (head_dim + kHeadPadding - 1) / kHeadPadding * kHeadPadding; }
 
-// Scratch: keys and values of a page as floats, then per query its output sum, maximum and sum of exponentials.
-std::size_t attention_scratch(int heads, int head_dim) {
-    const std::size_t width = static_cast<std::size_t>(padded(head_dim));
-    return 2 * width * kPageSize + static_cast<std::size_t>(kQueryTokens * heads) * (width + kHeadPadding);
+// What a query has seen so far: the sum of its values, weighted with exponentials relative to the largest score.
+struct QueryState {
+    float* sum;  // [padded head_dim]
+    float* maximum;
+    float* exponentials;
+};
+
+WINDLASS_INLINE QueryState query_state(float* states, int head_dim, int query) {
+    float* const sum = states + query * static_cast<std::int64_t>(padded(head_dim) + kHeadPadding);
+    return {sum, sum + padded(head_dim), sum + padded(head_dim) + 1};
+}
+
+std::size_t attention_state(int head_dim) { return static_cast<std::size_t>(padded(head_dim) + kHeadPadding); }
+
+// Keys and values of a block as floats.
+std::size_t attention_scratch(int head_dim) {
+    return static_cast<std::size_t>(head_dim + padded(head_dim)) * kBlockKeys;
 }
 
 void store_kv(const StoreKVJob& job) {
@@ -32,150 +53,224 @@ void store_kv(const StoreKVJob& job) {
     for (int d = 0; d < job.head_dim; ++d) to[values + d] = half ? to_f16(job.v[d]) : to_bf16(job.v[d]);
 }
 
-// The keys and values of a page part as floats: in place if they are, else converted into `scratch`.
-const float* page_floats(const std::uint8_t* block, KVType type, std::int64_t count, float* scratch) {
-    if (type == KVType::kF32) return reinterpret_cast<const float*>(block);
-    const std::uint16_t* from = reinterpret_cast<const std::uint16_t*>(block);
-    if (type == KVType::kF16) {
-        for (std::int64_t i = 0; i < count; i += kLanes) store(scratch + i, load_f16(from + i));
-    } else {
-        for (std::int64_t i = 0; i < count; i += kLanes) store(scratch + i, load_bf16(from + i));
-    }
-    return scratch;
-}
-
-struct Query {
-    const float* q;
-    float* sum;  // [padded head_dim]
-    float* maximum;
-    float* exponentials;
+// A block's keys and values as floats, page by page.
+struct Block {
+    const float* keys[kBlockPages];
+    const float* values[kBlockPages];
 };
 
-// Scores of one query against the sixteen keys of a page.
-WINDLASS_INLINE void page_scores(const float* q, const float* keys, int head_dim, float scale,
-                                 F32 (&scores)[kKeyVectors]) {
-    F32 parts[kScoreParts][kKeyVectors] = {};
-    int d = 0;
-    for (; d + kScoreParts <= head_dim; d += kScoreParts) {
+void widen_page(const std::uint8_t* from, KVType type, std::int64_t count, float* to) {
+    const std::uint16_t* const halves = reinterpret_cast<const std::uint16_t*>(from);
+    if (type == KVType::kF16) {
+        for (std::int64_t i = 0; i < count; i += kLanes) store(to + i, load_f16(halves + i));
+    } else {
+        for (std::int64_t i = 0; i < count; i += kLanes) store(to + i, load_bf16(halves + i));
+    }
+}
+
+// Pages from `page` on; those from `end` on repeat the one before it, and are not looked at.
+Block load_block(const AttentionJob& job, std::int64_t page, std::int64_t end) {
+    const std::int64_t key_floats = static_cast<std::int64_t>(job.head_dim) * kPageSize;
+    const std::int64_t floats = key_floats + static_cast<std::int64_t>(padded(job.head_dim)) * kPageSize;
+    Block block;
+    for (int i = 0; i < kBlockPages; ++i) {
+        if (page + i >= end) {
+            block.keys[i] = block.keys[i - 1];
+            block.values[i] = block.values[i - 1];
+            continue;
+        }
+        const std::uint8_t* const part = job.cache + job.page_ids[page + i] * job.page_bytes;
+        const float* from = reinterpret_cast<const float*>(part);
+        if (job.kv_type != KVType::kF32) {
+            float* const to = job.scratch + i * floats;
+            widen_page(part, job.kv_type, floats, to);
+            from = to;
+        }
+        block.keys[i] = from;
+        block.values[i] = from + key_floats;
+    }
+    return block;
+}
+
+// Scores of a block's keys, one set of kBlockVectors per query.
+template <int Queries>
+void block_scores(const Block& block, const float* const* q, int head_dim, float scale, F32 (*scores)[kBlockVectors]) {
 #pragma GCC unroll 4
-        for (int part = 0; part < kScoreParts; ++part) {
-            const F32 value = splat(q[d + part]);
+    for (int page = 0; page < kBlockPages; page += kScorePages) {
+        F32 sums[Queries][kScorePages * kKeyVectors] = {};
+        for (int d = 0; d < head_dim; ++d) {
+            F32 keys[kScorePages * kKeyVectors];
+#pragma GCC unroll 16
+            for (int i = 0; i < kScorePages * kKeyVectors; ++i) {
+                keys[i] = load(block.keys[page + i / kKeyVectors] + d * kPageSize + i % kKeyVectors * kLanes);
+            }
 #pragma GCC unroll 4
-            for (int v = 0; v < kKeyVectors; ++v) {
-                parts[part][v] = multiply_add(load(keys + (d + part) * kPageSize + v * kLanes), value, parts[part][v]);
+            for (int query = 0; query < Queries; ++query) {
+                const F32 value = splat(q[query][d]);
+#pragma GCC unroll 16
+                for (int i = 0; i < kScorePages * kKeyVectors; ++i) {
+                    sums[query][i] = multiply_add(keys[i], value, sums[query][i]);
+                }
+            }
+        }
+#pragma GCC unroll 4
+        for (int query = 0; query < Queries; ++query) {
+#pragma GCC unroll 16
+            for (int i = 0; i < kScorePages * kKeyVectors; ++i) {
+                scores[query][page * kKeyVectors + i] = sums[query][i] * scale;
             }
         }
     }
-    for (; d < head_dim; ++d) {
-        const F32 value = splat(q[d]);
-        for (int v = 0; v < kKeyVectors; ++v) {
-            parts[0][v] = multiply_add(load(keys + d * kPageSize + v * kLanes), value, parts[0][v]);
-        }
-    }
-    for (int v = 0; v < kKeyVectors; ++v) {
-        for (int part = 1; part < kScoreParts; ++part) parts[0][v] += parts[part][v];
-        scores[v] = parts[0][v] * scale;
-    }
 }
 
-// Adds keys begin .. end - 1 of a page to one query's running softmax. Other slots may hold anything, NaN included.
-void attend_page(const Query& query, const float* keys, const float* values, int head_dim, float scale, int begin,
-                 int end) {
+// Turns the scores of keys begin .. end - 1 of a block into weights, 0 for the others; returns what the query's sum is
+// to be multiplied by.
+float block_weights(const F32 (&scores)[kBlockVectors], int begin, int end, const QueryState& state, float* weights) {
     const float lowest = -__builtin_inff();
-    F32 scores[kKeyVectors];
-    page_scores(query.q, keys, head_dim, scale, scores);
-
     I32 lane;
     for (int i = 0; i < kLanes; ++i) lane[i] = i;
-    I32 seen[kKeyVectors];
+    I32 seen[kBlockVectors];
     F32 highest = splat(lowest);
-    for (int v = 0; v < kKeyVectors; ++v) {
+    for (int v = 0; v < kBlockVectors; ++v) {
         const I32 key = lane + v * kLanes;
         seen[v] = (key >= begin) & (key < end);
         highest = maximum(highest, select(seen[v], scores[v], splat(lowest)));
     }
-    const float page_maximum = max_lanes(highest);
-    const float old_maximum = *query.maximum;
-    const float new_maximum = page_maximum > old_maximum ? page_maximum : old_maximum;
-    *query.maximum = new_maximum;
-
-    float weights[kPageSize];
+    const float block_maximum = max_lanes(highest);
+    const float old_maximum = *state.maximum;
+    const float new_maximum = block_maximum > old_maximum ? block_maximum : old_maximum;
+    *state.maximum = new_maximum;
     F32 total = {};
-    for (int v = 0; v < kKeyVectors; ++v) {
+    for (int v = 0; v < kBlockVectors; ++v) {
         const F32 weight = select(seen[v], exponential(scores[v] - new_maximum), F32{});
         store(weights + v * kLanes, weight);
         total += weight;
     }
-    const F32 correction = exponential(splat(old_maximum - new_maximum));
-    *query.exponentials = *query.exponentials * correction[0] + sum_lanes(total);
+    const float correction = exponential(splat(old_maximum - new_maximum))[0];
+    *state.exponentials = *state.exponentials * correction + sum_lanes(total);
+    return correction;
+}
 
-    const int width = padded(head_dim);
-    int d = 0;
-    for (; d + 4 * kLanes <= width; d += 4 * kLanes) {
-        F32 sums[4];
+// sum = sum * correction + weights . values over keys begin .. end - 1, the only ones looked at: others may hold
+// anything, NaN included.
+template <int Queries, int Vectors>
+WINDLASS_INLINE void add_values(const Block& block, int width, int d, int begin, int end, const float* corrections,
+                                const float (*weights)[kBlockKeys], const QueryState* states) {
+    F32 sums[Queries][Vectors];
 #pragma GCC unroll 4
-        for (int v = 0; v < 4; ++v) sums[v] = load(query.sum + d + v * kLanes) * correction;
-        for (int key = begin; key < end; ++key) {
-            const F32 weight = splat(weights[key]);
+    for (int query = 0; query < Queries; ++query) {
 #pragma GCC unroll 4
-            for (int v = 0; v < 4; ++v) {
-                sums[v] = multiply_add(weight, load(values + key * width + d + v * kLanes), sums[v]);
-            }
+        for (int v = 0; v < Vectors; ++v) {
+            sums[query][v] = load(states[query].sum + d + v * kLanes) * corrections[query];
         }
-#pragma GCC unroll 4
-        for (int v = 0; v < 4; ++v) store(query.sum + d + v * kLanes, sums[v]);
     }
-    for (; d < width; d += kLanes) {
-        F32 sum = load(query.sum + d) * correction;
-        for (int key = begin; key < end; ++key) {
-            sum = multiply_add(splat(weights[key]), load(values + key * width + d), sum);
+    for (int key = begin; key < end; ++key) {
+        const float* const value = block.values[key / kPageSize] + key % kPageSize * width + d;
+        F32 values[Vectors];
+#pragma GCC unroll 4
+        for (int v = 0; v < Vectors; ++v) values[v] = load(value + v * kLanes);
+#pragma GCC unroll 4
+        for (int query = 0; query < Queries; ++query) {
+            const F32 weight = splat(weights[query][key]);
+#pragma GCC unroll 4
+            for (int v = 0; v < Vectors; ++v) sums[query][v] = multiply_add(weight, values[v], sums[query][v]);
         }
-        store(query.sum + d, sum);
+    }
+#pragma GCC unroll 4
+    for (int query = 0; query < Queries; ++query) {
+#pragma GCC unroll 4
+        for (int v = 0; v < Vectors; ++v) store(states[query].sum + d + v * kLanes, sums[query][v]);
     }
 }
 
+// Shows keys begin .. end - 1 of a block to some queries.
+template <int Queries>
+void attend(const Block& block, const float* const* q, const QueryState* states, int head_dim, float scale, int begin,
+            int end) {
+    F32 scores[Queries][kBlockVectors];
+    block_scores<Queries>(block, q, head_dim, scale, scores);
+    float weights[Queries][kBlockKeys];
+    float corrections[Queries];
+    for (int query = 0; query < Queries; ++query) {
+        corrections[query] = block_weights(scores[query], begin, end, states[query], weights[query]);
+    }
+    const int width = padded(head_dim);
+    int d = 0;
+    for (; d + kSumVectors * kLanes <= width; d += kSumVectors * kLanes) {
+        add_values<Queries, kSumVectors>(block, width, d, begin, end, corrections, weights, states);
+    }
+    for (; d < width; d += kLanes) add_values<Queries, 1>(block, width, d, begin, end, corrections, weights, states);
+}
+
+using Attend = void (*)(const Block&, const float* const*, const QueryState*, int, float, int, int);
+constexpr Attend kAttend[kSharedQueries] = {attend<1>, attend<2>, attend<3>, attend<4>};
+
+// Keys of the block from `page` on that the query of a token at `position` sees.
+struct KeyRange {
+    int begin;
+    int end;
+};
+WINDLASS_INLINE KeyRange keys_seen(std::int64_t position, std::int64_t window, std::int64_t page) {
+    const std::int64_t oldest = window > 0 && position >= window ? position - window + 1 : 0;
+    const std::int64_t begin = oldest - page * kPageSize, end = position + 1 - page * kPageSize;
+    return {static_cast<int>(begin < 0 ? 0 : smaller(begin, kBlockKeys)),
+            static_cast<int>(end < 0 ? 0 : smaller(end, kBlockKeys))};
+}
+
 void attention(const AttentionJob& job) {
-    const int width = padded(job.head_dim);
     const int queries = job.tokens * job.heads;
-    const std::int64_t page_floats_count = static_cast<std::int64_t>(job.head_dim + width) * kPageSize;
-    float* converted = job.scratch;
-    float* sums = converted + 2 * static_cast<std::int64_t>(width) * kPageSize;
-    float* maxima = sums + static_cast<std::int64_t>(kQueryTokens * job.heads) * width;
-    float* exponentials = maxima + static_cast<std::int64_t>(kQueryTokens) * job.heads;
-    if (job.first) {
-        __builtin_memset(sums, 0, static_cast<std::size_t>(queries) * width * sizeof(float));
-        for (int i = 0; i < queries; ++i) maxima[i] = -__builtin_inff();
-        for (int i = 0; i < queries; ++i) exponentials[i] = 0.0F;
+    for (int i = 0; i < queries; ++i) {
+        const QueryState state = query_state(job.states, job.head_dim, i);
+        __builtin_memset(state.sum, 0, static_cast<std::size_t>(padded(job.head_dim)) * sizeof(float));
+        *state.maximum = -__builtin_inff();
+        *state.exponentials = 0.0F;
     }
-    for (std::int64_t page = job.page_begin; page < job.page_end; ++page) {
-        const std::uint8_t* block = job.cache + job.page_ids[page] * job.page_bytes;
-        const float* keys = page_floats(block, job.kv_type, page_floats_count, converted);
-        const float* values = keys + static_cast<std::int64_t>(job.head_dim) * kPageSize;
-        for (int token = 0; token < job.tokens; ++token) {
-            const std::int64_t position = job.position + token;
-            const std::int64_t oldest = job.window > 0 && position >= job.window ? position - job.window + 1 : 0;
-            const std::int64_t begin = oldest - page * kPageSize;
-            const std::int64_t end = position + 1 - page * kPageSize;
-            if (begin >= kPageSize || end <= 0) continue;
-            for (int head = 0; head < job.heads; ++head) {
-                const int i = token * job.heads + head;
-                const Query query = {job.q + token * job.q_stride + static_cast<std::int64_t>(head) * job.head_dim,
-                                     sums + static_cast<std::int64_t>(i) * width, maxima + i, exponentials + i};
-                attend_page(query, keys, values, job.head_dim, job.scale, begin > 0 ? static_cast<int>(begin) : 0,
-                            end < kPageSize ? static_cast<int>(end) : kPageSize);
+    const std::int64_t first = job.page_begin / kBlockPages * kBlockPages;
+    for (std::int64_t page = first; page < job.page_end; page += kBlockPages) {
+        const Block block = load_block(job, page, job.page_end);
+        for (int i = 0; i < queries;) {
+            const float* q[kSharedQueries];
+            QueryState states[kSharedQueries];
+            const KeyRange range = keys_seen(job.position + i / job.heads, job.window, page);
+            int count = 0;
+            // Queries that see the same keys.
+            while (count < kSharedQueries && i < queries) {
+                const int token = i / job.heads;
+                const KeyRange own = keys_seen(job.position + token, job.window, page);
+                if (own.begin != range.begin || own.end != range.end) break;
+                q[count] = job.q + token * job.q_stride + static_cast<std::int64_t>(i % job.heads) * job.head_dim;
+                states[count] = query_state(job.states, job.head_dim, i);
+                ++count;
+                ++i;
             }
+            if (range.begin >= range.end) continue;
+            kAttend[count - 1](block, q, states, job.head_dim, job.scale, range.begin, range.end);
         }
     }
-    if (!job.last) return;
-    for (int token = 0; token < job.tokens; ++token) {
-        for (int head = 0; head < job.heads; ++head) {
-            const int i = token * job.heads + head;
-            const F32 factor = splat(1.0F / exponentials[i]);
-            float* out = job.out + token * job.out_stride + static_cast<std::int64_t>(head) * job.head_dim;
-            const float* sum = sums + static_cast<std::int64_t>(i) * width;
-            for_vectors(job.head_dim, [&](std::int64_t d, std::int64_t count) {
-                store_some(out + d, load(sum + d) * factor, count);
-            });
+}
+
+void merge_attention(float* states, const float* later, int queries, int head_dim) {
+    for (int i = 0; i < queries; ++i) {
+        const QueryState state = query_state(states, head_dim, i);
+        const QueryState other = query_state(const_cast<float*>(later), head_dim, i);
+        if (*other.exponentials == 0.0F) continue;
+        const float maximum = *state.maximum > *other.maximum ? *state.maximum : *other.maximum;
+        const F32 a = exponential(splat(*state.maximum - maximum)), b = exponential(splat(*other.maximum - maximum));
+        *state.maximum = maximum;
+        *state.exponentials = *state.exponentials * a[0] + *other.exponentials * b[0];
+        for (int d = 0; d < padded(head_dim); d += kLanes) {
+            store(state.sum + d, load(state.sum + d) * a + load(other.sum + d) * b);
         }
+    }
+}
+
+void finish_attention(const float* states, int tokens, int heads, int head_dim, float* out, std::int64_t out_stride) {
+    for (int i = 0; i < tokens * heads; ++i) {
+        const QueryState state = query_state(const_cast<float*>(states), head_dim, i);
+        const F32 factor = splat(1.0F / *state.exponentials);
+        float* const row = out + i / heads * out_stride + static_cast<std::int64_t>(i % heads) * head_dim;
+        for_vectors(head_dim, [&](std::int64_t d, std::int64_t count) {
+            store_some(row + d, load(state.sum + d) * factor, count);
+        });
     }
 }

@@ -22,6 +22,8 @@ inline constexpr int kRunColumns = 32;
 inline constexpr int kOctet = 8;
 // Tokens in one page of the KV cache.
 inline constexpr int kPageSize = 16;
+// Pages of a sequence whose attention is one piece of work: part of the numerical scheme.
+inline constexpr int kSegmentPages = 32;
 // Most query tokens that one AttentionJob may name.
 inline constexpr int kQueryTokens = 8;
 // Rows of values in the KV cache are padded to this many elements.
@@ -82,13 +84,11 @@ struct LinearJob {
     float* scratch;     // KernelTable::linear_scratch floats, aligned to 64 bytes
 };
 
-// Consecutive tokens of one sequence, the query heads of one KV head, over a range of the sequence's pages.
-// The call with `first` set starts, the one with `last` set finishes and writes `out`; scratch is kept between them.
+// Consecutive tokens of one sequence, the query heads of one KV head, over pages of one segment of the sequence. Fills
+// a state of KernelTable::attention_state floats per query, token by token and head by head.
 struct AttentionJob {
     const float* q;  // the first query head of the first token
     std::int64_t q_stride;
-    float* out;
-    std::int64_t out_stride;
     int tokens;
     std::int64_t position;  // of the first token
     int heads;              // query heads that read this KV head
@@ -100,10 +100,9 @@ struct AttentionJob {
     const std::int32_t* page_ids;
     std::int64_t page_begin;
     std::int64_t page_end;
-    bool first;
-    bool last;
     KVType kv_type;
-    float* scratch;  // KernelTable::attention_scratch(heads, head_dim) floats, aligned to 64 bytes
+    float* states;
+    float* scratch;  // KernelTable::attention_scratch floats, aligned to 64 bytes
 };
 
 // One token's keys and values of one KV head, to be stored in slot `slot` of the page part `block`.
@@ -121,7 +120,8 @@ struct StoreKVJob {
 struct KernelTable {
     const char* name;
     std::size_t linear_scratch;
-    std::size_t (*attention_scratch)(int heads, int head_dim);
+    std::size_t (*attention_scratch)(int head_dim);
+    std::size_t (*attention_state)(int head_dim);
     int (*tile_tokens)(const PackedMatrix& matrix);
     std::size_t (*tile_bytes)(const PackedMatrix& matrix, int tokens);
     void (*quantize)(const QuantizeJob& job);
@@ -132,6 +132,11 @@ struct KernelTable {
                  std::int64_t half);
     void (*store_kv)(const StoreKVJob& job);
     void (*attention)(const AttentionJob& job);
+    // Adds what the queries saw in a later segment.
+    void (*merge_attention)(float* states, const float* later, int queries, int head_dim);
+    // Writes the outputs of tokens x heads queries.
+    void (*finish_attention)(const float* states, int tokens, int heads, int head_dim, float* out,
+                             std::int64_t out_stride);
     void (*silu_gate)(const float* x, std::int64_t width, float* out);
     void (*add)(float* x, const float* y, std::int64_t width);
     // The largest of each kSamplingBlock values, the last block perhaps shorter. False when any value is a NaN.

@@ -105,6 +105,42 @@ def test_ragged_batches_in_any_chunks(
 
 
 @pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize(("heads", "kv_heads", "window"), [(4, 1, None), (2, 2, 700), (5, 1, 600)])
+def test_long_contexts_are_the_same_bits_whoever_computes_their_segments(
+    kernels: str, heads: int, kv_heads: int, window: int | None
+) -> None:
+    rng = np.random.default_rng(12)
+    head_dim, length = 16, 1300
+    program = attention_program(heads, kv_heads, head_dim, window)
+    table = rng.standard_normal(program.weights[0].shape, dtype=np.float32)
+    weights = {"table": f32_tensor(table), "one": f32_tensor(np.eye(*program.weights[1].shape, dtype=np.float32))}
+    prompt = rng.integers(0, VOCAB, length)
+    pages = rng.permutation(-(-length // 16)).tolist()
+    expected = expected_attention(table[prompt], heads, kv_heads, head_dim, window, "f16")
+    results = []
+    for threads in (1, 2, 3):
+        executor = NativeExecutor(
+            program,
+            weights,
+            num_pages=len(pages),
+            max_tokens=length,
+            max_positions=length,
+            num_threads=threads,
+            kernels=kernels,
+        )
+        whole = executor.run(batch_of(Chunk(prompt, 0, pages)))[:, : heads * head_dim]
+        np.testing.assert_allclose(whole, expected, rtol=0, atol=1e-5)
+        # Alone a token's segments are shared out among the threads.
+        for end in (511, 512, 513, 1024, 1025, 1100, 1300):
+            alone = executor.run(batch_of(Chunk(prompt[end - 1 : end], end - 1, pages)))[0, : heads * head_dim]
+            np.testing.assert_array_equal(alone, whole[end - 1])
+        results.append(whole)
+        executor.close()
+    np.testing.assert_array_equal(results[1], results[0])
+    np.testing.assert_array_equal(results[2], results[0])
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
 def test_large_scores_do_not_overflow(kernels: str) -> None:
     program = attention_program(1, 1, 16, None)
     table = np.random.default_rng(11).standard_normal(program.weights[0].shape, dtype=np.float32) * np.float32(30)
