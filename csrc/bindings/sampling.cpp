@@ -13,6 +13,7 @@
 #include <tuple>
 
 #include "bindings/bindings.h"
+#include "executor/executor.h"
 #include "runtime/faults.h"
 #include "sampling/noise.h"
 #include "sampling/sampler.h"
@@ -31,6 +32,37 @@ using Top = std::vector<std::pair<std::int64_t, double>>;
 // Sequence, position, number of logprobs to report (below 0 for none), mask.
 using Row = std::tuple<const SequenceSampler*, std::uint64_t, int, std::optional<Mask>>;
 
+// Rows are drawn by one sampler per thread.
+class RowSampler {
+  public:
+    RowSampler(std::int64_t active_size, const std::string& kernels) { samplers_.emplace_back(active_size, kernels); }
+
+    const Sampler& first() const { return samplers_.front(); }
+
+    std::vector<SamplingResult> sample(const std::vector<SamplingJob>& jobs, Executor* executor) {
+        std::vector<SamplingResult> results(jobs.size());
+        const auto sample = [&](int thread, std::int64_t begin, std::int64_t end) {
+            for (std::int64_t i = begin; i < end; ++i) {
+                const std::size_t row = static_cast<std::size_t>(i);
+                results[row] = samplers_[static_cast<std::size_t>(thread)].sample(jobs[row]);
+            }
+        };
+        const std::int64_t count = static_cast<std::int64_t>(jobs.size());
+        if (executor == nullptr || count < 2) {
+            sample(0, 0, count);
+        } else {
+            while (static_cast<int>(samplers_.size()) < executor->num_threads()) {
+                samplers_.emplace_back(first().active_size(), first().kernels());
+            }
+            executor->parallel_for(count, 1, sample);
+        }
+        return results;
+    }
+
+  private:
+    std::vector<Sampler> samplers_;
+};
+
 std::vector<SamplingJob> jobs_of(const Sampler& sampler, const LogitArray& logits, const std::vector<Row>& rows) {
     if (logits.shape(0) != rows.size() || static_cast<std::int64_t>(logits.shape(1)) < sampler.active_size()) {
         throw std::invalid_argument("the logits must be [rows, vocabulary], with at least the active tokens");
@@ -47,14 +79,13 @@ std::vector<SamplingJob> jobs_of(const Sampler& sampler, const LogitArray& logit
     return jobs;
 }
 
-nb::list sample_rows(Sampler& self, const LogitArray& logits, const std::vector<Row>& rows) {
-    const std::vector<SamplingJob> jobs = jobs_of(self, logits, rows);
+nb::list sample_rows(RowSampler& self, const LogitArray& logits, const std::vector<Row>& rows, Executor* executor) {
+    const std::vector<SamplingJob> jobs = jobs_of(self.first(), logits, rows);
     std::vector<SamplingResult> results;
     {
         const FaultScope fallible;
         const nb::gil_scoped_release released;
-        results.reserve(jobs.size());
-        for (const SamplingJob& job : jobs) results.push_back(self.sample(job));
+        results = self.sample(jobs, executor);
     }
     nb::list drawn;
     for (std::size_t i = 0; i < jobs.size(); ++i) {
@@ -110,9 +141,9 @@ void bind_sampling(nb::module_& module) {
             const FaultScope fallible;
             self.note_generated(ids);
         });
-    nb::class_<Sampler>(module, "Sampler")
+    nb::class_<RowSampler>(module, "RowSampler")
         .def(nb::init<std::int64_t, const std::string&>(), nb::kw_only(), "active_vocab_size"_a, "kernels"_a)
-        .def("sample_rows", &sample_rows, "logits"_a.noconvert(), "rows"_a);
+        .def("sample_rows", &sample_rows, "logits"_a.noconvert(), "rows"_a, "executor"_a.none());
 }
 
 }  // namespace windlass

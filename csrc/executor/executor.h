@@ -50,6 +50,14 @@ class Executor {
     // Throws std::invalid_argument for a batch that breaks a rule; then nothing was written.
     bool run(const BatchView& batch, float* logits);
 
+    // Calls body(thread, begin, end) for pieces of 0 .. count on the executor's threads: for work that belongs to a
+    // step but is not the program's.
+    template <typename Body>
+    void parallel_for(std::int64_t count, std::int64_t grain, const Body& body) {
+        const Use use(*this);
+        resources_->pool->parallel_for(count, grain, body);
+    }
+
     void cancel() { cancel_.store(true); }
     void clear_cancel() { cancel_.store(false); }
     std::uint64_t progress() const { return progress_.load(std::memory_order_relaxed); }

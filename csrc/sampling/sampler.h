@@ -42,6 +42,7 @@ class Sampler {
     Sampler(std::int64_t active_size, const std::string& kernels);
 
     std::int64_t active_size() const { return active_size_; }
+    const char* kernels() const { return kernels_.name; }
 
     SamplingResult sample(const SamplingJob& job);
 

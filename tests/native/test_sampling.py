@@ -9,8 +9,9 @@ import pytest
 from numpy.typing import NDArray
 
 from support import sampling_oracle
-from support.native import KERNELS
+from support.native import KERNELS, LittleModel
 from support.sampling_oracle import Parameters, allowed_tokens, kept_tokens
+from windlass.native import NativeExecutor
 from windlass.native.sampling import RowSampler, SampledToken, SamplingRow, SequenceSampler, uniform
 
 
@@ -207,7 +208,14 @@ def test_rows_do_not_influence_one_another() -> None:
     together = RowSampler(3000).sample_rows(logits, rows)
     alone = [RowSampler(3000).sample_rows(logits[i : i + 1], [row])[0] for i, row in enumerate(rows)]
     backwards = RowSampler(3000).sample_rows(logits[::-1].copy(), rows[::-1])[::-1]
+    model = LittleModel()
+    executor = NativeExecutor(
+        model.program(), model.weights(), num_pages=1, max_tokens=1, max_positions=1, num_threads=3
+    )
+    shared = [RowSampler(3000, executor=executor).sample_rows(logits, rows) for _ in range(20)]
+    executor.close()
     assert together == alone == backwards
+    assert all(rows_drawn == together for rows_drawn in shared)
 
 
 @pytest.mark.parametrize(

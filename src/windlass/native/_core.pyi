@@ -31,12 +31,13 @@ class SequenceSampler:
     def note_prompt(self, token_ids: Sequence[int], /) -> None: ...
     def note_generated(self, token_ids: Sequence[int], /) -> None: ...
 
-class Sampler:
+class RowSampler:
     def __init__(self, *, active_vocab_size: int, kernels: str) -> None: ...
     def sample_rows(
         self,
         logits: NDArray[np.float32],
         rows: Sequence[tuple[SequenceSampler, int, int, NDArray[np.int32] | None]],
+        executor: Executor | None,
     ) -> list[tuple[int, float, list[tuple[int, float]]]]: ...
 
 class Program:

@@ -156,6 +156,11 @@ class NativeExecutor:
         self._core.close()
 
     @property
+    def core(self) -> _core.Executor:
+        """The executor's native part, for native code that works with it."""
+        return self._core
+
+    @property
     def progress(self) -> int:
         """Pieces of work done so far; grows at least every few milliseconds of a ``run``."""
         return self._core.progress

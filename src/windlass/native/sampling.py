@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from windlass.native import _core
+from windlass.native.executor import NativeExecutor
 
 _SEED_MASK = (1 << 64) - 1
 _MOST_TOKENS = (1 << 31) - 1
@@ -104,13 +105,21 @@ class RowSampler:
     row alone; for one build and kernel table it is always the same.
     """
 
-    def __init__(self, active_vocab_size: int, *, kernels: str | None = None) -> None:
+    def __init__(
+        self, active_vocab_size: int, *, kernels: str | None = None, executor: NativeExecutor | None = None
+    ) -> None:
         """Choose a kernel table (``cpu_info().kernels``), by default the best one.
+
+        Args:
+            active_vocab_size: ids below this can be drawn.
+            kernels: the table's name.
+            executor: lends its threads, between its steps, when there are several rows.
 
         Raises:
             ValueError: there is no such table, or ``active_vocab_size`` is not positive.
         """
-        self._core = _core.Sampler(active_vocab_size=active_vocab_size, kernels=kernels or "")
+        self._core = _core.RowSampler(active_vocab_size=active_vocab_size, kernels=kernels or "")
+        self._executor = None if executor is None else executor.core
 
     def sample_rows(self, logits: NDArray[np.float32], rows: Sequence[SamplingRow]) -> list[SampledToken]:
         """Draw one token per row; the GIL is released meanwhile.
@@ -128,6 +137,7 @@ class RowSampler:
                 (row.sequence.core, row.position, -1 if row.num_logprobs is None else row.num_logprobs, row.mask)
                 for row in rows
             ],
+            self._executor,
         )
         return [
             SampledToken(token_id, None if row.num_logprobs is None else logprob, tuple(top))
