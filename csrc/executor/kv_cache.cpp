@@ -17,7 +17,9 @@ std::int64_t multiply(std::int64_t a, std::int64_t b) {
 
 std::int64_t KVCache::Shape::block_bytes() const {
     const std::int64_t padded = (std::int64_t{head_dim} + kHeadPadding - 1) / kHeadPadding * kHeadPadding;
-    return (head_dim + padded) * kPageSize * (type == KVType::kF32 ? 4 : 2);
+    const std::int64_t elements = (head_dim + padded) * kPageSize;
+    if (type == KVType::kInt8) return elements + 2 * kPageSize * static_cast<std::int64_t>(sizeof(float));
+    return elements * (type == KVType::kF32 ? 4 : 2);
 }
 
 std::int64_t KVCache::Shape::page_bytes() const { return multiply(multiply(layers, heads), block_bytes()); }

@@ -1,10 +1,11 @@
 // Attention over a paged KV cache. Included once, inside an unnamed namespace.
 //
 // A page part (one layer, one KV head) holds keys as [head_dim][kPageSize], so that lanes run over keys, then values as
-// [kPageSize][padded head_dim], so that lanes run over the head. A query walks the blocks of kBlockPages pages of a
-// segment in order with an online softmax (Milakov and Gimelshein, 2018), and the results of its segments are merged in
-// order. Pages, blocks and segments are counted from position 0, so that the result does not depend on what else is in
-// the job, nor on who computes which segment.
+// [kPageSize][padded head_dim], so that lanes run over the head. With kInt8 there follow two scales (float) per token,
+// all of the keys and then all of the values. A query walks the blocks of kBlockPages pages of a segment in order with
+// an online softmax (Milakov and Gimelshein, 2018), and the results of its segments are merged in order. Pages, blocks
+// and segments are counted from position 0, so that the result does not depend on what else is in the job, nor on who
+// computes which segment.
 
 constexpr int kBlockPages = 4;
 constexpr int kBlockKeys = kBlockPages * kPageSize;
@@ -38,19 +39,51 @@ std::size_t attention_scratch(int head_dim) {
     return static_cast<std::size_t>(head_dim + padded(head_dim)) * kBlockKeys;
 }
 
-void store_kv(const StoreKVJob& job) {
+template <typename Element, typename Convert>
+WINDLASS_INLINE void store_elements(const StoreKVJob& job, const Convert& key, const Convert& value) {
     const int width = padded(job.head_dim);
-    const std::int64_t values = static_cast<std::int64_t>(job.head_dim) * kPageSize + job.slot * width;
-    if (job.kv_type == KVType::kF32) {
-        float* to = reinterpret_cast<float*>(job.block);
-        for (int d = 0; d < job.head_dim; ++d) to[d * kPageSize + job.slot] = job.k[d];
-        for (int d = 0; d < job.head_dim; ++d) to[values + d] = job.v[d];
-        return;
+    Element* const keys = reinterpret_cast<Element*>(job.block) + job.slot;
+    Element* const values = reinterpret_cast<Element*>(job.block) + job.head_dim * kPageSize + job.slot * width;
+    for (int d = 0; d < job.head_dim; ++d) keys[d * kPageSize] = key(job.k[d]);
+    for (int d = 0; d < job.head_dim; ++d) values[d] = value(job.v[d]);
+}
+
+// The scale of codes -127 .. 127 for some values: NaN when one of them is not finite.
+float code_scale(const float* x, std::int64_t count) {
+    const std::int32_t bits = largest_magnitude(x, count);
+    const float magnitude = load_as<float>(&bits);
+    return bits >= 0x7F800000 ? __builtin_nanf("") : magnitude >= kSmallestMagnitude ? magnitude / 127.0F : 0.0F;
+}
+
+void store_codes(const StoreKVJob& job) {
+    float* const scales = reinterpret_cast<float*>(job.block + (job.head_dim + padded(job.head_dim)) * kPageSize);
+    float* const key_scale = scales + job.slot;
+    float* const value_scale = key_scale + kPageSize;
+    *key_scale = code_scale(job.k, job.head_dim);
+    *value_scale = code_scale(job.v, job.head_dim);
+    const auto code_with = [](float scale) {
+        // A scale of 0 or NaN decides the value whatever the code.
+        const float inverse = scale > 0.0F ? 1.0F / scale : 0.0F;
+        return [inverse](float x) {
+            return inverse > 0.0F ? static_cast<std::int8_t>(__builtin_rintf(x * inverse)) : std::int8_t{0};
+        };
+    };
+    store_elements<std::int8_t>(job, code_with(*key_scale), code_with(*value_scale));
+}
+
+void store_kv(const StoreKVJob& job) {
+    switch (job.kv_type) {
+        case KVType::kF32: {
+            const auto same = [](float x) { return x; };
+            return store_elements<float>(job, same, same);
+        }
+        case KVType::kF16:
+            return store_elements<std::uint16_t>(job, to_f16, to_f16);
+        case KVType::kBF16:
+            return store_elements<std::uint16_t>(job, to_bf16, to_bf16);
+        case KVType::kInt8:
+            return store_codes(job);
     }
-    std::uint16_t* to = reinterpret_cast<std::uint16_t*>(job.block);
-    const bool half = job.kv_type == KVType::kF16;
-    for (int d = 0; d < job.head_dim; ++d) to[d * kPageSize + job.slot] = half ? to_f16(job.k[d]) : to_bf16(job.k[d]);
-    for (int d = 0; d < job.head_dim; ++d) to[values + d] = half ? to_f16(job.v[d]) : to_bf16(job.v[d]);
 }
 
 // A block's keys and values as floats, page by page.
@@ -59,12 +92,24 @@ struct Block {
     const float* values[kBlockPages];
 };
 
-void widen_page(const std::uint8_t* from, KVType type, std::int64_t count, float* to) {
+// A page part as floats.
+void widen_page(const std::uint8_t* from, KVType type, int head_dim, float* to) {
+    const std::int64_t width = padded(head_dim);
+    const std::int64_t key_count = static_cast<std::int64_t>(head_dim) * kPageSize,
+                       count = key_count + width * kPageSize;
     const std::uint16_t* const halves = reinterpret_cast<const std::uint16_t*>(from);
     if (type == KVType::kF16) {
         for (std::int64_t i = 0; i < count; i += kLanes) store(to + i, load_f16(halves + i));
-    } else {
+    } else if (type == KVType::kBF16) {
         for (std::int64_t i = 0; i < count; i += kLanes) store(to + i, load_bf16(halves + i));
+    } else {
+        const float* const scales = reinterpret_cast<const float*>(from + count);
+        for (std::int64_t i = 0; i < key_count; i += kLanes) {
+            store(to + i, load_codes(from + i) * load(scales + i % kPageSize));
+        }
+        for (std::int64_t i = key_count; i < count; i += kLanes) {
+            store(to + i, load_codes(from + i) * splat(scales[kPageSize + (i - key_count) / width]));
+        }
     }
 }
 
@@ -83,7 +128,7 @@ Block load_block(const AttentionJob& job, std::int64_t page, std::int64_t end) {
         const float* from = reinterpret_cast<const float*>(part);
         if (job.kv_type != KVType::kF32) {
             float* const to = job.scratch + i * floats;
-            widen_page(part, job.kv_type, floats, to);
+            widen_page(part, job.kv_type, job.head_dim, to);
             from = to;
         }
         block.keys[i] = from;

@@ -83,6 +83,12 @@ WINDLASS_INLINE float max_lanes(F32 v) {
     return lanes[0];
 }
 
+// kLanes signed bytes as floats.
+WINDLASS_INLINE F32 load_codes(const std::uint8_t* from) {
+    typedef std::int8_t Bytes __attribute__((vector_size(kLanes)));
+    return __builtin_convertvector(__builtin_convertvector(load_as<Bytes>(from), I32), F32);
+}
+
 // kLanes unsigned bytes.
 WINDLASS_INLINE I32 load_bytes(const std::uint8_t* from) {
     typedef std::uint8_t Bytes __attribute__((vector_size(kLanes)));

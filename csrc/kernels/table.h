@@ -33,7 +33,7 @@ inline constexpr int kSamplingBlock = 64;
 
 enum class Format : std::int32_t { kF32, kF16, kBF16, kInt8, kInt4 };
 enum class ScaleType : std::int32_t { kNone, kF16, kF32 };
-enum class KVType : std::int32_t { kF32, kF16, kBF16 };
+enum class KVType : std::int32_t { kF32, kF16, kBF16, kInt8 };
 
 // A matrix [rows, columns] in panels of kPanelRows rows; rows that pad the last panel are zero.
 //

@@ -153,7 +153,7 @@ def test_L26_with_aborts_and_terminations_beside_it(face: Face, expected: dict[s
     assert idle_and_whole(engine)
 
 
-@pytest.mark.parametrize("kv_cache_dtype", ["f32", "f16", "bf16"])
+@pytest.mark.parametrize("kv_cache_dtype", ["f32", "f16", "bf16", "int8"])
 def test_L26_with_every_kv_type(face: Face, kv_cache_dtype: str) -> None:
     engine = face.build(kv_cache_dtype=kv_cache_dtype, prefill_chunk_size=7, max_num_sequence=1)
     one = [outcome(face, engine, request) for request in REQUESTS]

@@ -35,6 +35,10 @@ def attention_program(heads: int, kv_heads: int, head_dim: int, window: int | No
 
 
 def stored(x: NDArray[np.float32], kv_dtype: str) -> F64:
+    """Keys or values [tokens, KV heads, head_dim] as the cache keeps them."""
+    if kv_dtype == "int8":
+        scale = np.abs(x).max(axis=-1, keepdims=True) / np.float32(127)
+        return np.rint(x * (np.float32(1) / scale)).astype(np.float64) * scale
     if kv_dtype == "f16":
         return x.astype(np.float16).astype(np.float64)
     if kv_dtype == "bf16":
@@ -48,8 +52,8 @@ def expected_attention(
     """Softmax attention of one sequence whose tokens have the given table rows."""
     queries, keys = heads * head_dim, kv_heads * head_dim
     q = rows[:, :queries].reshape(len(rows), heads, head_dim).astype(np.float64)
-    k = stored(rows[:, queries : queries + keys], kv_dtype).reshape(len(rows), kv_heads, head_dim)
-    v = stored(rows[:, queries + keys :], kv_dtype).reshape(len(rows), kv_heads, head_dim)
+    k = stored(rows[:, queries : queries + keys].reshape(len(rows), kv_heads, head_dim), kv_dtype)
+    v = stored(rows[:, queries + keys :].reshape(len(rows), kv_heads, head_dim), kv_dtype)
     k, v = np.repeat(k, heads // kv_heads, axis=1), np.repeat(v, heads // kv_heads, axis=1)
     scores = np.einsum("ihd,jhd->hij", q, k) / math.sqrt(head_dim)
     i, j = np.indices((len(rows), len(rows)))
@@ -61,13 +65,18 @@ def expected_attention(
 
 
 @pytest.mark.parametrize("kernels", KERNELS)
-@pytest.mark.parametrize("kv_dtype", ["f32", "f16", "bf16"])
+@pytest.mark.parametrize("kv_dtype", ["f32", "f16", "bf16", "int8"])
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "head_dim", "window"),
     [(4, 1, 20, None), (2, 2, 64, 5), (6, 2, 8, 16), (3, 1, 80, 33), (1, 1, 1, 1)],
 )
 def test_ragged_batches_in_any_chunks(
-    kernels: str, kv_dtype: Literal["f32", "f16", "bf16"], heads: int, kv_heads: int, head_dim: int, window: int | None
+    kernels: str,
+    kv_dtype: Literal["f32", "f16", "bf16", "int8"],
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    window: int | None,
 ) -> None:
     rng = np.random.default_rng(10)
     program = attention_program(heads, kv_heads, head_dim, window)

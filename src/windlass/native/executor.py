@@ -28,7 +28,7 @@ from windlass.program.ops import (
 from windlass.program.program import Program, WeightSpec
 from windlass.quantization import Tensor
 
-KVDtype: TypeAlias = Literal["f32", "f16", "bf16"]
+KVDtype: TypeAlias = Literal["f32", "f16", "bf16", "int8"]
 
 _NO_WEIGHT = -1
 
@@ -68,7 +68,7 @@ class NativeExecutor:
             max_positions: the most positions of a sequence.
             num_threads: threads that work on a step, the caller of ``run`` included; by default one per physical core
                 that this process may use.
-            kv_dtype: how keys and values are stored.
+            kv_dtype: how keys and values are stored; ``int8`` has a scale per token and KV head, for each of the two.
             kernels: name of a kernel table (``cpu_info().kernels``); by default the best one.
 
         Raises:

@@ -28,7 +28,7 @@ from windlass.weights.dummy import dummy_weights
 from windlass.weights.loader import load_weights
 from windlass.weights.source import WeightSource
 
-KVStorage = Literal["f32", "f16", "bf16"]
+KVStorage = Literal["f32", "f16", "bf16", "int8"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
