@@ -8,21 +8,14 @@ signal handler, or in a finalizer that the garbage collector starts in the middl
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 from queue import Empty, SimpleQueue
 
-import numpy as np
-from numpy.typing import NDArray
-
-from windlass.engine.batch import make_batch
 from windlass.engine.metrics import EngineMetrics
-from windlass.engine.pages import PagePool
 from windlass.engine.recorder import AbortCause, MetricsRecorder
-from windlass.engine.request import SPENT, FinishReason, Output, Request, TokenLogprobs
-from windlass.engine.sampler import Sampler
-from windlass.engine.scheduler import Chunk, Scheduler
+from windlass.engine.request import SPENT, FinishReason, Output, Request
+from windlass.engine.runtime import Runtime
 from windlass.engine.state import EngineState, Lifecycle
 from windlass.engine.stream import StreamBack, TokenEvent
 from windlass.engine.threads import join_started
@@ -34,49 +27,13 @@ from windlass.errors import (
     RequestError,
     RequestTimeoutError,
 )
-from windlass.native.sampling import SampledToken
-from windlass.program.executor import Executor, StepCancelledError
-
-STEP_SECONDS = 0.1
-"""How long a step may take while something decodes; a prefill chunk is cut to fit."""
-
-FIRST_CHUNK = 32
-"""Prefill tokens beside decoding while the speed of this model on this machine is not known yet."""
-
-PACE_TOKENS = 16
-"""A step of fewer tokens says nothing about the speed of prefill."""
+from windlass.program.executor import StepCancelledError
 
 RETRY_SECONDS = 1.0
 """What an overloaded engine asks callers to wait before they try again."""
 
 MAX_RERUNS = 2
 """How often aborts may cut one step short; further aborts are honoured at its end."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Runtime:
-    """What a loaded model brings to the core. The engine thread alone uses it, and closes the executor."""
-
-    executor: Executor
-    scheduler: Scheduler
-    sampler: Sampler
-
-    @classmethod
-    def build(
-        cls,
-        executor: Executor,
-        *,
-        num_pages: int,
-        max_num_sequence: int,
-        max_tokens: int,
-        active_vocab_size: int,
-        prefix_cache: bool = True,
-        kernels: str | None = None,
-    ) -> Runtime:
-        """Put a scheduler over ``num_pages`` pages and a sampler that uses ``kernels`` beside an executor."""
-        pool = PagePool(num_pages, prefix_cache=prefix_cache)
-        scheduler = Scheduler(pool, max_num_sequence=max_num_sequence, max_tokens=max_tokens)
-        return cls(executor, scheduler, Sampler(active_vocab_size, kernels))
 
 
 class EngineCore:
@@ -108,7 +65,6 @@ class EngineCore:
         self._exiting = False
         self._ended = False
         self._reruns = 0
-        self._seconds_per_token = 0.0
         # Queues and not events: an event takes a lock, which whoever is interrupted by the waking may hold.
         self._idle_waiters: list[SimpleQueue[None]] = []
         self._unpublished: list[TokenEvent] = []
@@ -431,7 +387,6 @@ class EngineCore:
             runtime.executor.close()
         else:
             self._runtime = runtime
-            self._seconds_per_token = 0.0
 
     def _clear_cache(self) -> None:
         if self._runtime is not None:
@@ -457,65 +412,23 @@ class EngineCore:
         runtime = self._runtime
         if runtime is None:
             return
-        chunks = runtime.scheduler.schedule(self._prefill_budget(runtime.scheduler))
+        chunks = runtime.schedule(self._recorder)
         for chunk in chunks:
             self._waiting.pop(chunk.request, None)
-        while runtime.scheduler.preempted:
-            self._recorder.preempted(runtime.scheduler.preempted.pop())
-        started = self._recorder.now()
         try:
-            logits = runtime.executor.run(make_batch(chunks))
+            self._unpublished = runtime.run(chunks, self._recorder)
         except StepCancelledError:
             self._reruns += 1
-            self._recorder.step_cancelled(started, self._recorder.now())
             return
         self._reruns = 0
-        ended = self._recorder.now()
-        self._recorder.step(chunks, started, ended)
-        self._pace(sum(chunk.num_tokens for chunk in chunks), ended - started)
-        self._publish(runtime, chunks, logits)
-
-    def _prefill_budget(self, scheduler: Scheduler) -> int:
-        """Tokens of prefill that fit a step beside decoding, by the speed of the last large step."""
-        if not scheduler.decoding:
-            return scheduler.max_tokens
-        if not self._seconds_per_token:
-            return min(scheduler.max_tokens, FIRST_CHUNK)
-        # Never less than what measures the speed again: a step that was slow by chance must not slow all others.
-        return min(scheduler.max_tokens, max(PACE_TOKENS, int(STEP_SECONDS / self._seconds_per_token)))
-
-    def _pace(self, num_tokens: int, seconds: float) -> None:
-        if num_tokens >= PACE_TOKENS:
-            self._seconds_per_token = seconds / num_tokens
-
-    def _publish(self, runtime: Runtime, chunks: Sequence[Chunk], logits: NDArray[np.float32]) -> None:
-        """Account for a step that ran: draw the next tokens, end what is finished, hand all of it over."""
-        completed = [chunk.request for chunk in chunks if chunk.completes]
-        for chunk in chunks:
-            runtime.scheduler.advance(chunk)
-        tokens = runtime.sampler.sample(logits, completed)
-        for request, token in zip(completed, tokens, strict=True):
-            self._advance(runtime.scheduler, request, token)
+        for event in self._unpublished:
+            if event.reason is not None:
+                self._end(event.request)
         # Before the callers hear of it, so that whoever has an answer finds it counted.
-        self._recorder.publish(runtime.scheduler)
+        self._publish_metrics()
         if self._unpublished:
             self._stream_back.publish(self._unpublished)
             self._unpublished = []
-
-    def _advance(self, scheduler: Scheduler, request: Request, token: SampledToken) -> None:
-        token_id = token.token_id
-        logprobs = None if token.logprob is None else TokenLogprobs(token.logprob, token.top)
-        request.token_ids.append(token_id)
-        stopped = token_id in request.stop_token_ids
-        self._recorder.token(request, stop=stopped)
-        reason = FinishReason.STOP if stopped else None
-        if reason is None and request.num_generated >= request.max_tokens:
-            reason = FinishReason.LENGTH
-        self._unpublished.append(TokenEvent(request, None if stopped else token_id, logprobs, reason))
-        if reason is not None:
-            self._recorder.finished(request, reason)
-            scheduler.remove(request)
-            self._end(request)
 
     # The stream-back thread.
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from windlass.config import EngineConfig, Sizes, default_threads, settle_sizes
-from windlass.engine.loop import Runtime
+from windlass.engine.runtime import Runtime
 from windlass.errors import LoadError
 from windlass.models.definition import ModelDefinition
 from windlass.models.registry import define_model
