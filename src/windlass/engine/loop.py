@@ -12,6 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from queue import Empty, SimpleQueue
 
+from windlass.engine.accounts import Accounts
 from windlass.engine.metrics import EngineMetrics
 from windlass.engine.recorder import AbortCause, MetricsRecorder
 from windlass.engine.request import SPENT, FinishReason, Output, Request
@@ -20,17 +21,8 @@ from windlass.engine.state import EngineState, Lifecycle
 from windlass.engine.stream import StreamBack, TokenEvent
 from windlass.engine.threads import join_started
 from windlass.engine.tracing import TraceRecorder
-from windlass.errors import (
-    EngineOverloadedError,
-    InvalidRequestError,
-    RequestAbortedError,
-    RequestError,
-    RequestTimeoutError,
-)
+from windlass.errors import RequestAbortedError, RequestError, RequestTimeoutError
 from windlass.program.executor import StepCancelledError
-
-RETRY_SECONDS = 1.0
-"""What an overloaded engine asks callers to wait before they try again."""
 
 MAX_RERUNS = 2
 """How often aborts may cut one step short; further aborts are honoured at its end."""
@@ -40,7 +32,7 @@ class EngineCore:
     """The state and the two loops of one engine. Knows nothing of the engine object, so that it can be dropped.
 
     The engine thread (``run_background_loop``) alone touches the runtime once it runs, and closes it when it ends.
-    ``_open`` holds every accepted request until it is finished, by request id.
+    The accounts hold every accepted call until it is finished.
     """
 
     def __init__(
@@ -53,20 +45,14 @@ class EngineCore:
         trace: TraceRecorder | None = None,
     ) -> None:
         self.lifecycle = lifecycle
-        self._max_waiting_requests = max_waiting_requests
-        self._max_waiting_tokens = max_waiting_tokens
-        self._admission_lock = threading.Lock()
-        self._waiting: dict[Request, None] = {}
+        self._accounts = Accounts(max_waiting_requests=max_waiting_requests, max_waiting_tokens=max_waiting_tokens)
         self._runtime: Runtime | None = runtime
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._stream_back = StreamBack()
         self._recorder = MetricsRecorder(trace=trace)
-        self._open: dict[str, tuple[Request, ...]] = {}
         self._exiting = False
         self._ended = False
         self._reruns = 0
-        # Queues and not events: an event takes a lock, which whoever is interrupted by the waking may hold.
-        self._idle_waiters: list[SimpleQueue[None]] = []
         self._unpublished: list[TokenEvent] = []
         self._threads: tuple[threading.Thread, ...] = ()
         self._silent_but_for: tuple[threading.Thread, ...] | None = None
@@ -108,14 +94,9 @@ class EngineCore:
             InvalidRequestError: the request id is in use.
         """
         self._refuse()
-        request_id = requests[0].request_id
-        with self._admission_lock:
-            self._refuse_overload(requests)
-            if self._open.setdefault(request_id, requests) is not requests:
-                raise InvalidRequestError(f"the request id {request_id!r} is in use", param="request_id")
-            self._waiting.update(dict.fromkeys(requests))
+        self._accounts.open(requests)
         try:
-            # An exit that began after the first look has either seen the entry in _open or is seen here.
+            # An exit that began after the first look has either seen the call in the accounts or is seen here.
             self._refuse()
             self._inbox.put(partial(self._admit, requests, self._recorder.now()))
             deadline = requests[0].deadline
@@ -123,13 +104,13 @@ class EngineCore:
                 self._stream_back.expect(requests, deadline)
         except BaseException:
             self._inbox.put(partial(self._remove, requests, AbortCause.CALLER))
-            self._forget(requests)
+            self._accounts.close(requests)
             raise
 
     def abort_request(self, request_id: str, error: RequestError | None = None) -> None:
         """End the requests of ``request_id`` with ``error``; unknown and finished ids are ignored."""
-        requests = self._open.get(request_id)
-        if requests is not None:
+        requests = self._accounts.find(request_id)
+        if requests:
             self.drop(requests, error)
 
     def drop(
@@ -139,11 +120,10 @@ class EngineCore:
         cause: AbortCause = AbortCause.CALLER,
     ) -> None:
         """End exactly these ``requests`` of one call with ``error``, unless they are finished."""
-        request_id = requests[0].request_id
-        if self._open.get(request_id) is not requests or self.lifecycle.forked:
+        if not self._accounts.is_open(requests) or self.lifecycle.forked:
             return
         for request in requests:
-            request.output.fail(error or RequestAbortedError(f"request {request_id!r} was aborted"))
+            request.output.fail(error or RequestAbortedError(f"request {request.request_id!r} was aborted"))
         self._inbox.put(partial(self._remove, requests, cause))
         if self._reruns < MAX_RERUNS:
             self._cancel_step()
@@ -151,12 +131,12 @@ class EngineCore:
     def finish_early(self, request_id: str, output: Output) -> None:
         """Stop generating the choice whose ``output`` has ended well by itself (a stop string)."""
         # The id may belong to another call by now.
-        requests = self._open.get(request_id, ())
+        requests = self._accounts.find(request_id)
         self._inbox.put(partial(self._remove, tuple(r for r in requests if r.output is output), None))
 
     def abort_all(self, reason: str, cause: AbortCause) -> None:
         """End every open request with ``RequestAbortedError``."""
-        for requests in list(self._open.values()):
+        for requests in self._accounts.all():
             self.drop(requests, RequestAbortedError(f"request {requests[0].request_id!r} was aborted: {reason}"), cause)
 
     def reset(self) -> None:
@@ -191,26 +171,12 @@ class EngineCore:
         will handle; of these, ``own_threads`` of the engine end.
         """
         self._silent_but_for = own_threads
-        self._open.clear()
+        self._accounts.forget_all()
         self.exit_background_loop()
 
     def wait_until_idle(self, timeout: float | None) -> bool:
         """Wait until no accepted request is unfinished; return False when ``timeout`` seconds pass first."""
-        waiter: SimpleQueue[None] = SimpleQueue()
-        self._idle_waiters.append(waiter)
-        try:
-            if self._open and not self._exiting:
-                waiter.get(timeout=timeout)
-            return True
-        except Empty:
-            return False
-        finally:
-            self._idle_waiters.remove(waiter)
-
-    def wake_idle_waiters(self) -> None:
-        """Let every ``wait_until_idle`` return."""
-        for waiter in list(self._idle_waiters):
-            waiter.put(None)
+        return self._accounts.wait_until_empty(timeout)
 
     @property
     def silent(self) -> bool:
@@ -224,7 +190,7 @@ class EngineCore:
     @property
     def num_open(self) -> int:
         """Calls that were accepted and are not finished."""
-        return len(self._open)
+        return len(self._accounts)
 
     def num_free_pages(self) -> int:
         """Return the pages that no request holds, after checking that every page is accounted for.
@@ -252,33 +218,6 @@ class EngineCore:
             raise error
         if self._exiting:
             raise self.lifecycle.terminated()
-
-    def _refuse_overload(self, requests: tuple[Request, ...]) -> None:
-        waiting = len(self._waiting)
-        if waiting + len(requests) > self._max_waiting_requests:
-            raise EngineOverloadedError(
-                f"{waiting} requests wait already, and EngineConfig.max_waiting_requests is "
-                f"{self._max_waiting_requests}; try again later",
-                retry_after=RETRY_SECONDS,
-            )
-        if self._max_waiting_tokens is None or not waiting:
-            return
-        tokens = sum(len(request.prompt_ids) for request in list(self._waiting))
-        if tokens + sum(len(request.prompt_ids) for request in requests) > self._max_waiting_tokens:
-            raise EngineOverloadedError(
-                f"requests of {tokens} tokens wait already, and EngineConfig.max_waiting_tokens is "
-                f"{self._max_waiting_tokens}; try again later",
-                retry_after=RETRY_SECONDS,
-            )
-
-    def _forget(self, requests: tuple[Request, ...]) -> None:
-        """Drop a call that is over from the accounts."""
-        for request in requests:
-            self._waiting.pop(request, None)
-        if self._open.get(requests[0].request_id) is requests:
-            del self._open[requests[0].request_id]
-            if not self._open:
-                self.wake_idle_waiters()
 
     def _cancel_step(self) -> None:
         runtime = self._runtime
@@ -310,10 +249,10 @@ class EngineCore:
             raise errors[0]
 
     def _end_all(self, error: Callable[[], BaseException]) -> None:
-        for requests in list(self._open.values()):
+        for requests in self._accounts.all():
             for request in requests:
                 request.output.fail(error())
-        self.wake_idle_waiters()
+        self._accounts.give_up()
 
     # The engine thread.
 
@@ -355,10 +294,10 @@ class EngineCore:
             self._end_all(self.lifecycle.failure)
         else:
             self._end_all(self.lifecycle.terminated)
-        # These may have left _open already.
+        # These may have left the accounts already.
         for event in list(self._unpublished):
             event.request.output.fail(self.lifecycle.failure())
-        self._open.clear()
+        self._accounts.forget_all()
 
     def _publish_metrics(self) -> None:
         self._recorder.publish(None if self._runtime is None else self._runtime.scheduler)
@@ -378,7 +317,7 @@ class EngineCore:
                 self._recorder.aborted(request, cause)
             if self._runtime is not None:
                 self._runtime.scheduler.remove(request)
-            self._end(request)
+            self._accounts.ends(request)
             # Its output has ended, or whoever removes it would not.
             request.output = SPENT
 
@@ -400,21 +339,13 @@ class EngineCore:
         if runtime is not None:
             runtime.executor.close()
 
-    def _end(self, request: Request) -> None:
-        """Mark ``request`` as ended; its call is finished when its siblings have ended too."""
-        request.ended = True
-        self._waiting.pop(request, None)
-        siblings = self._open.get(request.request_id)
-        if siblings is not None and request in siblings and all(sibling.ended for sibling in siblings):
-            self._forget(siblings)
-
     def _step(self) -> None:
         runtime = self._runtime
         if runtime is None:
             return
         chunks = runtime.schedule(self._recorder)
         for chunk in chunks:
-            self._waiting.pop(chunk.request, None)
+            self._accounts.starts(chunk.request)
         try:
             self._unpublished = runtime.run(chunks, self._recorder)
         except StepCancelledError:
@@ -423,7 +354,7 @@ class EngineCore:
         self._reruns = 0
         for event in self._unpublished:
             if event.reason is not None:
-                self._end(event.request)
+                self._accounts.ends(event.request)
         # Before the callers hear of it, so that whoever has an answer finds it counted.
         self._publish_metrics()
         if self._unpublished:
@@ -444,7 +375,7 @@ class EngineCore:
             self._stream_back.abandon(self.lifecycle.failure)
         # Once more, for an exit that was interrupted before it had told everybody.
         self._end_all(self.lifecycle.terminated)
-        for requests in list(self._open.values()):
+        for requests in self._accounts.all():
             for request in requests:
                 request.output = SPENT
 
@@ -456,8 +387,8 @@ class EngineCore:
         error = RequestAbortedError(f"its output could not be delivered ({type(cause).__name__})")
         error.__cause__ = cause
         request.output.fail(error)
-        requests = self._open.get(request.request_id)
-        if requests is not None and request in requests:
+        requests = self._accounts.find(request.request_id)
+        if request in requests:
             self.drop(requests, error, AbortCause.DELIVERY)
 
 
