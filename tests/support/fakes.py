@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from windlass.engine.loop import EngineCore
-from windlass.engine.request import FinishReason, Request, SamplingParams, TokenLogprobs
+from windlass.engine.request import FinishReason, Request, SamplingParams
 from windlass.engine.runtime import Runtime
 from windlass.engine.state import EngineState, Lifecycle
 from windlass.engine.tracing import TraceRecorder
+from windlass.native.sampling import TokenLogprobs
 from windlass.program.executor import Batch, StepCancelledError
 
 VOCAB = 64

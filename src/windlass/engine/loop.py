@@ -56,6 +56,7 @@ class EngineCore:
         self._unpublished: list[TokenEvent] = []
         self._threads: tuple[threading.Thread, ...] = ()
         self._silent_but_for: tuple[threading.Thread, ...] | None = None
+        self._publish_metrics()
 
     def init_threaded_engine(self) -> tuple[threading.Thread, threading.Thread]:
         """Start the engine thread and the stream-back thread, daemons both, and return them.
@@ -261,8 +262,8 @@ class EngineCore:
         cause = AbortCause.TERMINATION
         try:
             while not self._exiting:
-                self._run_commands(block=not self._has_work)
-                self._publish_metrics()
+                if self._run_commands(block=not self._has_work):
+                    self._publish_metrics()
                 if self._has_work and not self._exiting:
                     self._step()
         except BaseException as error:  # whatever it was, every waiter must hear of it
@@ -281,13 +282,16 @@ class EngineCore:
     def _has_work(self) -> bool:
         return self._runtime is not None and self._runtime.scheduler.has_work
 
-    def _run_commands(self, *, block: bool) -> None:
+    def _run_commands(self, *, block: bool) -> bool:
+        """Do what callers asked for, and return whether there was anything."""
+        ran = False
         try:
             self._inbox.get(block=block)()
+            ran = True
             while True:
                 self._inbox.get_nowait()()
         except Empty:
-            pass
+            return ran
 
     def _fail(self, error: BaseException) -> None:
         if self.lifecycle.advance(EngineState.FAILED, error):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from windlass.engine.batch import make_batch
 from windlass.engine.pages import PagePool
 from windlass.engine.recorder import MetricsRecorder
-from windlass.engine.request import FinishReason, Request, TokenLogprobs
+from windlass.engine.request import FinishReason, Request
 from windlass.engine.sampler import Sampler
 from windlass.engine.scheduler import Chunk, Scheduler
 from windlass.engine.stream import TokenEvent
@@ -83,8 +83,7 @@ class Runtime:
 
     def _take(self, request: Request, token: SampledToken, recorder: MetricsRecorder) -> TokenEvent:
         """Give ``request`` its next token, which may be its last."""
-        token_id = token.token_id
-        logprobs = None if token.logprob is None else TokenLogprobs(token.logprob, token.top)
+        token_id, logprobs = token
         request.token_ids.append(token_id)
         stopped = token_id in request.stop_token_ids
         recorder.token(request, stop=stopped)

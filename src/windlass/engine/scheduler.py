@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from windlass.engine.pages import PagePool
 from windlass.engine.request import Request
 from windlass.program.executor import PAGE_SIZE
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
+class Chunk(NamedTuple):
     """``num_tokens`` of ``request`` from its position ``request.num_computed`` on."""
 
     request: Request

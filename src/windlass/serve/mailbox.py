@@ -15,7 +15,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from queue import SimpleQueue
 
-from windlass.engine.request import FinishReason, Output, TokenLogprobs
+from windlass.engine.request import FinishReason, Output
+from windlass.native.sampling import TokenLogprobs
 from windlass.text.detokenizer import IncrementalDetokenizer
 from windlass.text.stop import StopStrings
 
