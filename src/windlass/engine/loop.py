@@ -14,15 +14,36 @@ from queue import Empty, SimpleQueue
 
 from windlass.engine.accounts import Accounts
 from windlass.engine.metrics import EngineMetrics
-from windlass.engine.recorder import AbortCause, MetricsRecorder
+from windlass.engine.recorder import AbortCause, MetricsRecorder, RefusalCause
 from windlass.engine.request import SPENT, FinishReason, Output, Request
 from windlass.engine.runtime import Runtime
 from windlass.engine.state import EngineState, Lifecycle
 from windlass.engine.stream import StreamBack, TokenEvent
 from windlass.engine.threads import join_started
 from windlass.engine.tracing import TraceRecorder
-from windlass.errors import RequestAbortedError, RequestError, RequestTimeoutError
+from windlass.errors import (
+    ContextLengthError,
+    EngineError,
+    EngineFailedError,
+    EngineOverloadedError,
+    EngineTerminatedError,
+    EngineUnloadedError,
+    InvalidRequestError,
+    RequestAbortedError,
+    RequestError,
+    RequestTimeoutError,
+)
 from windlass.program.executor import StepCancelledError
+
+_REFUSALS = {
+    EngineOverloadedError: RefusalCause.OVERLOAD,
+    InvalidRequestError: RefusalCause.INVALID,
+    ContextLengthError: RefusalCause.CONTEXT_LENGTH,
+    EngineUnloadedError: RefusalCause.UNLOADED,
+    EngineTerminatedError: RefusalCause.TERMINATION,
+    EngineFailedError: RefusalCause.FAILURE,
+}
+"""What is counted. A forked child counts nothing: it has no part in the engine."""
 
 MAX_RERUNS = 2
 """How often aborts may cut one step short; further aborts are honoured at its end."""
@@ -107,6 +128,15 @@ class EngineCore:
             self._inbox.put(partial(self._remove, requests, AbortCause.CALLER))
             self._accounts.close(requests)
             raise
+
+    def count_refusal(self, error: EngineError | InvalidRequestError) -> None:
+        """Count a call that was refused with ``error``. Takes no lock; the engine thread does it."""
+        cause = _REFUSALS.get(type(error))
+        if cause is not None:
+            self._inbox.put(partial(self._recorder.refused, cause))
+            if self._ended:
+                self._run_commands(block=False)
+                self._publish_metrics()
 
     def abort_request(self, request_id: str, error: RequestError | None = None) -> None:
         """End the requests of ``request_id`` with ``error``; unknown and finished ids are ignored."""
@@ -276,7 +306,8 @@ class EngineCore:
                 self._close_runtime()
             finally:
                 self._ended = True
-                self._run_commands(block=False)
+                if self._run_commands(block=False):
+                    self._publish_metrics()
 
     @property
     def _has_work(self) -> bool:

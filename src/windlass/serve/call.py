@@ -10,6 +10,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from windlass.engine.loop import EngineCore
 from windlass.engine.request import Request
+from windlass.errors import EngineError, InvalidRequestError
 from windlass.protocol.responses import PromptTokensDetails, Usage
 from windlass.serve.build import LoadedModel
 from windlass.serve.mailbox import AsyncMailbox, Piece, SyncMailbox
@@ -230,6 +231,10 @@ class Host(Protocol):
 
     def _parts(self) -> tuple[EngineCore, LoadedModel]:
         """Return what serves requests, or raise why there is nothing."""
+        ...
+
+    def _count_refusal(self, error: EngineError | InvalidRequestError) -> None:
+        """Count a call that was refused with ``error``."""
         ...
 
 

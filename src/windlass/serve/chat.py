@@ -15,7 +15,7 @@ from windlass.protocol.responses import ChatCompletion, ChatCompletionChunk
 from windlass.serve.call import AsyncHost, AsyncStream, Box, Call, Host, Stream, wait, wait_async
 from windlass.serve.chat_format import ChatFormat
 from windlass.serve.mailbox import AsyncMailbox, SyncMailbox
-from windlass.serve.submit import start_call
+from windlass.serve.submit import counted, start_call
 
 
 def start_chat(
@@ -27,37 +27,38 @@ def start_chat(
         InvalidRequestError, ContextLengthError: the request is refused; ``param`` names the argument.
         EngineError: the engine does not accept requests now.
     """
-    core, model = host._parts()
-    messages = arguments.get("messages")
-    if isinstance(messages, Sequence) and not isinstance(messages, str):
-        arguments["messages"] = [_plain(message) for message in messages]
-    arguments = check_arguments(ChatArguments, arguments)
-    max_tokens, newer = arguments.get("max_tokens"), arguments.get("max_completion_tokens")
-    if max_tokens is not None and newer is not None and max_tokens != newer:
-        raise InvalidRequestError("max_tokens and max_completion_tokens differ; give one", param="max_tokens")
-    wants_logprobs = bool(arguments.get("logprobs"))
-    tools = arguments.get("tools") if arguments.get("tool_choice") != "none" else None
-    prompt_ids = model.text.encode_chat(
-        [_for_template(message) for message in arguments["messages"]],
-        tools=tools,
-        template_kwargs=arguments.get("chat_template_kwargs"),
-    )
-    parallel = arguments.get("parallel_tool_calls")
-    new_parser = partial(
-        model.text.answer_parser, prompt_ids, tools=bool(tools), parallel_tool_calls=parallel is None or parallel
-    )
-    return start_call(
-        core,
-        model,
-        arguments,
-        prompt_ids,
-        max_tokens=newer or max_tokens,
-        id_prefix="chatcmpl",
-        param="messages",
-        num_logprobs=arguments.get("top_logprobs", 0) if wants_logprobs else None,
-        mailbox=mailbox,
-        format=partial(ChatFormat, new_parser=new_parser, with_logprobs=wants_logprobs),
-    )
+    with counted(host):
+        core, model = host._parts()
+        messages = arguments.get("messages")
+        if isinstance(messages, Sequence) and not isinstance(messages, str):
+            arguments["messages"] = [_plain(message) for message in messages]
+        arguments = check_arguments(ChatArguments, arguments)
+        max_tokens, newer = arguments.get("max_tokens"), arguments.get("max_completion_tokens")
+        if max_tokens is not None and newer is not None and max_tokens != newer:
+            raise InvalidRequestError("max_tokens and max_completion_tokens differ; give one", param="max_tokens")
+        wants_logprobs = bool(arguments.get("logprobs"))
+        tools = arguments.get("tools") if arguments.get("tool_choice") != "none" else None
+        prompt_ids = model.text.encode_chat(
+            [_for_template(message) for message in arguments["messages"]],
+            tools=tools,
+            template_kwargs=arguments.get("chat_template_kwargs"),
+        )
+        parallel = arguments.get("parallel_tool_calls")
+        new_parser = partial(
+            model.text.answer_parser, prompt_ids, tools=bool(tools), parallel_tool_calls=parallel is None or parallel
+        )
+        return start_call(
+            core,
+            model,
+            arguments,
+            prompt_ids,
+            max_tokens=newer or max_tokens,
+            id_prefix="chatcmpl",
+            param="messages",
+            num_logprobs=arguments.get("top_logprobs", 0) if wants_logprobs else None,
+            mailbox=mailbox,
+            format=partial(ChatFormat, new_parser=new_parser, with_logprobs=wants_logprobs),
+        )
 
 
 def _plain(message: Any) -> Any:

@@ -14,7 +14,7 @@ from windlass.protocol.responses import Completion, CompletionChoice, Completion
 from windlass.serve.build import LoadedModel
 from windlass.serve.call import AsyncHost, AsyncStream, Box, Call, CallInfo, Host, Stream, wait, wait_async
 from windlass.serve.mailbox import AsyncMailbox, Piece, SyncMailbox
-from windlass.serve.submit import start_call
+from windlass.serve.submit import counted, start_call
 
 
 class CompletionFormat:
@@ -83,34 +83,35 @@ def start_completion(
         InvalidRequestError, ContextLengthError: the request is refused; ``param`` names the argument.
         EngineError: the engine does not accept requests now.
     """
-    core, model = host._parts()
-    arguments = check_arguments(CompletionArguments, arguments)
-    prompt = arguments["prompt"]
-    prompt_ids = _prompt_ids(prompt, model)
-    num_logprobs = arguments.get("logprobs")
-    echo = ""
-    if arguments.get("echo"):
-        if num_logprobs is not None:
-            raise InvalidRequestError("logprobs are not available for the prompt that echo repeats", param="echo")
-        echo = prompt if isinstance(prompt, str) else model.text.decode(prompt)
-    return start_call(
-        core,
-        model,
-        arguments,
-        prompt_ids,
-        max_tokens=arguments.get("max_tokens"),
-        id_prefix="cmpl",
-        param="prompt",
-        continued_ids=prompt_ids,
-        num_logprobs=num_logprobs,
-        mailbox=mailbox,
-        format=partial(
-            CompletionFormat,
-            with_logprobs=num_logprobs is not None,
-            echo=echo,
-            suffix=arguments.get("suffix") or "",
-        ),
-    )
+    with counted(host):
+        core, model = host._parts()
+        arguments = check_arguments(CompletionArguments, arguments)
+        prompt = arguments["prompt"]
+        prompt_ids = _prompt_ids(prompt, model)
+        num_logprobs = arguments.get("logprobs")
+        echo = ""
+        if arguments.get("echo"):
+            if num_logprobs is not None:
+                raise InvalidRequestError("logprobs are not available for the prompt that echo repeats", param="echo")
+            echo = prompt if isinstance(prompt, str) else model.text.decode(prompt)
+        return start_call(
+            core,
+            model,
+            arguments,
+            prompt_ids,
+            max_tokens=arguments.get("max_tokens"),
+            id_prefix="cmpl",
+            param="prompt",
+            continued_ids=prompt_ids,
+            num_logprobs=num_logprobs,
+            mailbox=mailbox,
+            format=partial(
+                CompletionFormat,
+                with_logprobs=num_logprobs is not None,
+                echo=echo,
+                suffix=arguments.get("suffix") or "",
+            ),
+        )
 
 
 def _prompt_ids(prompt: str | list[int], model: LoadedModel) -> list[int]:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 from windlass.engine.loop import EngineCore
 from windlass.engine.request import Request, SamplingParams
-from windlass.errors import ContextLengthError, InvalidRequestError
+from windlass.errors import ContextLengthError, EngineError, InvalidRequestError
 from windlass.protocol.arguments import CommonArguments
 from windlass.serve.build import LoadedModel
-from windlass.serve.call import Box, Call, CallInfo, Chunk_co, Format, Response_co
+from windlass.serve.call import Box, Call, CallInfo, Chunk_co, Format, Host, Response_co
 from windlass.serve.mailbox import ChoiceOutput
 from windlass.text.stop import StopStrings
 
@@ -26,6 +27,16 @@ _SAMPLING_NAMES = (
     "frequency_penalty",
     "repetition_penalty",
 )
+
+
+@contextmanager
+def counted(host: Host) -> Iterator[None]:
+    """Have ``host`` count the call when it is refused within the block."""
+    try:
+        yield
+    except (EngineError, InvalidRequestError) as error:
+        host._count_refusal(error)
+        raise
 
 
 def start_call(
