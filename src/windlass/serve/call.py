@@ -29,6 +29,7 @@ class CallInfo:
     created: int
     num_prompt_tokens: int
     num_choices: int
+    choices_per_prompt: int
     include_usage: bool
 
 
@@ -61,7 +62,7 @@ class Call(Generic[Box, Chunk_co, Response_co]):
     def usage(self, completion_tokens: Iterable[int]) -> Usage:
         """Return the token counts of the call, when each choice has come to so many tokens."""
         completed = sum(completion_tokens)
-        reused = self.requests[0].num_reused
+        reused = sum(request.num_reused for request in self.requests[:: self.info.choices_per_prompt])
         return Usage(
             prompt_tokens=self.info.num_prompt_tokens,
             completion_tokens=completed,

@@ -51,7 +51,7 @@ def start_chat(
             core,
             model,
             arguments,
-            prompt_ids,
+            [prompt_ids],
             max_tokens=newer or max_tokens,
             id_prefix="chatcmpl",
             param="messages",
