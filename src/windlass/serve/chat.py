@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal, overload
 
@@ -19,7 +19,7 @@ from windlass.serve.submit import counted, start_call
 
 
 def start_chat(
-    host: Host, arguments: ChatArguments, mailbox: type[Box]
+    host: Host, arguments: ChatArguments, mailbox: Callable[[int], Box]
 ) -> Call[Box, ChatCompletionChunk, ChatCompletion]:
     """Check ``arguments``, render and tokenize the conversation, and submit the call.
 
@@ -97,7 +97,7 @@ class ChatCompletions:
             InvalidRequestError, ContextLengthError: the request is refused; ``param`` names the argument.
             EngineError: the engine does not accept requests now, or ended before the answer did.
         """
-        call = start_chat(self._engine, arguments, SyncMailbox)
+        call = start_chat(self._engine, arguments, partial(SyncMailbox, whole=not stream))
         return Stream(call, self._engine) if stream else wait(call)
 
 
@@ -121,7 +121,8 @@ class AsyncChatCompletions:
         self, *, stream: bool = False, **arguments: Unpack[ChatArguments]
     ) -> ChatCompletion | AsyncStream[ChatCompletionChunk]:
         """As ``ChatCompletions.create``, without blocking the event loop."""
-        call = await self._engine._prepare(partial(start_chat, self._engine, arguments, AsyncMailbox))
+        mailbox = partial(AsyncMailbox, whole=not stream)
+        call = await self._engine._prepare(partial(start_chat, self._engine, arguments, mailbox))
         return AsyncStream(call, self._engine) if stream else await wait_async(call)
 
 

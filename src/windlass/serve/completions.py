@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal, cast, overload
 
@@ -76,7 +76,7 @@ class CompletionFormat:
 
 
 def start_completion(
-    host: Host, arguments: CompletionArguments, mailbox: type[Box]
+    host: Host, arguments: CompletionArguments, mailbox: Callable[[int], Box]
 ) -> Call[Box, Completion, Completion]:
     """Check ``arguments``, tokenize the prompt and submit the call.
 
@@ -152,7 +152,7 @@ class Completions:
             InvalidRequestError, ContextLengthError: the request is refused; ``param`` names the argument.
             EngineError: the engine does not accept requests now, or ended before the continuation did.
         """
-        call = start_completion(self._engine, arguments, SyncMailbox)
+        call = start_completion(self._engine, arguments, partial(SyncMailbox, whole=not stream))
         return Stream(call, self._engine) if stream else wait(call)
 
 
@@ -178,5 +178,6 @@ class AsyncCompletions:
         self, *, stream: bool = False, **arguments: Unpack[CompletionArguments]
     ) -> Completion | AsyncStream[Completion]:
         """As ``Completions.create``, without blocking the event loop."""
-        call = await self._engine._prepare(partial(start_completion, self._engine, arguments, AsyncMailbox))
+        mailbox = partial(AsyncMailbox, whole=not stream)
+        call = await self._engine._prepare(partial(start_completion, self._engine, arguments, mailbox))
         return AsyncStream(call, self._engine) if stream else await wait_async(call)
