@@ -19,7 +19,7 @@ PACKAGE = ROOT / "src" / "windlass"
 # A room may import the rooms of lower tiers and itself. "" is the package's own __init__.py, which hands out the faces.
 TIERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("config", "protocol", "quantization", "demo"),
+    ("config", "json_files", "machine", "protocol", "quantization", "demo"),
     ("weights", "program", "native", "text"),
     ("engine",),
     ("models",),

@@ -75,7 +75,9 @@ def test_tools_that_may_not_be_called_are_not_shown(engine: MLCEngine) -> None:
     assert none.choices[0].message.tool_calls is None
 
 
-INFO = CallInfo(id="x", model="m", created=0, num_prompt_tokens=1, num_choices=1, include_usage=False)
+INFO = CallInfo(
+    id="x", model="m", created=0, num_prompt_tokens=1, num_choices=1, choices_per_prompt=1, include_usage=False
+)
 USAGE = Usage(prompt_tokens=1, completion_tokens=1, total_tokens=2)
 
 

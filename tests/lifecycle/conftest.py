@@ -53,6 +53,14 @@ def _nothing_left_behind() -> Iterator[None]:
     assert child_processes() <= children
 
 
+@pytest.fixture
+def without_collection() -> Iterator[None]:
+    """What is left behind must not need a garbage collection."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
 @pytest.fixture(params=FACES)
 def face(request: pytest.FixtureRequest) -> Iterator[Face]:
     """One of the two faces; its engines are checked and terminated after the test, whatever happened."""

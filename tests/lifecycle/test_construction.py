@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import shutil
 import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from support.baseline import Baseline
 from support.interrupting import Interrupter, interrupt, lines_of, sample
 from support.lifecycle import (
     ANSWER,
     LIMIT,
     MIDDLE,
     Face,
-    mapped_files,
-    num_descriptors,
-    num_threads,
     resident_bytes,
-    wait_for,
     write_shape,
 )
 from windlass import EngineConfig, LoadError, MLCEngine
@@ -36,26 +32,7 @@ from windlass.native.executor import NativeExecutor
 from windlass.serve import alive, build, engine_base, preparer
 from windlass.serve.engine_base import MLCEngineBase
 
-
-@pytest.fixture(autouse=True)
-def _without_collection() -> Iterator[None]:
-    """What is left behind must not need a garbage collection."""
-    gc.disable()
-    yield
-    gc.enable()
-
-
-class Baseline:
-    """What the process holds now."""
-
-    def __init__(self) -> None:
-        self.threads, self.descriptors, self.files = num_threads(), num_descriptors(), mapped_files()
-
-    def check(self) -> None:
-        """The process holds the same again. The system sees threads off a moment after they have been joined."""
-        assert wait_for(lambda: num_threads() <= self.threads, 0.5), threading.enumerate()
-        assert num_descriptors() == self.descriptors
-        assert mapped_files() == self.files
+pytestmark = pytest.mark.usefixtures("without_collection")
 
 
 def test_L01_a_new_engine_is_ready(face: Face) -> None:

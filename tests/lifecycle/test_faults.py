@@ -5,16 +5,15 @@ The faults are injected where the operating system can refuse: memory, threads, 
 
 from __future__ import annotations
 
-import gc
 import itertools
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from support.baseline import Baseline
 from support.faults import NATIVE_KINDS, PYTHON_KINDS, fault, native_fault, require_native
 from support.lifecycle import (
     ANSWER,
@@ -22,53 +21,17 @@ from support.lifecycle import (
     LONG,
     Face,
     Started,
-    mapped_files,
-    num_descriptors,
-    num_mappings,
-    num_threads,
-    resident_bytes,
-    wait_for,
 )
 from windlass import LoadError
 from windlass.engine.state import EngineState
 from windlass.errors import EngineFailedError, EngineTerminatedError, WindlassError
-from windlass.serve.memory import return_free_memory
 
 require_native()
 
 CONSTRUCTION = tuple(kind for kind in NATIVE_KINDS if kind not in ("operation", "piece"))
 
 
-@pytest.fixture(autouse=True)
-def _without_collection() -> Iterator[None]:
-    """What is left behind must not need a garbage collection."""
-    gc.disable()
-    yield
-    gc.enable()
-
-
-class Baseline:
-    """What the process holds now."""
-
-    def __init__(self) -> None:
-        self.threads, self.descriptors, self.files = num_threads(), num_descriptors(), mapped_files()
-        self.mappings, self.resident = num_mappings(), resident_bytes()
-
-    def check(self, what: str) -> None:
-        """The process holds the same again; the system sees threads off a moment after they have been joined."""
-        assert wait_for(lambda: num_threads() <= self.threads), what
-        assert num_descriptors() == self.descriptors, what
-        assert mapped_files() == self.files, what
-
-    def check_memory(self) -> None:
-        """After many engines no memory is missing, but for what the C library keeps of threads.
-
-        Errors that were raised may be part of reference cycles; what their frames hold is small.
-        """
-        gc.collect()
-        return_free_memory()
-        assert num_mappings() <= self.mappings + 16
-        assert resident_bytes() - self.resident < 8 << 20
+pytestmark = pytest.mark.usefixtures("without_collection")
 
 
 @pytest.mark.parametrize("kind", [*CONSTRUCTION, *PYTHON_KINDS])

@@ -172,7 +172,7 @@ def test_L05_a_call_interrupted_before_any_line_holds_nothing(
         assert used.ended(10.0), f"hangs at {line}"
         assert used.error is None, (line, used.error)
         assert wait_for(lambda: core.num_open == 0, 1.0), f"a call stays open after {line}"
-        assert not core._waiting, line
+        assert not core._accounts._waiting, line
     assert idle_and_whole(engine)
     assert sync_face.answer(engine) == ANSWER
 

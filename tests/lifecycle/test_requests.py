@@ -553,7 +553,7 @@ def test_L07_an_output_that_breaks_ends_its_call_and_frees_its_pages(face: Face)
     def put(*_: object) -> None:
         raise SystemExit("an output that is broken in an unusual way")
 
-    for requests in list(core._open.values()):
+    for requests in core._accounts.all():
         if requests[0].request_id == "broken":
             requests[0].output.put = put  # type: ignore[method-assign]
     assert broken.ended()
@@ -606,7 +606,7 @@ def test_L05_a_drain_does_not_wait_for_a_call_that_was_refused(face: Face) -> No
         looks.append(1)
         # parts, first look, second look
         if len(looks) == 3:
-            assert wait_for(lambda: bool(core._idle_waiters))
+            assert wait_for(lambda: bool(core._accounts._idle_waiters))
             draining.set()
         return original()
 

@@ -273,7 +273,7 @@ def test_L09_a_finalizer_terminates_while_its_thread_holds_a_lock(face: Face, lo
         "lifecycle": engine._lifecycle._lock,
         "terminate": engine._terminate_lock,
         "load": engine._load_lock,
-        "admission": core_of(engine)._admission_lock,
+        "admission": core_of(engine)._accounts._lock,
     }
 
     def collect() -> None:

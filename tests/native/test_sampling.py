@@ -126,12 +126,13 @@ def test_logprobs(kernels: str, size: int) -> None:
         params = Parameters(temperature=0.5, seed=3, logit_bias=((0, 5.0),))
         token = draw(logits, params, active=active, num_logprobs=count, kernels=kernels)
         values = sampling_oracle.logprobs(logits)
-        assert token.logprob == pytest.approx(values[token.token_id], abs=1e-11)
+        assert token.logprobs is not None
+        assert token.logprobs.logprob == pytest.approx(values[token.token_id], abs=1e-11)
         # Logits whose distance to the largest rounds to the same number are equals.
         order = np.argsort(logits.max() - logits, kind="stable")[:count]
-        assert [token_id for token_id, _ in token.top] == order.tolist()
-        assert [logprob for _, logprob in token.top] == pytest.approx(values[order].tolist(), abs=1e-11)
-    assert draw(logits, Parameters(), kernels=kernels).logprob is None
+        assert [token_id for token_id, _ in token.logprobs.top] == order.tolist()
+        assert [logprob for _, logprob in token.logprobs.top] == pytest.approx(values[order].tolist(), abs=1e-11)
+    assert draw(logits, Parameters(), kernels=kernels).logprobs is None
 
 
 def test_the_noise_is_the_oracles_bit_for_bit() -> None:

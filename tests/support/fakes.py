@@ -9,10 +9,12 @@ from contextlib import contextmanager
 import numpy as np
 from numpy.typing import NDArray
 
-from windlass.engine.loop import EngineCore, Runtime
-from windlass.engine.request import FinishReason, Request, SamplingParams, TokenLogprobs
+from windlass.engine.loop import EngineCore
+from windlass.engine.request import FinishReason, Request, SamplingParams
+from windlass.engine.runtime import Runtime
 from windlass.engine.state import EngineState, Lifecycle
 from windlass.engine.tracing import TraceRecorder
+from windlass.native.sampling import TokenLogprobs
 from windlass.program.executor import Batch, StepCancelledError
 
 VOCAB = 64

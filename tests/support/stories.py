@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from support.text_files import added_token, bos_processor, byte_fallback_bpe, sentencepiece_tokenizer
 from support.tiny_models import write_tensors
 
 F32 = NDArray[np.float32]
@@ -88,52 +89,11 @@ def stories_tokenizer(data_dir: Path) -> dict[str, Any]:
     """Build a tokenizer.json: SentencePiece's BPE with byte fallback, its merges ordered by the pieces' scores."""
     scores = _read_pieces((data_dir / "weights" / "tok512.bin").read_bytes())
     vocab = {piece: number for number, piece in enumerate(scores)}
-    special = [
-        {"id": vocab[piece], "content": piece, "special": True}
-        | dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-        for piece in ("<unk>", "<s>", "</s>")
-    ]
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": special,
-        "normalizer": {
-            "type": "Sequence",
-            "normalizers": [
-                {"type": "Prepend", "prepend": "▁"},
-                {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
-            ],
-        },
-        "pre_tokenizer": None,
-        "post_processor": {
-            "type": "TemplateProcessing",
-            "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
-            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
-            "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}},
-        },
-        "decoder": {
-            "type": "Sequence",
-            "decoders": [
-                {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
-                {"type": "ByteFallback"},
-                {"type": "Fuse"},
-                {"type": "Strip", "content": " ", "start": 1, "stop": 0},
-            ],
-        },
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": "<unk>",
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": True,
-            "byte_fallback": True,
-            "ignore_merges": False,
-            "vocab": vocab,
-            "merges": _merges(scores, vocab),
-        },
-    }
+    return sentencepiece_tokenizer(
+        added_tokens=[added_token(vocab[piece], piece) for piece in ("<unk>", "<s>", "</s>")],
+        post_processor=bos_processor("<s>", vocab["<s>"]),
+        model=byte_fallback_bpe(vocab, _merges(scores, vocab)),
+    )
 
 
 def _read_pieces(raw: bytes) -> dict[str, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,7 @@ def sentencepiece_tokenizer(**changes: Any) -> dict[str, Any]:
                 {"type": "Strip", "content": " ", "start": 1, "stop": 0},
             ],
         },
-        "model": _bpe(vocab, ["h e", "▁ he"]) | {"unk_token": "<unk>", "byte_fallback": True, "fuse_unk": True},
+        "model": byte_fallback_bpe(vocab, ["h e", "▁ he"]),
         **changes,
     }
 
@@ -100,7 +100,12 @@ def write_json(directory: Path, **files: Any) -> Path:
     return directory
 
 
-def _bpe(vocab: Mapping[str, int], merges: list[str]) -> dict[str, Any]:
+def byte_fallback_bpe(vocab: Mapping[str, int], merges: Sequence[str | list[str]]) -> dict[str, Any]:
+    """The ``model`` of a tokenizer.json in Llama's way."""
+    return _bpe(vocab, merges) | {"unk_token": "<unk>", "byte_fallback": True, "fuse_unk": True}
+
+
+def _bpe(vocab: Mapping[str, int], merges: Sequence[str | list[str]]) -> dict[str, Any]:
     return {
         "type": "BPE",
         "dropout": None,

@@ -10,8 +10,7 @@ from typing import Any
 
 import click
 
-from windlass import __version__
-from windlass.cli import machine
+from windlass import __version__, machine
 from windlass.cli.model_search import find_models
 from windlass.config import default_threads, model_roots
 from windlass.demo import model_directory

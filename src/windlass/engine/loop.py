@@ -8,82 +8,52 @@ signal handler, or in a finalizer that the garbage collector starts in the middl
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 from queue import Empty, SimpleQueue
 
-import numpy as np
-from numpy.typing import NDArray
-
-from windlass.engine.batch import make_batch
+from windlass.engine.accounts import Accounts
 from windlass.engine.metrics import EngineMetrics
-from windlass.engine.pages import PagePool
-from windlass.engine.recorder import AbortCause, MetricsRecorder
-from windlass.engine.request import SPENT, FinishReason, Output, Request, TokenLogprobs
-from windlass.engine.sampler import Sampler
-from windlass.engine.scheduler import Chunk, Scheduler
+from windlass.engine.recorder import AbortCause, MetricsRecorder, RefusalCause
+from windlass.engine.request import SPENT, FinishReason, Output, Request
+from windlass.engine.runtime import Runtime
 from windlass.engine.state import EngineState, Lifecycle
 from windlass.engine.stream import StreamBack, TokenEvent
 from windlass.engine.threads import join_started
 from windlass.engine.tracing import TraceRecorder
 from windlass.errors import (
+    ContextLengthError,
+    EngineError,
+    EngineFailedError,
     EngineOverloadedError,
+    EngineTerminatedError,
+    EngineUnloadedError,
     InvalidRequestError,
     RequestAbortedError,
     RequestError,
     RequestTimeoutError,
 )
-from windlass.native.sampling import SampledToken
-from windlass.program.executor import Executor, StepCancelledError
+from windlass.program.executor import StepCancelledError
 
-STEP_SECONDS = 0.1
-"""How long a step may take while something decodes; a prefill chunk is cut to fit."""
-
-FIRST_CHUNK = 32
-"""Prefill tokens beside decoding while the speed of this model on this machine is not known yet."""
-
-PACE_TOKENS = 16
-"""A step of fewer tokens says nothing about the speed of prefill."""
-
-RETRY_SECONDS = 1.0
-"""What an overloaded engine asks callers to wait before they try again."""
+_REFUSALS = {
+    EngineOverloadedError: RefusalCause.OVERLOAD,
+    InvalidRequestError: RefusalCause.INVALID,
+    ContextLengthError: RefusalCause.CONTEXT_LENGTH,
+    EngineUnloadedError: RefusalCause.UNLOADED,
+    EngineTerminatedError: RefusalCause.TERMINATION,
+    EngineFailedError: RefusalCause.FAILURE,
+}
+"""What is counted. A forked child counts nothing: it has no part in the engine."""
 
 MAX_RERUNS = 2
 """How often aborts may cut one step short; further aborts are honoured at its end."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Runtime:
-    """What a loaded model brings to the core. The engine thread alone uses it, and closes the executor."""
-
-    executor: Executor
-    scheduler: Scheduler
-    sampler: Sampler
-
-    @classmethod
-    def build(
-        cls,
-        executor: Executor,
-        *,
-        num_pages: int,
-        max_num_sequence: int,
-        max_tokens: int,
-        active_vocab_size: int,
-        prefix_cache: bool = True,
-        kernels: str | None = None,
-    ) -> Runtime:
-        """Put a scheduler over ``num_pages`` pages and a sampler that uses ``kernels`` beside an executor."""
-        pool = PagePool(num_pages, prefix_cache=prefix_cache)
-        scheduler = Scheduler(pool, max_num_sequence=max_num_sequence, max_tokens=max_tokens)
-        return cls(executor, scheduler, Sampler(active_vocab_size, kernels))
 
 
 class EngineCore:
     """The state and the two loops of one engine. Knows nothing of the engine object, so that it can be dropped.
 
     The engine thread (``run_background_loop``) alone touches the runtime once it runs, and closes it when it ends.
-    ``_open`` holds every accepted request until it is finished, by request id.
+    The accounts hold every accepted call until it is finished.
     """
 
     def __init__(
@@ -96,24 +66,18 @@ class EngineCore:
         trace: TraceRecorder | None = None,
     ) -> None:
         self.lifecycle = lifecycle
-        self._max_waiting_requests = max_waiting_requests
-        self._max_waiting_tokens = max_waiting_tokens
-        self._admission_lock = threading.Lock()
-        self._waiting: dict[Request, None] = {}
+        self._accounts = Accounts(max_waiting_requests=max_waiting_requests, max_waiting_tokens=max_waiting_tokens)
         self._runtime: Runtime | None = runtime
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._stream_back = StreamBack()
         self._recorder = MetricsRecorder(trace=trace)
-        self._open: dict[str, tuple[Request, ...]] = {}
         self._exiting = False
         self._ended = False
         self._reruns = 0
-        self._seconds_per_token = 0.0
-        # Queues and not events: an event takes a lock, which whoever is interrupted by the waking may hold.
-        self._idle_waiters: list[SimpleQueue[None]] = []
         self._unpublished: list[TokenEvent] = []
         self._threads: tuple[threading.Thread, ...] = ()
         self._silent_but_for: tuple[threading.Thread, ...] | None = None
+        self._publish_metrics()
 
     def init_threaded_engine(self) -> tuple[threading.Thread, threading.Thread]:
         """Start the engine thread and the stream-back thread, daemons both, and return them.
@@ -152,14 +116,9 @@ class EngineCore:
             InvalidRequestError: the request id is in use.
         """
         self._refuse()
-        request_id = requests[0].request_id
-        with self._admission_lock:
-            self._refuse_overload(requests)
-            if self._open.setdefault(request_id, requests) is not requests:
-                raise InvalidRequestError(f"the request id {request_id!r} is in use", param="request_id")
-            self._waiting.update(dict.fromkeys(requests))
+        self._accounts.open(requests)
         try:
-            # An exit that began after the first look has either seen the entry in _open or is seen here.
+            # An exit that began after the first look has either seen the call in the accounts or is seen here.
             self._refuse()
             self._inbox.put(partial(self._admit, requests, self._recorder.now()))
             deadline = requests[0].deadline
@@ -167,13 +126,22 @@ class EngineCore:
                 self._stream_back.expect(requests, deadline)
         except BaseException:
             self._inbox.put(partial(self._remove, requests, AbortCause.CALLER))
-            self._forget(requests)
+            self._accounts.close(requests)
             raise
+
+    def count_refusal(self, error: EngineError | InvalidRequestError) -> None:
+        """Count a call that was refused with ``error``. Takes no lock; the engine thread does it."""
+        cause = _REFUSALS.get(type(error))
+        if cause is not None:
+            self._inbox.put(partial(self._recorder.refused, cause))
+            if self._ended:
+                self._run_commands(block=False)
+                self._publish_metrics()
 
     def abort_request(self, request_id: str, error: RequestError | None = None) -> None:
         """End the requests of ``request_id`` with ``error``; unknown and finished ids are ignored."""
-        requests = self._open.get(request_id)
-        if requests is not None:
+        requests = self._accounts.find(request_id)
+        if requests:
             self.drop(requests, error)
 
     def drop(
@@ -183,11 +151,10 @@ class EngineCore:
         cause: AbortCause = AbortCause.CALLER,
     ) -> None:
         """End exactly these ``requests`` of one call with ``error``, unless they are finished."""
-        request_id = requests[0].request_id
-        if self._open.get(request_id) is not requests or self.lifecycle.forked:
+        if not self._accounts.is_open(requests) or self.lifecycle.forked:
             return
         for request in requests:
-            request.output.fail(error or RequestAbortedError(f"request {request_id!r} was aborted"))
+            request.output.fail(error or RequestAbortedError(f"request {request.request_id!r} was aborted"))
         self._inbox.put(partial(self._remove, requests, cause))
         if self._reruns < MAX_RERUNS:
             self._cancel_step()
@@ -195,12 +162,12 @@ class EngineCore:
     def finish_early(self, request_id: str, output: Output) -> None:
         """Stop generating the choice whose ``output`` has ended well by itself (a stop string)."""
         # The id may belong to another call by now.
-        requests = self._open.get(request_id, ())
+        requests = self._accounts.find(request_id)
         self._inbox.put(partial(self._remove, tuple(r for r in requests if r.output is output), None))
 
     def abort_all(self, reason: str, cause: AbortCause) -> None:
         """End every open request with ``RequestAbortedError``."""
-        for requests in list(self._open.values()):
+        for requests in self._accounts.all():
             self.drop(requests, RequestAbortedError(f"request {requests[0].request_id!r} was aborted: {reason}"), cause)
 
     def reset(self) -> None:
@@ -235,26 +202,12 @@ class EngineCore:
         will handle; of these, ``own_threads`` of the engine end.
         """
         self._silent_but_for = own_threads
-        self._open.clear()
+        self._accounts.forget_all()
         self.exit_background_loop()
 
     def wait_until_idle(self, timeout: float | None) -> bool:
         """Wait until no accepted request is unfinished; return False when ``timeout`` seconds pass first."""
-        waiter: SimpleQueue[None] = SimpleQueue()
-        self._idle_waiters.append(waiter)
-        try:
-            if self._open and not self._exiting:
-                waiter.get(timeout=timeout)
-            return True
-        except Empty:
-            return False
-        finally:
-            self._idle_waiters.remove(waiter)
-
-    def wake_idle_waiters(self) -> None:
-        """Let every ``wait_until_idle`` return."""
-        for waiter in list(self._idle_waiters):
-            waiter.put(None)
+        return self._accounts.wait_until_empty(timeout)
 
     @property
     def silent(self) -> bool:
@@ -268,7 +221,7 @@ class EngineCore:
     @property
     def num_open(self) -> int:
         """Calls that were accepted and are not finished."""
-        return len(self._open)
+        return len(self._accounts)
 
     def num_free_pages(self) -> int:
         """Return the pages that no request holds, after checking that every page is accounted for.
@@ -296,33 +249,6 @@ class EngineCore:
             raise error
         if self._exiting:
             raise self.lifecycle.terminated()
-
-    def _refuse_overload(self, requests: tuple[Request, ...]) -> None:
-        waiting = len(self._waiting)
-        if waiting + len(requests) > self._max_waiting_requests:
-            raise EngineOverloadedError(
-                f"{waiting} requests wait already, and EngineConfig.max_waiting_requests is "
-                f"{self._max_waiting_requests}; try again later",
-                retry_after=RETRY_SECONDS,
-            )
-        if self._max_waiting_tokens is None or not waiting:
-            return
-        tokens = sum(len(request.prompt_ids) for request in list(self._waiting))
-        if tokens + sum(len(request.prompt_ids) for request in requests) > self._max_waiting_tokens:
-            raise EngineOverloadedError(
-                f"requests of {tokens} tokens wait already, and EngineConfig.max_waiting_tokens is "
-                f"{self._max_waiting_tokens}; try again later",
-                retry_after=RETRY_SECONDS,
-            )
-
-    def _forget(self, requests: tuple[Request, ...]) -> None:
-        """Drop a call that is over from the accounts."""
-        for request in requests:
-            self._waiting.pop(request, None)
-        if self._open.get(requests[0].request_id) is requests:
-            del self._open[requests[0].request_id]
-            if not self._open:
-                self.wake_idle_waiters()
 
     def _cancel_step(self) -> None:
         runtime = self._runtime
@@ -354,10 +280,10 @@ class EngineCore:
             raise errors[0]
 
     def _end_all(self, error: Callable[[], BaseException]) -> None:
-        for requests in list(self._open.values()):
+        for requests in self._accounts.all():
             for request in requests:
                 request.output.fail(error())
-        self.wake_idle_waiters()
+        self._accounts.give_up()
 
     # The engine thread.
 
@@ -366,8 +292,8 @@ class EngineCore:
         cause = AbortCause.TERMINATION
         try:
             while not self._exiting:
-                self._run_commands(block=not self._has_work)
-                self._publish_metrics()
+                if self._run_commands(block=not self._has_work):
+                    self._publish_metrics()
                 if self._has_work and not self._exiting:
                     self._step()
         except BaseException as error:  # whatever it was, every waiter must hear of it
@@ -380,29 +306,33 @@ class EngineCore:
                 self._close_runtime()
             finally:
                 self._ended = True
-                self._run_commands(block=False)
+                if self._run_commands(block=False):
+                    self._publish_metrics()
 
     @property
     def _has_work(self) -> bool:
         return self._runtime is not None and self._runtime.scheduler.has_work
 
-    def _run_commands(self, *, block: bool) -> None:
+    def _run_commands(self, *, block: bool) -> bool:
+        """Do what callers asked for, and return whether there was anything."""
+        ran = False
         try:
             self._inbox.get(block=block)()
+            ran = True
             while True:
                 self._inbox.get_nowait()()
         except Empty:
-            pass
+            return ran
 
     def _fail(self, error: BaseException) -> None:
         if self.lifecycle.advance(EngineState.FAILED, error):
             self._end_all(self.lifecycle.failure)
         else:
             self._end_all(self.lifecycle.terminated)
-        # These may have left _open already.
+        # These may have left the accounts already.
         for event in list(self._unpublished):
             event.request.output.fail(self.lifecycle.failure())
-        self._open.clear()
+        self._accounts.forget_all()
 
     def _publish_metrics(self) -> None:
         self._recorder.publish(None if self._runtime is None else self._runtime.scheduler)
@@ -422,7 +352,7 @@ class EngineCore:
                 self._recorder.aborted(request, cause)
             if self._runtime is not None:
                 self._runtime.scheduler.remove(request)
-            self._end(request)
+            self._accounts.ends(request)
             # Its output has ended, or whoever removes it would not.
             request.output = SPENT
 
@@ -431,7 +361,6 @@ class EngineCore:
             runtime.executor.close()
         else:
             self._runtime = runtime
-            self._seconds_per_token = 0.0
 
     def _clear_cache(self) -> None:
         if self._runtime is not None:
@@ -445,77 +374,27 @@ class EngineCore:
         if runtime is not None:
             runtime.executor.close()
 
-    def _end(self, request: Request) -> None:
-        """Mark ``request`` as ended; its call is finished when its siblings have ended too."""
-        request.ended = True
-        self._waiting.pop(request, None)
-        siblings = self._open.get(request.request_id)
-        if siblings is not None and request in siblings and all(sibling.ended for sibling in siblings):
-            self._forget(siblings)
-
     def _step(self) -> None:
         runtime = self._runtime
         if runtime is None:
             return
-        chunks = runtime.scheduler.schedule(self._prefill_budget(runtime.scheduler))
+        chunks = runtime.schedule(self._recorder)
         for chunk in chunks:
-            self._waiting.pop(chunk.request, None)
-        while runtime.scheduler.preempted:
-            self._recorder.preempted(runtime.scheduler.preempted.pop())
-        started = self._recorder.now()
+            self._accounts.starts(chunk.request)
         try:
-            logits = runtime.executor.run(make_batch(chunks))
+            self._unpublished = runtime.run(chunks, self._recorder)
         except StepCancelledError:
             self._reruns += 1
-            self._recorder.step_cancelled(started, self._recorder.now())
             return
         self._reruns = 0
-        ended = self._recorder.now()
-        self._recorder.step(chunks, started, ended)
-        self._pace(sum(chunk.num_tokens for chunk in chunks), ended - started)
-        self._publish(runtime, chunks, logits)
-
-    def _prefill_budget(self, scheduler: Scheduler) -> int:
-        """Tokens of prefill that fit a step beside decoding, by the speed of the last large step."""
-        if not scheduler.decoding:
-            return scheduler.max_tokens
-        if not self._seconds_per_token:
-            return min(scheduler.max_tokens, FIRST_CHUNK)
-        # Never less than what measures the speed again: a step that was slow by chance must not slow all others.
-        return min(scheduler.max_tokens, max(PACE_TOKENS, int(STEP_SECONDS / self._seconds_per_token)))
-
-    def _pace(self, num_tokens: int, seconds: float) -> None:
-        if num_tokens >= PACE_TOKENS:
-            self._seconds_per_token = seconds / num_tokens
-
-    def _publish(self, runtime: Runtime, chunks: Sequence[Chunk], logits: NDArray[np.float32]) -> None:
-        """Account for a step that ran: draw the next tokens, end what is finished, hand all of it over."""
-        completed = [chunk.request for chunk in chunks if chunk.completes]
-        for chunk in chunks:
-            runtime.scheduler.advance(chunk)
-        tokens = runtime.sampler.sample(logits, completed)
-        for request, token in zip(completed, tokens, strict=True):
-            self._advance(runtime.scheduler, request, token)
+        for event in self._unpublished:
+            if event.reason is not None:
+                self._accounts.ends(event.request)
         # Before the callers hear of it, so that whoever has an answer finds it counted.
-        self._recorder.publish(runtime.scheduler)
+        self._publish_metrics()
         if self._unpublished:
             self._stream_back.publish(self._unpublished)
             self._unpublished = []
-
-    def _advance(self, scheduler: Scheduler, request: Request, token: SampledToken) -> None:
-        token_id = token.token_id
-        logprobs = None if token.logprob is None else TokenLogprobs(token.logprob, token.top)
-        request.token_ids.append(token_id)
-        stopped = token_id in request.stop_token_ids
-        self._recorder.token(request, stop=stopped)
-        reason = FinishReason.STOP if stopped else None
-        if reason is None and request.num_generated >= request.max_tokens:
-            reason = FinishReason.LENGTH
-        self._unpublished.append(TokenEvent(request, None if stopped else token_id, logprobs, reason))
-        if reason is not None:
-            self._recorder.finished(request, reason)
-            scheduler.remove(request)
-            self._end(request)
 
     # The stream-back thread.
 
@@ -531,7 +410,7 @@ class EngineCore:
             self._stream_back.abandon(self.lifecycle.failure)
         # Once more, for an exit that was interrupted before it had told everybody.
         self._end_all(self.lifecycle.terminated)
-        for requests in list(self._open.values()):
+        for requests in self._accounts.all():
             for request in requests:
                 request.output = SPENT
 
@@ -543,8 +422,8 @@ class EngineCore:
         error = RequestAbortedError(f"its output could not be delivered ({type(cause).__name__})")
         error.__cause__ = cause
         request.output.fail(error)
-        requests = self._open.get(request.request_id)
-        if requests is not None and request in requests:
+        requests = self._accounts.find(request.request_id)
+        if request in requests:
             self.drop(requests, error, AbortCause.DELIVERY)
 
 

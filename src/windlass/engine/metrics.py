@@ -64,6 +64,7 @@ class EngineMetrics(Mapping[str, Any]):
         num_preemptions: how often a request gave its pages back to an older one.
         requests_finished: by ``FinishReason``.
         requests_aborted: by ``AbortCause``.
+        requests_refused: calls that were not accepted, by ``RefusalCause``.
         last_finished_request: its tokens, rates and latencies under MLC-LLM's names; empty before the first.
         decode_steps_by_batch_size: for steps that only decoded, by the number of requests: how many, and their time.
         time_to_first_token_seconds: from acceptance on.
@@ -95,6 +96,7 @@ class EngineMetrics(Mapping[str, Any]):
     num_preemptions: int
     requests_finished: Mapping[str, int]
     requests_aborted: Mapping[str, int]
+    requests_refused: Mapping[str, int]
     last_finished_request: Mapping[str, float]
     decode_steps_by_batch_size: Mapping[int, tuple[int, float]]
     time_to_first_token_seconds: Histogram
@@ -155,6 +157,8 @@ class EngineMetrics(Mapping[str, Any]):
         text.add("counter", "request_success_total", "Requests that ended well.", finished)
         aborted = [({"cause": cause}, count) for cause, count in self.requests_aborted.items()]
         text.add("counter", "request_aborts_total", "Requests that ended otherwise.", aborted)
+        refused = [({"cause": cause}, count) for cause, count in self.requests_refused.items()]
+        text.add("counter", "request_refusals_total", "Calls that were not accepted.", refused)
         decodes = sorted(self.decode_steps_by_batch_size.items())
         text.add_summary(
             "decode_step_seconds",

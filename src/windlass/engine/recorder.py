@@ -56,6 +56,19 @@ class AbortCause(enum.Enum):
     FAILURE = "failure"
 
 
+class RefusalCause(enum.Enum):
+    """Why a request was not accepted."""
+
+    OVERLOAD = "overload"
+    INVALID = "invalid"
+    CONTEXT_LENGTH = "context_length"
+    UNLOADED = "unloaded"
+    """No model is loaded, or not yet."""
+    TERMINATION = "termination"
+    """The engine drains or terminates."""
+    FAILURE = "failure"
+
+
 class _Observations:
     """A histogram that grows."""
 
@@ -97,6 +110,7 @@ class _Totals:
         self.sums: dict[str, Any] = {**dict.fromkeys(_COUNTS, 0), **dict.fromkeys(_TIMES, 0.0)}
         self.finished = {reason.value: 0 for reason in FinishReason}
         self.aborted = {cause.value: 0 for cause in AbortCause}
+        self.refused = {cause.value: 0 for cause in RefusalCause}
         self.last_finished: Mapping[str, float] = {}
         self.decode_steps: dict[int, tuple[int, float]] = {}
         self.observations = {name: _Observations(bounds) for name, bounds in _BOUNDS.items()}
@@ -110,6 +124,7 @@ class _Totals:
             **self.sums,
             "requests_finished": self.finished.copy(),
             "requests_aborted": self.aborted.copy(),
+            "requests_refused": self.refused.copy(),
             "last_finished_request": self.last_finished,
             "decode_steps_by_batch_size": self.decode_steps.copy(),
             **{name: observations.freeze() for name, observations in self.observations.items()},
@@ -260,6 +275,10 @@ class MetricsRecorder:
         """All requests that are open ended for ``cause``."""
         for request in list(self._open):
             self.aborted(request, cause)
+
+    def refused(self, cause: RefusalCause) -> None:
+        """A request was not accepted."""
+        self._totals.refused[cause.value] += 1
 
     def reset(self) -> None:
         """Count from zero again. Open requests stay, and the trace too."""

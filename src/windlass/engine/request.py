@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from windlass.engine.pages import CachedPage
-from windlass.native.sampling import SequenceSampler
+from windlass.native.sampling import SequenceSampler, TokenLogprobs
 
 
 class FinishReason(enum.Enum):
@@ -51,15 +51,6 @@ class _SpentOutput:
 
 
 SPENT = _SpentOutput()
-
-
-@dataclass(frozen=True, slots=True)
-class TokenLogprobs:
-    """How likely a token was: natural logarithms of the model's own probabilities, before bias and temperature."""
-
-    logprob: float
-    top: tuple[tuple[int, float], ...]
-    """The likeliest token ids and their logprobs, likeliest first."""
 
 
 @dataclass(frozen=True, slots=True)

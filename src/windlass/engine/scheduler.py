@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from windlass.engine.pages import PagePool
 from windlass.engine.request import Request
 from windlass.program.executor import PAGE_SIZE
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
+class Chunk(NamedTuple):
     """``num_tokens`` of ``request`` from its position ``request.num_computed`` on."""
 
     request: Request
@@ -67,8 +66,7 @@ class Scheduler:
 
         Empty only when nothing waits or runs. Pages for the chosen tokens are taken.
         """
-        chunks = [Chunk(request, 1) for request in self._decodes() if self._reserve(request, 1)]
-        chunks = [chunk for chunk in chunks if chunk.request in self.running]
+        chunks = self._still_running([Chunk(request, 1) for request in self._decodes() if self._reserve(request, 1)])
         room = min(self.max_tokens - len(chunks), max(prefill_budget, 1))
         for request in [r for r in self.running if r.num_pending > 1]:
             room -= self._prefill(request, room, chunks)
@@ -80,7 +78,7 @@ class Scheduler:
             if not self._admit(request):
                 break
             room -= self._prefill(request, room, chunks)
-        return [chunk for chunk in chunks if chunk.request in self.running]
+        return self._still_running(chunks)
 
     def advance(self, chunk: Chunk) -> None:
         """Account for a chunk that ran; pages it filled become part of the prefix tree."""
@@ -102,6 +100,10 @@ class Scheduler:
     def check(self) -> None:
         """Raise RuntimeError unless every page is accounted for."""
         self.pool.check(sum(len(request.pages) - len(request.cached) for request in self.running))
+
+    def _still_running(self, chunks: list[Chunk]) -> list[Chunk]:
+        """Leave out requests that gave their pages back after they were chosen."""
+        return [chunk for chunk in chunks if chunk.request in self.running] if self.preempted else chunks
 
     def _decodes(self) -> list[Request]:
         return [request for request in self.running if request.num_pending == 1][: self.max_tokens]
@@ -153,6 +155,8 @@ class Scheduler:
         if request not in self.running:
             return False
         missing = self._pages_missing(request, tokens)
+        if not missing:
+            return True
         while (pages := self.pool.take(missing)) is None:
             victim = self.running[-1]
             self._preempt(victim)

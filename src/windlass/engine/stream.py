@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
-from windlass.engine.request import SPENT, FinishReason, Request, TokenLogprobs
+from windlass.engine.request import SPENT, FinishReason, Request
+from windlass.native.sampling import TokenLogprobs
 
 
 class TokenEvent(NamedTuple):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,8 +76,7 @@ class SequenceSampler:
         self._num_noted = len(token_ids)
 
 
-@dataclass(frozen=True, slots=True)
-class SamplingRow:
+class SamplingRow(NamedTuple):
     """One draw: the token at ``position`` of ``sequence``."""
 
     sequence: SequenceSampler
@@ -88,14 +87,19 @@ class SamplingRow:
     """Allowed tokens: bit ``j % 32`` of word ``j // 32`` is 1 when token j may be drawn. None allows all."""
 
 
-@dataclass(frozen=True, slots=True)
-class SampledToken:
-    """A drawn token. Logprobs are the model's own, over its whole vocabulary, before bias, mask and temperature."""
+class TokenLogprobs(NamedTuple):
+    """How likely a token was: logarithms of the model's own probabilities, before bias, mask and temperature."""
 
-    token_id: int
-    logprob: float | None
+    logprob: float
     top: tuple[tuple[int, float], ...]
     """The likeliest token ids and their logprobs, likeliest first."""
+
+
+class SampledToken(NamedTuple):
+    """A drawn token; without logprobs where its row asks for none."""
+
+    token_id: int
+    logprobs: TokenLogprobs | None
 
 
 class RowSampler:
@@ -140,7 +144,7 @@ class RowSampler:
             self._executor,
         )
         return [
-            SampledToken(token_id, None if row.num_logprobs is None else logprob, tuple(top))
+            SampledToken(token_id, None if row.num_logprobs is None else TokenLogprobs(logprob, tuple(top)))
             for row, (token_id, logprob, top) in zip(rows, drawn, strict=True)
         ]
 

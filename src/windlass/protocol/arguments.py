@@ -25,6 +25,7 @@ _STRICT = ConfigDict(extra="forbid")
 ROLES = ("system", "developer", "user", "assistant", "tool")
 LogitBias = Annotated[float, Field(ge=-100.0, le=100.0)]
 TokenId = Annotated[int, Field(ge=0)]
+Prompt = str | Annotated[list[TokenId], Field(min_length=1)]
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_BYTES)]
 
 
@@ -132,8 +133,8 @@ class ChatArguments(CommonArguments, total=False):
 class CompletionArguments(CommonArguments, total=False):
     """Arguments of ``completions.create``."""
 
-    prompt: Required[str | Annotated[list[TokenId], Field(min_length=1)]]
-    """Text, or token ids as they are."""
+    prompt: Required[Prompt | Annotated[list[Prompt], Field(min_length=1)]]
+    """Text, or token ids as they are; or a list of such prompts, each of which gets its own ``n`` choices, in order."""
     logprobs: Annotated[int, Field(ge=0, le=5)] | None
     """Report each token's logprob, and this many of the likeliest tokens beside it."""
     echo: bool | None

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Literal
 
 from windlass.config import EngineConfig, Sizes, default_threads, settle_sizes
-from windlass.engine.loop import Runtime
+from windlass.engine.runtime import Runtime
 from windlass.errors import LoadError
+from windlass.machine import available_bytes, total_bytes
 from windlass.models.definition import ModelDefinition
 from windlass.models.registry import define_model
 from windlass.native.executor import NativeExecutor, kv_bytes_per_page
@@ -20,7 +21,6 @@ from windlass.program.executor import Executor
 from windlass.program.reference import ReferenceExecutor
 from windlass.quantization import Format, Scheme, Tensor, get_scheme
 from windlass.serve import alive
-from windlass.serve.memory import available_bytes
 from windlass.serve.progress import Interruptible, Progress, TerminalProgress
 from windlass.text.text_model import TextModel
 from windlass.weights.directory import ModelDirectory, open_model_directory
@@ -159,7 +159,10 @@ def _settle(
     kv_dtype: KVStorage,
 ) -> Sizes:
     weights = _weight_bytes(definition, scheme, _float_format(scheme, source, definition))
-    free = int(available_bytes() * config.gpu_memory_utilization)
+    available = available_bytes()
+    if available is None:
+        available = total_bytes() // 2
+    free = int(available * config.gpu_memory_utilization)
     page_bytes = kv_bytes_per_page(definition.program, kv_dtype)
     if weights + page_bytes > free:
         raise LoadError(

@@ -10,6 +10,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from windlass.engine.loop import EngineCore
 from windlass.engine.request import Request
+from windlass.errors import EngineError, InvalidRequestError
 from windlass.protocol.responses import PromptTokensDetails, Usage
 from windlass.serve.build import LoadedModel
 from windlass.serve.mailbox import AsyncMailbox, Piece, SyncMailbox
@@ -28,6 +29,7 @@ class CallInfo:
     created: int
     num_prompt_tokens: int
     num_choices: int
+    choices_per_prompt: int
     include_usage: bool
 
 
@@ -60,7 +62,7 @@ class Call(Generic[Box, Chunk_co, Response_co]):
     def usage(self, completion_tokens: Iterable[int]) -> Usage:
         """Return the token counts of the call, when each choice has come to so many tokens."""
         completed = sum(completion_tokens)
-        reused = self.requests[0].num_reused
+        reused = sum(request.num_reused for request in self.requests[:: self.info.choices_per_prompt])
         return Usage(
             prompt_tokens=self.info.num_prompt_tokens,
             completion_tokens=completed,
@@ -230,6 +232,10 @@ class Host(Protocol):
 
     def _parts(self) -> tuple[EngineCore, LoadedModel]:
         """Return what serves requests, or raise why there is nothing."""
+        ...
+
+    def _count_refusal(self, error: EngineError | InvalidRequestError) -> None:
+        """Count a call that was refused with ``error``."""
         ...
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal, overload
 
@@ -15,11 +15,11 @@ from windlass.protocol.responses import ChatCompletion, ChatCompletionChunk
 from windlass.serve.call import AsyncHost, AsyncStream, Box, Call, Host, Stream, wait, wait_async
 from windlass.serve.chat_format import ChatFormat
 from windlass.serve.mailbox import AsyncMailbox, SyncMailbox
-from windlass.serve.submit import start_call
+from windlass.serve.submit import counted, start_call
 
 
 def start_chat(
-    host: Host, arguments: ChatArguments, mailbox: type[Box]
+    host: Host, arguments: ChatArguments, mailbox: Callable[[int], Box]
 ) -> Call[Box, ChatCompletionChunk, ChatCompletion]:
     """Check ``arguments``, render and tokenize the conversation, and submit the call.
 
@@ -27,37 +27,38 @@ def start_chat(
         InvalidRequestError, ContextLengthError: the request is refused; ``param`` names the argument.
         EngineError: the engine does not accept requests now.
     """
-    core, model = host._parts()
-    messages = arguments.get("messages")
-    if isinstance(messages, Sequence) and not isinstance(messages, str):
-        arguments["messages"] = [_plain(message) for message in messages]
-    arguments = check_arguments(ChatArguments, arguments)
-    max_tokens, newer = arguments.get("max_tokens"), arguments.get("max_completion_tokens")
-    if max_tokens is not None and newer is not None and max_tokens != newer:
-        raise InvalidRequestError("max_tokens and max_completion_tokens differ; give one", param="max_tokens")
-    wants_logprobs = bool(arguments.get("logprobs"))
-    tools = arguments.get("tools") if arguments.get("tool_choice") != "none" else None
-    prompt_ids = model.text.encode_chat(
-        [_for_template(message) for message in arguments["messages"]],
-        tools=tools,
-        template_kwargs=arguments.get("chat_template_kwargs"),
-    )
-    parallel = arguments.get("parallel_tool_calls")
-    new_parser = partial(
-        model.text.answer_parser, prompt_ids, tools=bool(tools), parallel_tool_calls=parallel is None or parallel
-    )
-    return start_call(
-        core,
-        model,
-        arguments,
-        prompt_ids,
-        max_tokens=newer or max_tokens,
-        id_prefix="chatcmpl",
-        param="messages",
-        num_logprobs=arguments.get("top_logprobs", 0) if wants_logprobs else None,
-        mailbox=mailbox,
-        format=partial(ChatFormat, new_parser=new_parser, with_logprobs=wants_logprobs),
-    )
+    with counted(host):
+        core, model = host._parts()
+        messages = arguments.get("messages")
+        if isinstance(messages, Sequence) and not isinstance(messages, str):
+            arguments["messages"] = [_plain(message) for message in messages]
+        arguments = check_arguments(ChatArguments, arguments)
+        max_tokens, newer = arguments.get("max_tokens"), arguments.get("max_completion_tokens")
+        if max_tokens is not None and newer is not None and max_tokens != newer:
+            raise InvalidRequestError("max_tokens and max_completion_tokens differ; give one", param="max_tokens")
+        wants_logprobs = bool(arguments.get("logprobs"))
+        tools = arguments.get("tools") if arguments.get("tool_choice") != "none" else None
+        prompt_ids = model.text.encode_chat(
+            [_for_template(message) for message in arguments["messages"]],
+            tools=tools,
+            template_kwargs=arguments.get("chat_template_kwargs"),
+        )
+        parallel = arguments.get("parallel_tool_calls")
+        new_parser = partial(
+            model.text.answer_parser, prompt_ids, tools=bool(tools), parallel_tool_calls=parallel is None or parallel
+        )
+        return start_call(
+            core,
+            model,
+            arguments,
+            [prompt_ids],
+            max_tokens=newer or max_tokens,
+            id_prefix="chatcmpl",
+            param="messages",
+            num_logprobs=arguments.get("top_logprobs", 0) if wants_logprobs else None,
+            mailbox=mailbox,
+            format=partial(ChatFormat, new_parser=new_parser, with_logprobs=wants_logprobs),
+        )
 
 
 def _plain(message: Any) -> Any:
@@ -96,7 +97,7 @@ class ChatCompletions:
             InvalidRequestError, ContextLengthError: the request is refused; ``param`` names the argument.
             EngineError: the engine does not accept requests now, or ended before the answer did.
         """
-        call = start_chat(self._engine, arguments, SyncMailbox)
+        call = start_chat(self._engine, arguments, partial(SyncMailbox, whole=not stream))
         return Stream(call, self._engine) if stream else wait(call)
 
 
@@ -120,7 +121,8 @@ class AsyncChatCompletions:
         self, *, stream: bool = False, **arguments: Unpack[ChatArguments]
     ) -> ChatCompletion | AsyncStream[ChatCompletionChunk]:
         """As ``ChatCompletions.create``, without blocking the event loop."""
-        call = await self._engine._prepare(partial(start_chat, self._engine, arguments, AsyncMailbox))
+        mailbox = partial(AsyncMailbox, whole=not stream)
+        call = await self._engine._prepare(partial(start_chat, self._engine, arguments, mailbox))
         return AsyncStream(call, self._engine) if stream else await wait_async(call)
 
 

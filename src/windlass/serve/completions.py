@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal, overload
+from typing import Literal, cast, overload
 
 from typing_extensions import Unpack
 
 from windlass.errors import InvalidRequestError
-from windlass.protocol.arguments import CompletionArguments, check_arguments
+from windlass.protocol.arguments import CompletionArguments, Prompt, check_arguments
 from windlass.protocol.responses import Completion, CompletionChoice, CompletionLogprobs, Usage
 from windlass.serve.build import LoadedModel
 from windlass.serve.call import AsyncHost, AsyncStream, Box, Call, CallInfo, Host, Stream, wait, wait_async
 from windlass.serve.mailbox import AsyncMailbox, Piece, SyncMailbox
-from windlass.serve.submit import start_call
+from windlass.serve.submit import counted, start_call
 
 
 class CompletionFormat:
     """Pieces as text completion objects."""
 
-    def __init__(self, info: CallInfo, *, with_logprobs: bool, echo: str, suffix: str) -> None:
+    def __init__(self, info: CallInfo, *, with_logprobs: bool, echoes: Sequence[str], suffix: str) -> None:
+        """Begin the choices of each prompt with its ``echoes``, end all with ``suffix``."""
         self._info = info
         self._with_logprobs = with_logprobs
-        self._echo = echo
+        self._echoes = echoes
         self._suffix = suffix
         self._lengths = [0] * info.num_choices
         self._begun = [False] * info.num_choices
@@ -43,7 +44,7 @@ class CompletionFormat:
     def _choice(self, pieces: Sequence[Piece]) -> CompletionChoice:
         """Return the next part of a choice: the prompt goes before the first, the suffix behind the last."""
         last = pieces[-1]
-        before = "" if self._begun[last.index] else self._echo
+        before = "" if self._begun[last.index] else self._echoes[last.index // self._info.choices_per_prompt]
         self._begun[last.index] = True
         self._lengths[last.index] += len(before)
         text = before + "".join(piece.text for piece in pieces) + (self._suffix if last.reason else "")
@@ -75,7 +76,7 @@ class CompletionFormat:
 
 
 def start_completion(
-    host: Host, arguments: CompletionArguments, mailbox: type[Box]
+    host: Host, arguments: CompletionArguments, mailbox: Callable[[int], Box]
 ) -> Call[Box, Completion, Completion]:
     """Check ``arguments``, tokenize the prompt and submit the call.
 
@@ -83,37 +84,39 @@ def start_completion(
         InvalidRequestError, ContextLengthError: the request is refused; ``param`` names the argument.
         EngineError: the engine does not accept requests now.
     """
-    core, model = host._parts()
-    arguments = check_arguments(CompletionArguments, arguments)
-    prompt = arguments["prompt"]
-    prompt_ids = _prompt_ids(prompt, model)
-    num_logprobs = arguments.get("logprobs")
-    echo = ""
-    if arguments.get("echo"):
-        if num_logprobs is not None:
-            raise InvalidRequestError("logprobs are not available for the prompt that echo repeats", param="echo")
-        echo = prompt if isinstance(prompt, str) else model.text.decode(prompt)
-    return start_call(
-        core,
-        model,
-        arguments,
-        prompt_ids,
-        max_tokens=arguments.get("max_tokens"),
-        id_prefix="cmpl",
-        param="prompt",
-        continued_ids=prompt_ids,
-        num_logprobs=num_logprobs,
-        mailbox=mailbox,
-        format=partial(
-            CompletionFormat,
-            with_logprobs=num_logprobs is not None,
-            echo=echo,
-            suffix=arguments.get("suffix") or "",
-        ),
-    )
+    with counted(host):
+        core, model = host._parts()
+        arguments = check_arguments(CompletionArguments, arguments)
+        given = arguments["prompt"]
+        # A list of numbers is one prompt.
+        prompts = cast("list[Prompt]", [given] if isinstance(given, str) or isinstance(given[0], int) else given)
+        num_logprobs = arguments.get("logprobs")
+        echoes = [""] * len(prompts)
+        if arguments.get("echo"):
+            if num_logprobs is not None:
+                raise InvalidRequestError("logprobs are not available for the prompt that echo repeats", param="echo")
+            echoes = [prompt if isinstance(prompt, str) else model.text.decode(prompt) for prompt in prompts]
+        return start_call(
+            core,
+            model,
+            arguments,
+            [_prompt_ids(prompt, model) for prompt in prompts],
+            max_tokens=arguments.get("max_tokens"),
+            id_prefix="cmpl",
+            param="prompt",
+            continues=True,
+            num_logprobs=num_logprobs,
+            mailbox=mailbox,
+            format=partial(
+                CompletionFormat,
+                with_logprobs=num_logprobs is not None,
+                echoes=echoes,
+                suffix=arguments.get("suffix") or "",
+            ),
+        )
 
 
-def _prompt_ids(prompt: str | list[int], model: LoadedModel) -> list[int]:
+def _prompt_ids(prompt: Prompt, model: LoadedModel) -> list[int]:
     if isinstance(prompt, str):
         return model.text.encode_prompt(prompt)
     vocab_size = model.definition.vocab_size
@@ -149,7 +152,7 @@ class Completions:
             InvalidRequestError, ContextLengthError: the request is refused; ``param`` names the argument.
             EngineError: the engine does not accept requests now, or ended before the continuation did.
         """
-        call = start_completion(self._engine, arguments, SyncMailbox)
+        call = start_completion(self._engine, arguments, partial(SyncMailbox, whole=not stream))
         return Stream(call, self._engine) if stream else wait(call)
 
 
@@ -175,5 +178,6 @@ class AsyncCompletions:
         self, *, stream: bool = False, **arguments: Unpack[CompletionArguments]
     ) -> Completion | AsyncStream[Completion]:
         """As ``Completions.create``, without blocking the event loop."""
-        call = await self._engine._prepare(partial(start_completion, self._engine, arguments, AsyncMailbox))
+        mailbox = partial(AsyncMailbox, whole=not stream)
+        call = await self._engine._prepare(partial(start_completion, self._engine, arguments, mailbox))
         return AsyncStream(call, self._engine) if stream else await wait_async(call)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from windlass.errors import LoadError
+from windlass.json_files import read_json_object
 from windlass.models.definition import ModelDefinition
 from windlass.models.registry import define_model, to_mlc_config
 from windlass.quantization import Format, Scheme, Tensor, get_scheme, mlc_pack
@@ -21,7 +22,6 @@ from windlass.text.conv_template import ConversationTemplate
 from windlass.text.generation import read_generation_defaults
 from windlass.text.tokenizer import Tokenizer
 from windlass.weights.directory import MLC_CONFIG_NAME, ModelDirectory, open_model_directory
-from windlass.weights.files import read_json_object
 from windlass.weights.loader import check_weights, count_parameters, load_weights
 from windlass.weights.mlc import MlcWriter
 from windlass.weights.source import StoredType, WeightSource
@@ -194,16 +194,14 @@ def _generation_settings(directory: ModelDirectory, tokenizer: Tokenizer | None)
 
 
 def _token_id(directory: ModelDirectory, key: str) -> int | None:
-    path = directory.path / "generation_config.json"
-    generation = read_json_object(path) if path.is_file() else {}
+    generation = read_json_object(directory.path / "generation_config.json", missing_ok=True)
     value = generation.get(key, directory.config.get(key))
     return value if type(value) is int else None
 
 
 def _tokenizer_info(source: Path) -> dict[str, Any]:
     """Return what MLC LLM detects in tokenizer.json, by its rules."""
-    path = source / "tokenizer.json"
-    tokenizer = read_json_object(path) if path.is_file() else {}
+    tokenizer = read_json_object(source / "tokenizer.json", missing_ok=True)
     decoders = _steps(tokenizer.get("decoder"), "decoders")
     normalizers = _steps(tokenizer.get("normalizer"), "normalizers")
     methods = {"ByteLevel": "byte_level", "ByteFallback": "byte_fallback"}

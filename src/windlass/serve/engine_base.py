@@ -17,6 +17,7 @@ from windlass.engine.loop import EngineCore
 from windlass.engine.metrics import EngineMetrics
 from windlass.engine.state import EngineState, Lifecycle
 from windlass.engine.tracing import TraceRecorder
+from windlass.errors import EngineError, InvalidRequestError
 from windlass.serve import alive
 from windlass.serve.build import LoadedModel, load_model
 from windlass.serve.memory import release_frames, return_free_memory
@@ -189,6 +190,12 @@ class MLCEngineBase:
         if core is None or model is None:
             raise self._lifecycle.terminated()
         return core, model
+
+    def _count_refusal(self, error: EngineError | InvalidRequestError) -> None:
+        """Count a call that was refused with ``error``."""
+        core = self._core
+        if core is not None:
+            core.count_refusal(error)
 
     def _metrics(self) -> EngineMetrics:
         core = self._core

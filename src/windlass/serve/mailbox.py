@@ -15,7 +15,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from queue import SimpleQueue
 
-from windlass.engine.request import FinishReason, Output, TokenLogprobs
+from windlass.engine.request import FinishReason, Output
+from windlass.native.sampling import TokenLogprobs
 from windlass.text.detokenizer import IncrementalDetokenizer
 from windlass.text.stop import StopStrings
 
@@ -51,10 +52,15 @@ class Mailbox(ABC):
 
     Invariant: after the ending was claimed nothing more is read but what was sent before a last piece; an error goes
     before everything that was not read yet, so that a call that was cut never looks complete.
+
+    Args:
+        whole: hold all pieces back until the last one has come, so that the consumer wakes once.
     """
 
-    def __init__(self, num_choices: int) -> None:
+    def __init__(self, num_choices: int, *, whole: bool = False) -> None:
         self._unfinished = num_choices
+        self._whole = whole
+        self._held: list[Piece] = []
         self._ending: dict[str, BaseException | None] = {}
 
     def put(self, piece: Piece) -> None:
@@ -64,13 +70,16 @@ class Mailbox(ABC):
             if not self._unfinished:
                 self._finish(piece)
                 return
-        self._send(piece)
+        if self._whole:
+            self._held.append(piece)
+        else:
+            self._send(piece)
 
     def _finish(self, piece: Piece) -> None:
         try:
             if self._ending.setdefault(_KEY, None) is None:
-                self._send(piece)
-                self._send(None)
+                for one in (*self._held, piece, None):
+                    self._send(one)
         except BaseException:
             # A claim must not stand without what it promises; the call is failed instead.
             self._ending.clear()
@@ -94,8 +103,8 @@ class Mailbox(ABC):
 class SyncMailbox(Mailbox):
     """A mailbox whose consumer is a thread."""
 
-    def __init__(self, num_choices: int) -> None:
-        super().__init__(num_choices)
+    def __init__(self, num_choices: int, *, whole: bool = False) -> None:
+        super().__init__(num_choices, whole=whole)
         self._queue: SimpleQueue[Piece | None] = SimpleQueue()
 
     def get(self) -> Piece | None:
@@ -119,8 +128,8 @@ class SyncMailbox(Mailbox):
 class AsyncMailbox(Mailbox):
     """A mailbox whose consumer is a task, on whatever event loop it runs."""
 
-    def __init__(self, num_choices: int) -> None:
-        super().__init__(num_choices)
+    def __init__(self, num_choices: int, *, whole: bool = False) -> None:
+        super().__init__(num_choices, whole=whole)
         self._pieces: deque[Piece | None] = deque()
         self._waiters: dict[asyncio.Future[None], asyncio.AbstractEventLoop] = {}
         self._loop: asyncio.AbstractEventLoop | None = None

@@ -1,23 +1,10 @@
-"""What memory there is, and giving it back."""
+"""Giving memory back."""
 
 from __future__ import annotations
 
 import ctypes
-import os
 import sys
 import traceback
-from pathlib import Path
-
-_CGROUP = Path("/sys/fs/cgroup")
-
-
-def available_bytes() -> int:
-    """Return the memory this process may still take: what the machine has free, or what its cgroup leaves."""
-    machine = _from_meminfo()
-    limit, used = _read_int(_CGROUP / "memory.max"), _read_int(_CGROUP / "memory.current")
-    if limit is not None and used is not None:
-        return max(0, min(machine, limit - used))
-    return machine
 
 
 def return_free_memory() -> None:
@@ -41,21 +28,3 @@ def release_frames(error: BaseException) -> None:
             seen.add(id(one))
             traceback.clear_frames(one.__traceback__)
             waiting += [one.__cause__, one.__context__]
-
-
-def _from_meminfo() -> int:
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-
-
-def _read_int(path: Path) -> int | None:
-    try:
-        return int(path.read_text())
-    except (OSError, ValueError):
-        # Absent outside a cgroup; the word "max" where there is no limit.
-        return None

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 from windlass.engine.loop import EngineCore
 from windlass.engine.request import Request, SamplingParams
-from windlass.errors import ContextLengthError, InvalidRequestError
+from windlass.errors import ContextLengthError, EngineError, InvalidRequestError
 from windlass.protocol.arguments import CommonArguments
 from windlass.serve.build import LoadedModel
-from windlass.serve.call import Box, Call, CallInfo, Chunk_co, Format, Response_co
+from windlass.serve.call import Box, Call, CallInfo, Chunk_co, Format, Host, Response_co
 from windlass.serve.mailbox import ChoiceOutput
 from windlass.text.stop import StopStrings
 
@@ -28,16 +29,26 @@ _SAMPLING_NAMES = (
 )
 
 
+@contextmanager
+def counted(host: Host) -> Iterator[None]:
+    """Have ``host`` count the call when it is refused within the block."""
+    try:
+        yield
+    except (EngineError, InvalidRequestError) as error:
+        host._count_refusal(error)
+        raise
+
+
 def start_call(
     core: EngineCore,
     model: LoadedModel,
     arguments: CommonArguments,
-    prompt_ids: list[int],
+    prompts: Sequence[list[int]],
     *,
     max_tokens: int | None,
     id_prefix: str,
     param: str,
-    continued_ids: Sequence[int] = (),
+    continues: bool = False,
     num_logprobs: int | None = None,
     mailbox: Callable[[int], Box],
     format: Callable[[CallInfo], Format[Chunk_co, Response_co]],  # noqa: A002
@@ -47,7 +58,8 @@ def start_call(
     Args:
         arguments: checked, without None.
         param: the argument the prompt came from, for errors.
-        continued_ids: the prompt, when the answer continues its text.
+        prompts: token ids; each prompt gets as many choices as the call asks for.
+        continues: the answers continue the text of their prompts.
         num_logprobs: how many of the likeliest tokens to report; None reports no logprobs.
 
     Raises:
@@ -55,22 +67,16 @@ def start_call(
         InvalidRequestError: the request id is in use, or an id in ``logit_bias`` is not in the vocabulary.
         EngineError: the engine does not accept requests now.
     """
-    room = model.sizes.max_single_sequence_length - len(prompt_ids)
-    if room < 1:
-        raise ContextLengthError(
-            f"the prompt has {len(prompt_ids)} tokens, which leaves no room for an answer: the context is "
-            f"{model.sizes.max_single_sequence_length} tokens",
-            param=param,
-        )
-    if not prompt_ids:
-        raise InvalidRequestError("the prompt has no tokens", param=param)
-    num_choices = arguments.get("n") or 1
+    rooms = [_room(model, prompt_ids, param) for prompt_ids in prompts]
+    choices_per_prompt = arguments.get("n") or 1
+    num_choices = len(prompts) * choices_per_prompt
     info = CallInfo(
         id=arguments.get("request_id") or f"{id_prefix}-{secrets.token_hex(16)}",
         model=arguments.get("model") or model.name,
         created=int(time.time()),
-        num_prompt_tokens=len(prompt_ids),
+        num_prompt_tokens=sum(map(len, prompts)),
         num_choices=num_choices,
+        choices_per_prompt=choices_per_prompt,
         include_usage=(arguments.get("stream_options") or {}).get("include_usage", False),
     )
     box = mailbox(num_choices)
@@ -86,9 +92,9 @@ def start_call(
             stop_token_ids=stop_token_ids,
             sampling=sampling,
             output=ChoiceOutput(
-                index=sampling.choice,
+                index=number * choices_per_prompt + sampling.choice,
                 mailbox=box,
-                detokenizer=model.text.detokenizer(continued_ids),
+                detokenizer=model.text.detokenizer(prompt_ids if continues else ()),
                 stops=StopStrings(stop_strings),
                 release=partial(core.finish_early, info.id),
                 token_bytes=model.text.token_bytes,
@@ -97,12 +103,28 @@ def start_call(
             deadline=deadline,
             pin_prompt=debug.get("pinned_system_prompt", False),
         )
-        for sampling in _sampling(arguments, model, num_choices)
+        for number, (prompt_ids, room) in enumerate(zip(prompts, rooms, strict=True))
+        # Choices are numbered anew for each prompt, so that with a seed it gets what it gets alone.
+        for sampling in _sampling(arguments, model, choices_per_prompt)
     )
     # Before the request is accepted, so that from then on somebody is there to abort it.
     call = Call(info, core, requests, box, format(info))
     core.add_request(requests)
     return call
+
+
+def _room(model: LoadedModel, prompt_ids: list[int], param: str) -> int:
+    """Return how many tokens an answer to a prompt can have."""
+    if not prompt_ids:
+        raise InvalidRequestError("the prompt has no tokens", param=param)
+    room = model.sizes.max_single_sequence_length - len(prompt_ids)
+    if room < 1:
+        raise ContextLengthError(
+            f"the prompt has {len(prompt_ids)} tokens, which leaves no room for an answer: the context is "
+            f"{model.sizes.max_single_sequence_length} tokens",
+            param=param,
+        )
+    return room
 
 
 def _sampling(arguments: CommonArguments, model: LoadedModel, num_choices: int) -> list[SamplingParams]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from windlass.errors import InvalidRequestError, LoadError
-from windlass.text._json import read_json_object
+from windlass.json_files import read_json_object
 from windlass.text.answer import knows_thinking
 from windlass.text.guard import guard_value, make_guard
 from windlass.text.messages import Message, check_messages, check_tools, joined_text, parse_arguments, text_parts
@@ -173,7 +173,7 @@ def read_chat_template(directory: Path, tokenizer: Tokenizer | None) -> ChatTemp
         named = {file.stem: _read_text(file) for file in sorted(directory.glob("additional_chat_templates/*.jinja"))}
         return ChatTemplate({**named, "default": _read_text(path)}, tokenizer=tokenizer, origin=path)
     for name in ("tokenizer_config.json", "chat_template.json"):
-        source = (read_json_object(directory / name) or {}).get("chat_template")
+        source = read_json_object(directory / name, missing_ok=True).get("chat_template")
         if source:
             return ChatTemplate(_named_sources(source, directory / name), tokenizer=tokenizer, origin=directory / name)
     return None

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from windlass.errors import LoadError
-from windlass.text._json import read_json_object
+from windlass.json_files import read_json_object
 
 # Name -> (least, greatest), inclusive.
 _RANGES: Mapping[str, tuple[float, float]] = {
@@ -64,7 +64,7 @@ def read_generation_defaults(
         path = directory / "mlc-chat-config.json"
         return _defaults(mlc_config, _ids(mlc_config, path), path)
     path = directory / "generation_config.json"
-    generation = read_json_object(path) or {}
+    generation = read_json_object(path, missing_ok=True)
     stops = _ids(generation, path) | _ids(config, directory / "config.json")
     return _defaults(generation, stops | ({eos_id} if eos_id is not None else set()), path)
 

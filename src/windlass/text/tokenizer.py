@@ -16,7 +16,7 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as _Backend
 
 from windlass.errors import InvalidRequestError, LoadError
-from windlass.text._json import read_json_object
+from windlass.json_files import read_json_object
 from windlass.text.byte_decoding import ByteDecoding, read_decoder
 
 # Unicode noncharacters (U+FDD0 to U+FDEF are reserved for use inside a program). _BOUNDARY stands before a stretch of
@@ -212,8 +212,8 @@ class Tokenizer:
 
 def _read_config(directory: Path) -> dict[str, Any]:
     """tokenizer_config.json, with names that only the older special_tokens_map.json gives."""
-    config = read_json_object(directory / "tokenizer_config.json") or {}
-    older = read_json_object(directory / "special_tokens_map.json") or {}
+    config = read_json_object(directory / "tokenizer_config.json", missing_ok=True)
+    older = read_json_object(directory / "special_tokens_map.json", missing_ok=True)
     return {**older, **config}
 
 
@@ -267,7 +267,7 @@ def _byte_level_bpe(directory: Path, config: Mapping[str, Any]) -> _Backend:
     backend = _Backend(model)
     backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=config.get("add_prefix_space", False))
     backend.decoder = tokenizers.decoders.ByteLevel()
-    added = read_json_object(directory / "added_tokens.json") or {}
+    added = read_json_object(directory / "added_tokens.json", missing_ok=True)
     size = backend.get_vocab_size()
     for text, token_id in sorted(added.items(), key=lambda item: item[1]):
         backend.add_special_tokens([AddedToken(text, normalized=False, special=True)])

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from windlass.errors import LoadError
+from windlass.json_files import json_type, read_json_object
 from windlass.quantization import get_scheme
-from windlass.weights.files import json_type, read_json_object
 from windlass.weights.mlc import open_mlc
 from windlass.weights.safetensors import open_safetensors
 from windlass.weights.source import WeightSource

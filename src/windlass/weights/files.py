@@ -1,73 +1,10 @@
-"""Reading JSON files that nobody vouches for, and judging file names found in them."""
+"""Judging the file names that a file names."""
 
 from __future__ import annotations
 
-import json
-import os
 from pathlib import Path
-from typing import Any
 
 from windlass.errors import LoadError
-
-MAX_JSON_BYTES = 100_000_000
-"""Largest JSON document read: the safetensors format's own cap on its header."""
-
-
-def read_json_object(path: Path, *, unique_keys: bool = False) -> dict[str, Any]:
-    """Read a file that holds one JSON object.
-
-    Raises:
-        LoadError: the file cannot be read, is larger than ``MAX_JSON_BYTES``, is not UTF-8 JSON of an object, or,
-            with ``unique_keys``, has an object in which a key comes twice.
-    """
-    try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size > MAX_JSON_BYTES:
-                raise LoadError(path, f"{size} bytes are too many for a JSON file; at most {MAX_JSON_BYTES} are read")
-            text = file.read(MAX_JSON_BYTES)
-    except OSError as error:
-        raise LoadError(path, f"cannot be read: {error.strerror}") from error
-    return parse_json_object(path, text, unique_keys=unique_keys)
-
-
-def parse_json_object(path: Path, text: bytes, *, what: str = "the file", unique_keys: bool) -> dict[str, Any]:
-    """Parse ``text``, the part of ``path`` that ``what`` names, as one JSON object. Raises as ``read_json_object``."""
-    repeated: list[str] = []
-
-    def collect(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        result: dict[str, Any] = {}
-        for key, value in pairs:
-            if key in result:
-                repeated.append(key)
-            result[key] = value
-        return result
-
-    try:
-        value = json.loads(text.decode("utf-8"), object_pairs_hook=collect if unique_keys else None)
-    except json.JSONDecodeError as error:
-        raise LoadError(path, f"{what} is not JSON: {error.msg} at line {error.lineno} column {error.colno}") from None
-    except UnicodeDecodeError as error:
-        raise LoadError(path, f"{what} is not JSON: not UTF-8 at byte {error.start}") from None
-    except RecursionError:
-        raise LoadError(path, f"{what} is not acceptable JSON: it is nested too deeply") from None
-    except ValueError as error:  # an integer of thousands of digits
-        raise LoadError(path, f"{what} is not acceptable JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise LoadError(path, f"{what} must be a JSON object, not {json_type(value)}")
-    if repeated:
-        raise LoadError(path, f"{what} has the key {repeated[0]!r} twice")
-    return value
-
-
-def json_type(value: object) -> str:
-    """Return what JSON calls the type of a parsed value."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "a boolean"
-    names = {dict: "an object", list: "an array", str: "a string", int: "a number", float: "a number"}
-    return names[type(value)]
 
 
 def sibling(path: Path, name: object) -> Path:

@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from windlass.errors import LoadError
+from windlass.json_files import json_type, read_json_object
 from windlass.quantization import Format, Scheme, Tensor, cast
-from windlass.weights.files import json_type, read_json_object, sibling
+from windlass.weights.files import sibling
 from windlass.weights.source import StoredTensor, StoredType, WeightSource, check_extents, file_size, parse_shape
 
 CACHE_NAMES = ("tensor-cache.json", "ndarray-cache.json")

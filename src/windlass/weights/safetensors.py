@@ -6,7 +6,8 @@ import struct
 from pathlib import Path
 
 from windlass.errors import LoadError
-from windlass.weights.files import MAX_JSON_BYTES, parse_json_object, read_json_object, sibling
+from windlass.json_files import MAX_JSON_BYTES, parse_json_object, read_json_object
+from windlass.weights.files import sibling
 from windlass.weights.source import StoredTensor, StoredType, WeightSource, check_extents, file_size, parse_shape
 
 INDEX_NAME = "model.safetensors.index.json"

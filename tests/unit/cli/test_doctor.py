@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import windlass
-from windlass.cli import machine, main
+from windlass.cli import main
 from windlass.cli.model_search import find_models
 from windlass.config import model_roots
 
@@ -84,27 +84,3 @@ def test_models_are_found_where_they_lie(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.chdir(tmp_path / "work")
     found = [(model.path, model.kind, model.num_bytes) for model in find_models(model_roots())]
     assert found == [(here, "hf", 10), (snapshot, "hf", 10), (mlc, "mlc", 10)]
-
-
-def test_limits_of_both_cgroup_versions(tmp_path: Path) -> None:
-    two, one, none = tmp_path / "two", tmp_path / "one", tmp_path / "none"
-    two.mkdir()
-    (two / "memory.max").write_text("1048576\n")
-    (two / "cpu.max").write_text("150000 100000\n")
-    (one / "memory").mkdir(parents=True)
-    (one / "cpu").mkdir()
-    (one / "memory" / "memory.limit_in_bytes").write_text("2097152\n")
-    (one / "cpu" / "cpu.cfs_quota_us").write_text("50000\n")
-    (one / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
-    assert (machine.memory_limit(two), machine.cpu_limit(two)) == (1048576, 1.5)
-    assert (machine.memory_limit(one), machine.cpu_limit(one)) == (2097152, 0.5)
-    assert (machine.memory_limit(none), machine.cpu_limit(none)) == (None, None)
-
-
-def test_no_limit_is_none(tmp_path: Path) -> None:
-    (tmp_path / "memory.max").write_text("max\n")
-    (tmp_path / "cpu.max").write_text("max 100000\n")
-    (tmp_path / "memory").mkdir()
-    (tmp_path / "memory" / "memory.limit_in_bytes").write_text("9223372036854771712\n")
-    assert machine.memory_limit(tmp_path) is None
-    assert machine.cpu_limit(tmp_path) is None

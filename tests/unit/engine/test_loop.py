@@ -7,8 +7,9 @@ import threading
 import pytest
 
 from support.fakes import LIMIT, CountingExecutor, expected_tokens, make_request, running
-from windlass.engine.loop import EngineCore, Runtime
+from windlass.engine.loop import EngineCore
 from windlass.engine.request import FinishReason
+from windlass.engine.runtime import Runtime
 from windlass.engine.state import EngineState
 from windlass.errors import (
     EngineFailedError,

@@ -46,10 +46,10 @@ def test_refusals_name_the_argument(arguments: dict[str, Any], param: str, code:
     assert param in str(caught.value)
 
 
-def test_a_prompt_is_text_or_token_ids() -> None:
-    assert check_arguments(CompletionArguments, {"prompt": "Hi"}) == {"prompt": "Hi"}
-    assert check_arguments(CompletionArguments, {"prompt": [1, 2]}) == {"prompt": [1, 2]}
-    for prompt in ([], [-1], ["a"], 5):
+def test_a_prompt_is_text_or_token_ids_or_a_list_of_these() -> None:
+    for prompt in ("Hi", [1, 2], ["Hi"], [[1, 2], "Hi"]):
+        assert check_arguments(CompletionArguments, {"prompt": prompt}) == {"prompt": prompt}  # type: ignore[typeddict-item]
+    for prompt in ([], [-1], [[]], ["a", 1], [1, "a"], [None], 5):
         with pytest.raises(InvalidRequestError) as caught:
             check_arguments(CompletionArguments, {"prompt": prompt})  # type: ignore[typeddict-item]
         assert caught.value.param == "prompt"

@@ -38,6 +38,28 @@ def test_an_error_goes_before_what_was_not_read() -> None:
         mailbox.get()
 
 
+def test_a_whole_answer_wakes_its_consumer_once() -> None:
+    for cut in (False, True):
+        mailbox = SyncMailbox(1, whole=True)
+        later = AsyncMailbox(1, whole=True)
+        for box in (mailbox, later):
+            for piece in PIECES[:2]:
+                box.put(piece)
+            if cut:
+                box.fail(KeyError("cut"))
+        assert mailbox._queue.qsize() == len(later._pieces) == (1 if cut else 0)
+        for box in (mailbox, later):
+            box.put(PIECES[2])
+        if cut:
+            with pytest.raises(KeyError, match="cut"):
+                mailbox.get()
+            with pytest.raises(KeyError, match="cut"):
+                asyncio.run(later.get())
+        else:
+            assert read_all(mailbox) == PIECES
+            assert list(later._pieces) == [*PIECES, None]
+
+
 def test_a_call_ends_when_all_its_choices_have() -> None:
     mailbox = SyncMailbox(2)
     mailbox.put(Piece(1, "x", 1, FinishReason.LENGTH))

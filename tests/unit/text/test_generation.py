@@ -83,5 +83,5 @@ def test_end_ids_of_the_config_are_checked_too(tmp_path: Path) -> None:
 
 def test_a_broken_file_is_a_load_error(tmp_path: Path) -> None:
     (tmp_path / "generation_config.json").write_text("{")
-    with pytest.raises(LoadError, match=r"generation_config\.json: is not valid JSON"):
+    with pytest.raises(LoadError, match=r"generation_config\.json: the file is not JSON"):
         read_generation_defaults(tmp_path, {}, None, None)

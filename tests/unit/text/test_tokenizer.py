@@ -199,7 +199,7 @@ def test_an_unknown_decoder_is_refused(tmp_path: Path, decoder: dict[str, Any] |
 
 def test_broken_tokenizer_config_names_the_file(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text("[1]")
-    with pytest.raises(LoadError, match=r"tokenizer_config\.json: must hold a JSON object"):
+    with pytest.raises(LoadError, match=r"tokenizer_config\.json: the file must be a JSON object"):
         load(tmp_path, byte_level_tokenizer())
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from support.weight_files import write_mlc, write_safetensors
+from windlass import json_files
 from windlass.errors import LoadError
 from windlass.quantization import SCHEMES
-from windlass.weights import files as files_module
 from windlass.weights import open_model_directory
 
 MLC: dict[str, Any] = {"model_type": "llama", "quantization": "q4f16_1", "model_config": {"hidden_size": 8}}
@@ -97,7 +97,7 @@ def test_files_that_are_too_large_or_not_text(tmp_path: Path, monkeypatch: pytes
     file.write_bytes(b'{"model_type": "\xff"}')
     with pytest.raises(LoadError, match="not UTF-8 at byte 16"):
         open_model_directory(tmp_path)
-    monkeypatch.setattr(files_module, "MAX_JSON_BYTES", 10)
+    monkeypatch.setattr(json_files, "MAX_JSON_BYTES", 10)
     file.write_text("{" + 18 * " " + "}")
     with pytest.raises(LoadError, match="20 bytes are too many for a JSON file; at most 10"):
         open_model_directory(tmp_path)

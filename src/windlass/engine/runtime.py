@@ -1,0 +1,109 @@
+"""A loaded model at work: which tokens run next, the run, and what comes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from windlass.engine.batch import make_batch
+from windlass.engine.pages import PagePool
+from windlass.engine.recorder import MetricsRecorder
+from windlass.engine.request import FinishReason, Request
+from windlass.engine.sampler import Sampler
+from windlass.engine.scheduler import Chunk, Scheduler
+from windlass.engine.stream import TokenEvent
+from windlass.native.sampling import SampledToken
+from windlass.program.executor import Executor, StepCancelledError
+
+STEP_SECONDS = 0.1
+"""How long a step may take while something decodes; a prefill chunk is cut to fit."""
+
+FIRST_CHUNK = 32
+"""Prefill tokens beside decoding while the speed of this model on this machine is not known yet."""
+
+PACE_TOKENS = 16
+"""A step of fewer tokens says nothing about the speed of prefill."""
+
+
+class Runtime:
+    """What a loaded model brings to the core. The engine thread alone uses it, and closes the executor.
+
+    A step is ``schedule`` and then ``run`` of what it chose.
+    """
+
+    def __init__(self, executor: Executor, scheduler: Scheduler, sampler: Sampler) -> None:
+        self.executor = executor
+        self.scheduler = scheduler
+        self.sampler = sampler
+        self._seconds_per_token = 0.0
+
+    @classmethod
+    def build(
+        cls,
+        executor: Executor,
+        *,
+        num_pages: int,
+        max_num_sequence: int,
+        max_tokens: int,
+        active_vocab_size: int,
+        prefix_cache: bool = True,
+        kernels: str | None = None,
+    ) -> Runtime:
+        """Put a scheduler over ``num_pages`` pages and a sampler that uses ``kernels`` beside an executor."""
+        pool = PagePool(num_pages, prefix_cache=prefix_cache)
+        scheduler = Scheduler(pool, max_num_sequence=max_num_sequence, max_tokens=max_tokens)
+        return cls(executor, scheduler, Sampler(active_vocab_size, kernels))
+
+    def schedule(self, recorder: MetricsRecorder) -> list[Chunk]:
+        """Choose the next step. Empty only when nothing waits or runs."""
+        chunks = self.scheduler.schedule(self._prefill_budget())
+        while self.scheduler.preempted:
+            recorder.preempted(self.scheduler.preempted.pop())
+        return chunks
+
+    def run(self, chunks: Sequence[Chunk], recorder: MetricsRecorder) -> list[TokenEvent]:
+        """Run the model on ``chunks`` and return the tokens drawn; requests that are finished with them hold no pages.
+
+        Raises:
+            StepCancelledError: the executor was told to stop; nothing has changed, the step can be scheduled again.
+        """
+        started = recorder.now()
+        try:
+            logits = self.executor.run(make_batch(chunks))
+        except StepCancelledError:
+            recorder.step_cancelled(started, recorder.now())
+            raise
+        ended = recorder.now()
+        recorder.step(chunks, started, ended)
+        self._pace(sum(chunk.num_tokens for chunk in chunks), ended - started)
+        completed = [chunk.request for chunk in chunks if chunk.completes]
+        for chunk in chunks:
+            self.scheduler.advance(chunk)
+        tokens = self.sampler.sample(logits, completed)
+        return [self._take(request, token, recorder) for request, token in zip(completed, tokens, strict=True)]
+
+    def _take(self, request: Request, token: SampledToken, recorder: MetricsRecorder) -> TokenEvent:
+        """Give ``request`` its next token, which may be its last."""
+        token_id, logprobs = token
+        request.token_ids.append(token_id)
+        stopped = token_id in request.stop_token_ids
+        recorder.token(request, stop=stopped)
+        reason = FinishReason.STOP if stopped else None
+        if reason is None and request.num_generated >= request.max_tokens:
+            reason = FinishReason.LENGTH
+        if reason is not None:
+            recorder.finished(request, reason)
+            self.scheduler.remove(request)
+        return TokenEvent(request, None if stopped else token_id, logprobs, reason)
+
+    def _prefill_budget(self) -> int:
+        """Tokens of prefill that fit a step beside decoding, by the speed of the last large step."""
+        if not self.scheduler.decoding:
+            return self.scheduler.max_tokens
+        if not self._seconds_per_token:
+            return min(self.scheduler.max_tokens, FIRST_CHUNK)
+        # Never less than what measures the speed again: a step that was slow by chance must not slow all others.
+        return min(self.scheduler.max_tokens, max(PACE_TOKENS, int(STEP_SECONDS / self._seconds_per_token)))
+
+    def _pace(self, num_tokens: int, seconds: float) -> None:
+        if num_tokens >= PACE_TOKENS:
+            self._seconds_per_token = seconds / num_tokens
