@@ -184,7 +184,7 @@ def run(arguments: argparse.Namespace) -> None:
     journal_path = arguments.json.with_suffix(".jsonl") if arguments.json else arguments.home / "compare.jsonl"
     if arguments.fresh:
         journal_path.unlink(missing_ok=True)
-    journal = Journal(journal_path)
+    journal = Journal(journal_path, arguments.quiet)
     steps = list(make_plan(arguments.rounds, list(bench.engines), arguments.shapes, select(arguments.only)))
     pending = journal.pending(steps, bench.versions)
     minutes = journal.estimate(pending) / 60
@@ -253,6 +253,12 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--tokenizer", type=Path, help="a tokenizer.json for make-model and prepare")
     parser.add_argument("--json", type=Path, help="write the figures here, and each measurement beside it (.jsonl)")
     parser.add_argument("--plot", type=Path, help="draw the figures into this image; needs matplotlib")
+    parser.add_argument(
+        "--quiet",
+        type=float,
+        metavar="CORES",
+        help="do not count measurements during which other processes used more than this; run again to repeat those",
+    )
     parser.add_argument("--fresh", action="store_true", help="forget the measurements of an earlier run")
     return parser.parse_args(words)
 

@@ -46,10 +46,15 @@ class Record:
 
 
 class Journal:
-    """The file and what it has. Lines are only ever added."""
+    """The file and what it has. Lines are only ever added.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        quiet: measurements during which other processes used more cores than this do not count; None lets all count.
+    """
+
+    def __init__(self, path: Path, quiet: float | None = None) -> None:
         self.path = path
+        self._quiet = quiet
         self.records: list[Record] = []
         names = {field.name for field in fields(Record)}
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
@@ -70,8 +75,13 @@ class Journal:
         self.records.append(record)
 
     def current(self, versions: dict[str, str]) -> list[Record]:
-        """The measurements that succeeded with the versions that are installed now."""
-        return [record for record in self.records if not record.error and versions.get(record.engine) == record.version]
+        """The measurements that count: good ones, with the versions that are installed now; of each step the last."""
+        found = {record.step: record for record in self.records if self._counts(record, versions)}
+        return list(found.values())
+
+    def _counts(self, record: Record, versions: dict[str, str]) -> bool:
+        noisy = self._quiet is not None and record.others is not None and record.others > self._quiet
+        return not record.error and not noisy and versions.get(record.engine) == record.version
 
     def pending(self, steps: Iterable[Step], versions: dict[str, str]) -> list[Step]:
         """The steps that are still to be done."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from comparison.engines import ENGINES, OURS
-from comparison.report import Report, Row
+from comparison.report import Report, Row, three_digits
 from comparison.shapes import SHAPES
 
 _OURS, _PEER, _LIMIT = "#d9480f", "#868e96", "#1864ab"
@@ -37,7 +37,7 @@ def plot_report(report: Report, path: Path) -> None:
         colors = [_OURS if name == OURS else _PEER for name in names]
         titles = [ENGINES[name].title for name in names]
         bars = axes.barh(titles, medians, xerr=(below, above), color=colors, error_kw={"elinewidth": 1})
-        axes.bar_label(bars, fmt="%.3g", label_type="center", color="white", fontsize=8)
+        axes.bar_label(bars, map(three_digits, medians), label_type="center", color="white", fontsize=8)
         if row.limit is not None:
             axes.axvline(row.limit, color=_LIMIT, linestyle="--", linewidth=1)
         better = "" if row.metric.higher_is_better else ", less is better"

@@ -31,8 +31,8 @@ class Spread:
     def text(self) -> str:
         """Median and range, with three digits that count."""
         low, high = min(self.values), max(self.values)
-        middle = f"[bold]{_number(self.median)}[/bold]"
-        return middle if len(self.values) == 1 else f"{middle} [dim]{_number(low)}-{_number(high)}[/dim]"
+        middle = f"[bold]{three_digits(self.median)}[/bold]"
+        return middle if len(self.values) == 1 else f"{middle} [dim]{three_digits(low)}-{three_digits(high)}[/dim]"
 
     def as_json(self) -> dict[str, Any]:
         return {"median": self.median, "min": min(self.values), "max": max(self.values), "values": self.values}
@@ -124,7 +124,7 @@ def print_report(report: Report, console: Console) -> None:
         for row in rows:
             cells = [row.spreads[name].text() if name in row.spreads else "-" for name in names]
             ratio = "-" if row.ratio is None else f"{row.ratio:.2f}x"
-            limit = "-" if row.limit is None else _number(row.limit)
+            limit = "-" if row.limit is None else three_digits(row.limit)
             part = "-" if row.of_limit is None else f"{row.of_limit:.0%}"
             table.add_row(row.metric.title, row.metric.unit, *cells, ratio, limit, part)
         console.print(table)
@@ -173,5 +173,6 @@ def report_as_json(report: Report) -> dict[str, Any]:
     }
 
 
-def _number(value: float) -> str:
+def three_digits(value: float) -> str:
+    """The figure as people read it."""
     return f"{value:.3g}" if value < 100 else f"{value:.0f}"

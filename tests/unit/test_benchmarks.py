@@ -85,6 +85,17 @@ def test_a_cut_journal_goes_on(tmp_path: Path) -> None:
     assert Journal(path).pending(steps, versions) == []
 
 
+def test_noisy_measurements_are_repeated_when_asked(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    noisy = replace(record("a", "decode", {"decode_128": [1.0]}), others=0.5)
+    Journal(path).add(noisy)
+    quiet = Journal(path, quiet=0.1)
+    assert Journal(path).pending([noisy.step], {"a": "1"}) == []
+    assert quiet.pending([noisy.step], {"a": "1"}) == [noisy.step]
+    quiet.add(replace(noisy, others=0.0))
+    assert quiet.current({"a": "1"}) == Journal(path).current({"a": "1"}) == [replace(noisy, others=0.0)]
+
+
 def test_ratios_and_limits() -> None:
     machine = {"read_1": [25.0], "int8_1": [400.0], "read_N": [40.0], "int8_N": [800.0]}
     records = [
