@@ -37,11 +37,12 @@ def plot_report(report: Report, path: Path) -> None:
         colors = [_OURS if name == OURS else _PEER for name in names]
         titles = [ENGINES[name].title for name in names]
         bars = axes.barh(titles, medians, xerr=(below, above), color=colors, error_kw={"elinewidth": 1})
-        axes.bar_label(bars, map(three_digits, medians), label_type="center", color="white", fontsize=8)
+        axes.bar_label(bars, map(three_digits, medians), padding=3, fontsize=8)
+        axes.margins(x=0.15)
         if row.limit is not None:
             axes.axvline(row.limit, color=_LIMIT, linestyle="--", linewidth=1)
         better = "" if row.metric.higher_is_better else ", less is better"
-        axes.set_title(f"{shape}: {row.metric.title} ({row.metric.unit}{better})", fontsize=9, loc="left")
+        axes.set_title(f"{shape}: {row.metric.title} ({row.metric.unit}{better})", fontsize=8, loc="left")
         axes.tick_params(labelsize=8)
         axes.spines[["top", "right"]].set_visible(False)
 
