@@ -39,7 +39,7 @@ from comparison.model_files import default_tokenizer, make_model
 from comparison.noise import Watch, alone
 from comparison.plan import FAMILIES, KINDS, LIMITS, Step, expected_seconds, make_plan, select
 from comparison.plot import plot_report
-from comparison.report import make_report, print_report, report_as_json
+from comparison.report import make_report, print_report, report_as_json, report_as_markdown
 from comparison.shapes import SHAPES
 
 console = Console()
@@ -194,7 +194,8 @@ def run(arguments: argparse.Namespace) -> None:
         highlight=False,
     )
     try:
-        measure(bench, journal, pending)
+        if pending:
+            measure(bench, journal, pending)
     except KeyboardInterrupt:
         console.print("Cut short: the same command goes on from here")
     wanted = set(steps)
@@ -203,6 +204,8 @@ def run(arguments: argparse.Namespace) -> None:
     print_report(report, console)
     if arguments.json:
         arguments.json.write_text(json.dumps(report_as_json(report), indent=1) + "\n", encoding="utf-8")
+    if arguments.markdown:
+        arguments.markdown.write_text(report_as_markdown(report), encoding="utf-8")
     if arguments.plot:
         plot_report(report, arguments.plot)
 
@@ -252,6 +255,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--tokenizer", type=Path, help="a tokenizer.json for make-model and prepare")
     parser.add_argument("--json", type=Path, help="write the figures here, and each measurement beside it (.jsonl)")
+    parser.add_argument("--markdown", type=Path, help="write the table here, for a document")
     parser.add_argument("--plot", type=Path, help="draw the figures into this image; needs matplotlib")
     parser.add_argument(
         "--quiet",

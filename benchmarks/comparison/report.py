@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from comparison.engines import ENGINES, OURS
 from comparison.journal import Record
@@ -28,11 +29,15 @@ class Spread:
     def median(self) -> float:
         return median(self.values)
 
-    def text(self) -> str:
-        """Median and range, with three digits that count."""
+    @property
+    def range(self) -> str:
+        """The least and the largest; empty for a single value."""
         low, high = min(self.values), max(self.values)
-        middle = f"[bold]{three_digits(self.median)}[/bold]"
-        return middle if len(self.values) == 1 else f"{middle} [dim]{three_digits(low)}-{three_digits(high)}[/dim]"
+        return "" if len(self.values) == 1 else f"{three_digits(low)}-{three_digits(high)}"
+
+    def text(self) -> str:
+        """Median and range on one line, as plain text."""
+        return f"{three_digits(self.median)} {self.range and f'[{self.range}]'}".strip()
 
     def as_json(self) -> dict[str, Any]:
         return {"median": self.median, "min": min(self.values), "max": max(self.values), "values": self.values}
@@ -111,38 +116,75 @@ def make_report(records: Sequence[Record], machine: Mapping[str, Any], versions:
 
 def print_report(report: Report, console: Console) -> None:
     """One table per shape, then what it was measured on, and how quiet it was there."""
-    names = [name for name in ENGINES if any(name in row.spreads for rows in report.rows.values() for row in rows)]
+    names = _columns(report)
     for shape, rows in report.rows.items():
-        title = f"Shape {shape} ({SHAPES[shape].title}), 4 bits: median and range"
-        table = Table(title=title, title_justify="left", title_style="bold")
-        table.add_column("measure")
-        table.add_column("unit")
+        ranges = any(spread.range for row in rows for spread in row.spreads.values())
+        table = Table(title=_title(shape), title_justify="left", title_style="bold", show_lines=ranges)
+        table.add_column("measure", no_wrap=True)
         for name in names:
             table.add_column(ENGINES[name].title, justify="right")
-        for heading in ("to best peer", "limit", "of limit"):
+        for heading in _HEADINGS:
             table.add_column(heading, justify="right")
         for row in rows:
-            cells = [row.spreads[name].text() if name in row.spreads else "-" for name in names]
-            ratio = "-" if row.ratio is None else f"{row.ratio:.2f}x"
-            limit = "-" if row.limit is None else three_digits(row.limit)
-            part = "-" if row.of_limit is None else f"{row.of_limit:.0%}"
-            table.add_row(row.metric.title, row.metric.unit, *cells, ratio, limit, part)
+            found = [row.spreads.get(name) for name in names]
+            cells = [Text("-") if one is None else Text(three_digits(one.median), style="bold") for one in found]
+            for cell, one in zip(cells, found, strict=True):
+                if one is not None and one.range:
+                    cell.append(f"\n{one.range}", style="not bold dim")
+            table.add_row(f"{row.metric.title}, {row.metric.unit}", *cells, *_derived(row))
         console.print(table)
-        if report.limits[shape]:
-            machine = report.limits[shape]
-            reads = f"memory read {machine['read_1'].text()} GB/s by one thread, {machine['read_N'].text()} by all"
-            dots = (
-                f"int8 dot products {machine['int8_1'].text()} Gop/s by one thread, {machine['int8_N'].text()} by all"
-            )
-            console.print(f"Beside shape {shape}: {reads}; {dots}", highlight=False)
-    console.print(", ".join(f"{name} {value}" for name, value in report.machine.items()), highlight=False)
-    console.print("; ".join(report.versions[name] for name in names), highlight=False)
+    for line in _footer(report, names):
+        console.print(line, highlight=False, markup=False)
+
+
+def report_as_markdown(report: Report) -> str:
+    """The same tables and lines for a document."""
+    names = _columns(report)
+    parts = []
+    for shape, rows in report.rows.items():
+        headings = ["measure", *(ENGINES[name].title for name in names), *_HEADINGS]
+        lines = [headings, ["---", *["---:"] * (len(headings) - 1)]]
+        for row in rows:
+            found = [row.spreads.get(name) for name in names]
+            cells = ["-" if one is None else f"**{three_digits(one.median)}** {one.range}".strip() for one in found]
+            lines.append([f"{row.metric.title}, {row.metric.unit}", *cells, *_derived(row)])
+        table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+        parts.append(f"**{_title(shape)}**\n\n{table}\n")
+    parts.append("\n".join(f"- {line}" for line in _footer(report, names)) + "\n")
+    return "\n".join(parts)
+
+
+_HEADINGS = ("to best peer", "limit", "of limit")
+
+
+def _columns(report: Report) -> list[str]:
+    return [name for name in ENGINES if any(name in row.spreads for rows in report.rows.values() for row in rows)]
+
+
+def _title(shape: str) -> str:
+    return f"Shape {shape} ({SHAPES[shape].title}), 4 bits: median and range"
+
+
+def _derived(row: Row) -> tuple[str, str, str]:
+    ratio = "-" if row.ratio is None else f"{row.ratio:.2f}x"
+    limit = "-" if row.limit is None else three_digits(row.limit)
+    return ratio, limit, "-" if row.of_limit is None else f"{row.of_limit:.0%}"
+
+
+def _footer(report: Report, names: Sequence[str]) -> Iterator[str]:
+    for shape, limits in report.limits.items():
+        if limits:
+            reads = f"memory read by one thread {limits['read_1'].text()}, by all {limits['read_N'].text()} GB/s"
+            dots = f"int8 dot products by one {limits['int8_1'].text()}, by all {limits['int8_N'].text()} Gop/s"
+            yield f"Beside shape {shape}: {reads}; {dots}"
+    yield ", ".join(f"{name} {value}" for name, value in report.machine.items())
+    for name in names:
+        yield report.versions[name]
     if report.records:
-        loads = Spread(tuple(record.load for record in report.records))
-        others = [record.others for record in report.records if record.others is not None]
-        console.print(f"Load average before each measurement: {loads.text()}", highlight=False)
-        if others:
-            console.print(f"Cores that other processes used meanwhile: {Spread(tuple(others)).text()}", highlight=False)
+        yield f"Load average before each measurement: {Spread(tuple(record.load for record in report.records)).text()}"
+    others = [record.others for record in report.records if record.others is not None]
+    if others:
+        yield f"Cores that other processes used meanwhile: {Spread(tuple(others)).text()}"
 
 
 def report_as_json(report: Report) -> dict[str, Any]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 sys.path.append(str(BENCHMARKS))
@@ -17,7 +19,7 @@ from comparison.journal import Journal, Record  # noqa: E402
 from comparison.limits import limit_of  # noqa: E402
 from comparison.model_files import bytes_tokenizer, fit_tokenizer, make_model  # noqa: E402
 from comparison.plan import FAMILIES, KINDS, LIMITS, METRICS, Step, make_plan, select  # noqa: E402
-from comparison.report import make_report, report_as_json  # noqa: E402
+from comparison.report import make_report, print_report, report_as_json, report_as_markdown  # noqa: E402
 from comparison.shapes import SHAPES, Shape  # noqa: E402
 
 TINY = replace(
@@ -107,7 +109,7 @@ def test_ratios_and_limits() -> None:
         record("llamacpp", "memory", {"peak_rss": [2000.0]}),
         record("ort", "memory", {"peak_rss": [4000.0]}),
     ]
-    report = make_report(records, {}, {})
+    report = make_report(records, {"cores": 2}, dict.fromkeys((OURS, "llamacpp", "ort"), "version 1"))
     decode, memory = report.rows["M"]
     assert (decode.best_peer, decode.ratio) == ("llamacpp", 2.0)
     bytes_per_token = 4.5 / 8 * 1235.75e6 + 2 * 16 * 8 * 64 * 2 * 128
@@ -116,6 +118,12 @@ def test_ratios_and_limits() -> None:
     assert memory.of_limit == pytest.approx(0.663, rel=1e-2)
     figures = json.loads(json.dumps(report_as_json(report)))["shapes"]["M"]["decode_128"]["engines"][OURS]
     assert figures == {"median": 40.0, "min": 30.0, "max": 44.0, "values": [44.0, 30.0, 40.0]}
+    console = Console(width=200, record=True, file=io.StringIO())
+    print_report(report, console)
+    assert "Beside shape M: memory read by one thread 25, by all 40 GB/s" in console.export_text()
+    assert "| decode after 128, tok/s | **40** 30-44 | **20** | **10** | 2.00x | 57.2 | 70% |" in report_as_markdown(
+        report
+    )
 
 
 def test_limits_without_a_dot_product_unit() -> None:
