@@ -6,7 +6,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -67,15 +67,31 @@ def make_model(
     }
     _write_json(partial / "config.json", {**shape.config(), **special})
     _write_json(partial / "generation_config.json", special)
-    _write_weights(partial / "model.safetensors", shape.tensors(), progress)
+    _write_weights(partial / "model.safetensors", shape.tensors(), textless_ids(definition), progress)
     partial.rename(directory)
+
+
+def _alphabet() -> dict[str, int]:
+    """The byte that each character of a byte-level token stands for (GPT-2's choice of characters)."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+def textless_ids(definition: dict[str, Any]) -> list[int]:
+    """The ids that have no text of their own: special tokens, and parts of characters."""
+    alphabet = _alphabet()
+    ids = [token["id"] for token in definition["added_tokens"]]
+    for token, i in definition["model"]["vocab"].items():
+        try:
+            bytes(alphabet[character] for character in token).decode()
+        except (KeyError, UnicodeDecodeError):
+            ids.append(i)
+    return sorted(ids)
 
 
 def bytes_tokenizer() -> dict[str, Any]:
     """A byte-level BPE without a single merge."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in printable]
-    alphabet = [chr(byte) for byte in printable] + [chr(256 + i) for i in range(len(others))]
     return {
         "version": "1.0",
         "truncation": None,
@@ -85,7 +101,7 @@ def bytes_tokenizer() -> dict[str, Any]:
         "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": True},
         "post_processor": None,
         "decoder": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": True},
-        "model": {"type": "BPE", "vocab": {token: i for i, token in enumerate(alphabet)}, "merges": []},
+        "model": {"type": "BPE", "vocab": {token: i for i, token in enumerate(_alphabet())}, "merges": []},
     }
 
 
@@ -94,7 +110,7 @@ def fit_tokenizer(definition: dict[str, Any], vocab_size: int) -> dict[str, Any]
     room = vocab_size - _RESERVED
     vocab = {token: i for token, i in definition["model"]["vocab"].items() if i < room}
     taken = set(vocab.values())
-    vocab.update({f"<filler {i}>": i for i in range(room) if i not in taken})
+    vocab.update({f"<filler_{i}>": i for i in range(room) if i not in taken})
     merges = []
     for merge in definition["model"]["merges"]:
         left, right = merge.split(" ") if isinstance(merge, str) else merge
@@ -116,7 +132,10 @@ def fit_tokenizer(definition: dict[str, Any], vocab_size: int) -> dict[str, Any]
     return {**definition, "added_tokens": added, "model": {**definition["model"], "vocab": vocab, "merges": merges}}
 
 
-def _write_weights(path: Path, shapes: dict[str, tuple[int, ...]], progress: Callable[[int, int], None]) -> None:
+def _write_weights(
+    path: Path, shapes: dict[str, tuple[int, ...]], silent: Iterable[int], progress: Callable[[int, int], None]
+) -> None:
+    """Write random weights; the logits of the ``silent`` ids are 0 always, which is never the largest."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, shape in shapes.items():
@@ -140,6 +159,11 @@ def _write_weights(path: Path, shapes: dict[str, tuple[int, ...]], progress: Cal
                 left -= count
                 written += 2 * count
                 progress(written, end)
+        # The embedding is the logits layer too, and the first tensor of the file.
+        row = 2 * shapes["model.embed_tokens.weight"][1]
+        for i in silent:
+            file.seek(8 + len(encoded) + i * row)
+            file.write(bytes(row))
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -17,7 +17,7 @@ sys.path.append(str(BENCHMARKS))
 from comparison.engines import ENGINES, OURS, ChildError, call_driver  # noqa: E402
 from comparison.journal import Journal, Record  # noqa: E402
 from comparison.limits import limit_of  # noqa: E402
-from comparison.model_files import bytes_tokenizer, fit_tokenizer, make_model  # noqa: E402
+from comparison.model_files import bytes_tokenizer, fit_tokenizer, make_model, textless_ids  # noqa: E402
 from comparison.plan import FAMILIES, KINDS, LIMITS, METRICS, Step, make_plan, select  # noqa: E402
 from comparison.report import make_report, print_report, report_as_json, report_as_markdown  # noqa: E402
 from comparison.shapes import SHAPES, Shape  # noqa: E402
@@ -156,6 +156,18 @@ def test_a_larger_tokenizer_is_cut() -> None:
     assert fitted["model"]["merges"] == [["t", "h"]]
     ids = {*fitted["model"]["vocab"].values(), *(token["id"] for token in fitted["added_tokens"])}
     assert ids == set(range(513))
+
+
+def test_tokens_without_text_are_known() -> None:
+    definition = bytes_tokenizer()
+    definition["model"]["vocab"] |= {"Ã©": 256, "Ġthe": 257, "é<": 258}
+    ids = {i: token for token, i in fit_tokenizer(definition, 1024)["model"]["vocab"].items()}
+    textless = textless_ids(fit_tokenizer(definition, 1024))
+    parts = {ids[i] for i in textless if i in ids}
+    assert parts >= {"Ã", "©", "é<"}
+    assert len(parts) == 129
+    assert not parts & {"Ã©", "Ġthe", "<filler_300>", "a"}
+    assert set(range(768, 1024)) <= set(textless)
 
 
 @pytest.fixture(scope="module")
