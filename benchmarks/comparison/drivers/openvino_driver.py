@@ -12,7 +12,7 @@ import child
 
 
 class OpenVino(child.Driver):
-    """``LLMPipeline`` where a single prompt is asked for, since it reserves less; it may keep compiled models."""
+    """``LLMPipeline`` where a single prompt is asked for, since it reserves less."""
 
     def __init__(self, request: dict[str, Any]) -> None:
         import numpy as np
@@ -27,7 +27,6 @@ class OpenVino(child.Driver):
         self._pipeline: Any = None
         self._next_id = 0
         if request["one_shot"]:
-            self._properties["CACHE_DIR"] = request["model"] + "-cache"
             self._simple: Any = openvino_genai.LLMPipeline(request["model"], "CPU", **self._properties)
             return
         scheduler = openvino_genai.SchedulerConfig()
