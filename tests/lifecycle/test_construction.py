@@ -166,8 +166,6 @@ def test_L01_a_thread_that_cannot_start_leaves_nothing(face: Face, monkeypatch: 
                 raise RuntimeError("can't start new thread")
             original(self)
 
-        if name == "windlass-prepare" and face.name == "sync":
-            continue
         baseline = Baseline()
         monkeypatch.setattr(threading.Thread, "start", failing_start)
         with pytest.raises(RuntimeError, match="can't start"):

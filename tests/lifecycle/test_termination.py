@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gc
+import itertools
+import statistics
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -170,9 +172,10 @@ def test_L09_from_the_engine_s_own_threads(face: Face, drain: bool) -> None:
         core_of(engine)._stream_back.publish(Calling(terminate))  # type: ignore[arg-type]
 
     def preparer(engine: MLCEngineBase, terminate: Callable[[], None]) -> None:
-        assert isinstance(face, AsyncFace)
         assert engine._preparer is not None
-        face.run(engine._preparer.run(terminate, lambda _: None))
+        # The caller is told, by the work itself, before the work has returned.
+        with suppress(EngineTerminatedError):
+            engine._preparer.call(terminate, lambda _: None)
 
     class Calling:
         def __init__(self, call: Callable[[], None]) -> None:
@@ -182,8 +185,7 @@ def test_L09_from_the_engine_s_own_threads(face: Face, drain: bool) -> None:
             self._call()
             return iter([NO_EVENT])
 
-    places = [loop, stream_back, preparer] if isinstance(face, AsyncFace) else [loop, stream_back]
-    for place in places:
+    for place in (loop, stream_back, preparer):
         engine = face.build(slow=True)
         waiting = Started(face.create, engine, LONG, **ENDLESS)
         assert wait_for(lambda engine=engine: core_of(engine).num_open == 1)  # type: ignore[misc]
@@ -588,9 +590,11 @@ def test_L14_a_thousand_cycles_leave_nothing(face: Face) -> None:
         *(f"RSS {rss >> 10} KiB, {threads} threads, {fds} fds, {maps} maps" for rss, threads, fds, maps in points),
         sep="\n",
     )
-    growth = (points[-1][0] - points[0][0]) / 900
-    print(f"{growth:.0f} bytes per cycle")
-    assert growth < 1024
+    steps = [after[0] - before[0] for before, after in itertools.pairwise(points)]
+    print(f"{sum(steps) / 900:.0f} bytes per cycle, median {statistics.median(steps) / 100:.0f}")
+    assert statistics.median(steps) < 100 * 1024
+    # Python may need one more of its arenas of 1 MiB, some time.
+    assert sum(steps) < 900 * 1024 + (1 << 20)
     assert {point[1:3] for point in points} == {points[0][1:3]}
     assert abs(points[-1][3] - points[0][3]) <= 4
 

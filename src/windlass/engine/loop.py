@@ -25,7 +25,7 @@ from windlass.engine.sampler import Sampler
 from windlass.engine.scheduler import Chunk, Scheduler
 from windlass.engine.state import EngineState, Lifecycle
 from windlass.engine.stream import StreamBack, TokenEvent
-from windlass.engine.threads import join_started
+from windlass.engine.threads import EndOfThread, join_started
 from windlass.engine.tracing import TraceRecorder
 from windlass.errors import (
     EngineOverloadedError,
@@ -98,7 +98,8 @@ class EngineCore:
         self.lifecycle = lifecycle
         self._max_waiting_requests = max_waiting_requests
         self._max_waiting_tokens = max_waiting_tokens
-        self._admission_lock = threading.Lock()
+        # Reentrant: the garbage collector may run a finalizer that calls, wherever it happens to be.
+        self._admission_lock = threading.RLock()
         self._waiting: dict[Request, None] = {}
         self._runtime: Runtime | None = runtime
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
@@ -289,7 +290,7 @@ class EngineCore:
     def _refuse(self) -> None:
         if self._silent_but_for is not None and threading.current_thread().daemon:
             if threading.current_thread() in self._silent_but_for:
-                raise SystemExit
+                raise EndOfThread
             SimpleQueue[None]().get()
         error = self.lifecycle.refusal()
         if error is not None:

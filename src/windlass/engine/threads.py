@@ -1,4 +1,4 @@
-"""Threads whose start may have been interrupted."""
+"""How threads of an engine begin and end: starts that may have been interrupted, and the end of the interpreter."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from collections.abc import Iterable
 
 START_SECONDS = 0.2
 """How long a thread may take from its start to its first step."""
+
+
+class EndOfThread(SystemExit):
+    """Ends a thread of an engine, in the middle of whatever it does for a caller, because the interpreter exits."""
 
 
 def join_started(threads: Iterable[threading.Thread]) -> None:

@@ -12,7 +12,7 @@ from windlass.errors import InvalidRequestError
 from windlass.protocol.arguments import CompletionArguments, check_arguments
 from windlass.protocol.responses import Completion, CompletionChoice, CompletionLogprobs, Usage
 from windlass.serve.build import LoadedModel
-from windlass.serve.call import AsyncHost, AsyncStream, Box, Call, CallInfo, Host, Stream, wait, wait_async
+from windlass.serve.call import AsyncHost, AsyncStream, Box, Call, CallInfo, Host, Stream, SyncHost, wait, wait_async
 from windlass.serve.mailbox import AsyncMailbox, Piece, SyncMailbox
 from windlass.serve.submit import start_call
 
@@ -128,7 +128,7 @@ def _prompt_ids(prompt: str | list[int], model: LoadedModel) -> list[int]:
 class Completions:
     """``engine.completions`` of the sync engine."""
 
-    def __init__(self, engine: Host) -> None:
+    def __init__(self, engine: SyncHost) -> None:
         self._engine = engine
 
     @overload
@@ -149,7 +149,7 @@ class Completions:
             InvalidRequestError, ContextLengthError: the request is refused; ``param`` names the argument.
             EngineError: the engine does not accept requests now, or ended before the continuation did.
         """
-        call = start_completion(self._engine, arguments, SyncMailbox)
+        call = self._engine._prepare(partial(start_completion, self._engine, arguments, SyncMailbox))
         return Stream(call, self._engine) if stream else wait(call)
 
 

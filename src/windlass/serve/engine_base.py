@@ -35,9 +35,6 @@ class MLCEngineBase:
     only, never this object, so that dropping the last reference ends them too (with a ``ResourceWarning``).
     """
 
-    _prepares_in_thread = False
-    """True for a face that must not block its caller while a call is prepared."""
-
     def __init__(
         self,
         model: str | None = None,
@@ -115,10 +112,9 @@ class MLCEngineBase:
             trace=self._trace,
         )
         self._core = core
-        if self._prepares_in_thread:
-            self._preparer = Preparer()
+        self._preparer = Preparer()
         self._background_loop_thread, self._background_stream_back_loop_thread = core.init_threaded_engine()
-        stop_at_exit(core, self._own_threads(), self._preparer.stop if self._preparer is not None else _nothing)
+        stop_at_exit(core, self._own_threads(), self._preparer.stop)
         alive.add(self)
         self._ffi: dict[str, Callable[..., Any]] = {
             "init_threaded_engine": core.init_threaded_engine,
@@ -190,6 +186,15 @@ class MLCEngineBase:
             raise self._lifecycle.terminated()
         return core, model
 
+    def _preparing(self) -> Preparer:
+        """Return who prepares calls, or raise why none is accepted."""
+        refusal = self._lifecycle.refusal()
+        if refusal is not None:
+            raise refusal
+        if self._preparer is None:
+            raise self._lifecycle.terminated()
+        return self._preparer
+
     def _metrics(self) -> EngineMetrics:
         core = self._core
         if core is None:
@@ -254,6 +259,7 @@ class MLCEngineBase:
         self._ffi["exit_background_loop"]()
         if self._preparer is not None:
             self._preparer.stop()
+            self._preparer.fail_all(self._lifecycle.terminated)
 
     @contextmanager
     def _loading(self) -> Iterator[None]:
