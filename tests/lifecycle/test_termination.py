@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import itertools
 import statistics
@@ -40,7 +41,7 @@ from support.lifecycle import (
     wait_for,
     write_shape,
 )
-from windlass import AsyncMLCEngine, EngineConfig, EngineTerminatedError, MLCEngine, RequestAbortedError
+from windlass import AsyncMLCEngine, EngineConfig, EngineError, EngineTerminatedError, MLCEngine, RequestAbortedError
 from windlass.engine.state import EngineState
 from windlass.serve.engine_base import MLCEngineBase
 
@@ -418,6 +419,41 @@ def test_L10_consumers_are_told_first_and_at_once(face: Face, plain: bool) -> No
     assert told < PROMPT
     with pytest.raises(EngineTerminatedError):
         read(readers[3])
+
+
+@pytest.mark.parametrize("state", ["terminated", "unloaded"])
+def test_L11_who_is_refused_and_tries_again_at_once_gives_way(face: Face, engine: MLCEngineBase, state: str) -> None:
+    """As the threads of an engine that ends, or loads, need: each lock they wait for costs them the interpreter's."""
+    if state == "terminated":
+        engine.terminate()
+    else:
+        face.call(engine, "unload")
+    over, begun = threading.Event(), threading.Event()
+
+    async def try_again() -> None:
+        while not over.is_set():
+            try:
+                outcome = ask(engine)
+                if isinstance(engine, AsyncMLCEngine):
+                    await outcome
+            except EngineError:
+                begun.set()
+
+    before = sys.getswitchinterval()
+    # Python takes the interpreter from nobody who does not give it away.
+    sys.setswitchinterval(2 * PROMPT)
+    try:
+        trying = Started(asyncio.run, try_again())
+        assert begun.wait(LIMIT)
+        started, turns = time.monotonic(), 0
+        while turns < 20 and time.monotonic() - started < PROMPT:
+            time.sleep(0)
+            turns += 1
+    finally:
+        over.set()
+        sys.setswitchinterval(before)
+    trying.result()
+    assert turns == 20
 
 
 def test_L10_consumers_are_told_before_the_step_ends(face: Face, engine: MLCEngineBase) -> None:

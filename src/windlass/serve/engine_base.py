@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -190,6 +191,9 @@ class MLCEngineBase:
         """Return who prepares calls, or raise why none is accepted."""
         refusal = self._lifecycle.refusal()
         if refusal is not None:
+            # Whoever tries again without a pause lets the engine's threads go on that load a model, or end, meanwhile:
+            # Python alone would have them wait for 5 ms, times the number of such callers, at every lock they take.
+            time.sleep(0)
             raise refusal
         if self._preparer is None:
             raise self._lifecycle.terminated()
