@@ -37,11 +37,21 @@ from support.lifecycle import (
     num_mappings,
     num_threads,
     read,
+    replace_run,
     resident_bytes,
+    slow_down,
     wait_for,
     write_shape,
 )
-from windlass import AsyncMLCEngine, EngineConfig, EngineError, EngineTerminatedError, MLCEngine, RequestAbortedError
+from windlass import (
+    AsyncMLCEngine,
+    EngineConfig,
+    EngineError,
+    EngineFailedError,
+    EngineTerminatedError,
+    MLCEngine,
+    RequestAbortedError,
+)
 from windlass.engine.state import EngineState
 from windlass.serve.engine_base import MLCEngineBase
 
@@ -209,7 +219,7 @@ def test_L09_an_interrupted_termination_is_taken_over(engine: MLCEngineBase) -> 
     thread = engine._background_stream_back_loop_thread
     join = thread.join
 
-    def interrupted() -> None:
+    def interrupted(_: float | None = None) -> None:
         raise KeyboardInterrupt
 
     thread.join = interrupted  # type: ignore[method-assign]
@@ -394,6 +404,33 @@ def test_L09_from_a_signal_handler(name: str) -> None:
     assert (result.stdout, result.stderr, result.returncode) == ("ok\n", "", 0)
 
 
+def test_L09_a_signal_handler_terminates_while_its_thread_starts_a_thread(
+    face: Face, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It holds a lock then, of ``threading`` itself, without which no thread of the engine can end."""
+    engine = face.build(slow=True)
+    waiting = Started(face.create, engine, LONG, **ENDLESS)
+    assert wait_for(lambda: core_of(engine).num_open == 1)
+
+    class Limbo(dict[Any, Any]):
+        def __setitem__(self, key: Any, value: Any) -> None:
+            if key.name == "started":
+                engine.terminate()
+                states.append(engine.state)
+            super().__setitem__(key, value)
+
+    states: list[EngineState] = []
+    monkeypatch.setattr(threading, "_limbo", Limbo())
+    one = threading.Thread(target=lambda: None, name="started", daemon=True)
+    starting = Started(one.start)
+    assert starting.ended(5.0), "terminate hangs"
+    assert states == [EngineState.TERMINATED]
+    assert waiting.ended()
+    assert isinstance(waiting.error, EngineTerminatedError)
+    assert wait_for(lambda: not any(thread.is_alive() for thread in engine._own_threads()))
+    one.join()
+
+
 # L10, L11: prompt
 
 
@@ -571,7 +608,7 @@ def test_L13_after_the_end_everything_says_so(face: Face, engine: MLCEngineBase)
     face.terminate(engine)
     with pytest.raises(EngineTerminatedError):
         face.create(engine)
-    for name in ("reload", "unload", "reset"):
+    for name in ("reload", "unload", "reset", "metrics"):
         with pytest.raises(EngineTerminatedError):
             face.call(engine, name)
     with pytest.raises(EngineTerminatedError):
@@ -580,6 +617,54 @@ def test_L13_after_the_end_everything_says_so(face: Face, engine: MLCEngineBase)
     engine.terminate()
     assert engine.state is EngineState.TERMINATED
     assert "terminated" in repr(engine)
+
+
+def test_L13_metrics_work_in_every_other_state(face: Face) -> None:
+    engine = face.build(slow=True)
+    seen: list[EngineState] = []
+
+    def look() -> None:
+        metrics = engine.metrics()  # type: ignore[attr-defined]
+        state = (asyncio.run(metrics) if asyncio.iscoroutine(metrics) else metrics).state
+        assert state is engine.state
+        seen.append(state)
+
+    look()
+    face.call(engine, "unload")
+    look()
+    face.call(engine, "reload")
+    slow_down(engine)
+    reader = face.stream(engine, LONG, **ENDLESS)
+    drained = Started(face.terminate, engine, drain=True)
+    assert wait_for(lambda: engine.state is EngineState.DRAINING)
+    look()
+    # In the middle of the end itself.
+    original = engine._ffi["exit_background_loop"]
+
+    def exit_background_loop() -> None:
+        look()
+        original()
+
+    engine._ffi["exit_background_loop"] = exit_background_loop
+    engine.terminate()
+    assert drained.ended()
+    with pytest.raises(EngineTerminatedError):
+        look()
+    with pytest.raises(EngineTerminatedError):
+        read(reader)
+    assert seen == [EngineState.READY, EngineState.UNLOADED, EngineState.DRAINING, EngineState.TERMINATING]
+
+    failing = face.build()
+
+    def fail(*_: Any) -> Any:
+        raise OSError(5, "injected")
+
+    replace_run(failing, fail)
+    with pytest.raises(EngineFailedError):
+        face.create(failing)
+    engine = failing
+    look()
+    assert seen[-1] is EngineState.FAILED
 
 
 def test_L14_engines_at_the_same_time_share_nothing(face: Face) -> None:

@@ -25,7 +25,7 @@ from windlass.engine.sampler import Sampler
 from windlass.engine.scheduler import Chunk, Scheduler
 from windlass.engine.state import EngineState, Lifecycle
 from windlass.engine.stream import StreamBack, TokenEvent
-from windlass.engine.threads import EndOfThread, join_started
+from windlass.engine.threads import EndOfThread, EngineThread, join_started
 from windlass.engine.tracing import TraceRecorder
 from windlass.errors import (
     EngineOverloadedError,
@@ -116,16 +116,14 @@ class EngineCore:
         self._threads: tuple[threading.Thread, ...] = ()
         self._silent_but_for: tuple[threading.Thread, ...] | None = None
 
-    def init_threaded_engine(self) -> tuple[threading.Thread, threading.Thread]:
+    def init_threaded_engine(self) -> tuple[EngineThread, EngineThread]:
         """Start the engine thread and the stream-back thread, daemons both, and return them.
 
         Raises:
             RuntimeError: a thread could not be started; none is left.
         """
-        loop = threading.Thread(target=self.run_background_loop, name="windlass-engine", daemon=True)
-        stream_back = threading.Thread(
-            target=self.run_background_stream_back_loop, name="windlass-stream-back", daemon=True
-        )
+        loop = EngineThread(self.run_background_loop, "windlass-engine")
+        stream_back = EngineThread(self.run_background_stream_back_loop, "windlass-stream-back")
         self._threads = (loop, stream_back)
         try:
             stream_back.start()

@@ -17,6 +17,7 @@ from windlass.engine.exit import forget, stop_at_exit
 from windlass.engine.loop import EngineCore
 from windlass.engine.metrics import EngineMetrics
 from windlass.engine.state import EngineState, Lifecycle
+from windlass.engine.threads import EngineThread, join
 from windlass.engine.tracing import TraceRecorder
 from windlass.serve import alive
 from windlass.serve.build import LoadedModel, load_model
@@ -131,7 +132,7 @@ class MLCEngineBase:
         }
         self._lifecycle.advance(EngineState.READY)
 
-    def _own_threads(self) -> tuple[threading.Thread, ...]:
+    def _own_threads(self) -> tuple[EngineThread, ...]:
         """Return the threads that were started; they end with the engine."""
         parts = self.__dict__
         loops = [parts.get("_background_loop_thread"), parts.get("_background_stream_back_loop_thread")]
@@ -326,7 +327,7 @@ class MLCEngineBase:
 
     def _join_loops(self) -> None:
         for thread in self._own_threads():
-            thread.join()
+            join(thread)
             if self._core is not None and thread is getattr(self, "_background_loop_thread", None):
                 # However the engine thread came to its end.
                 self._core.stop_delivery()

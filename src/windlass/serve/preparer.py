@@ -13,7 +13,7 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 
-from windlass.engine.threads import EndOfThread, join_started
+from windlass.engine.threads import EndOfThread, EngineThread, join_started
 
 Result = TypeVar("Result")
 
@@ -141,9 +141,7 @@ class Preparer:
         self._wakeups: SimpleQueue[bool] = SimpleQueue()
         self._stopped = False
         # The thread must not know the preparer, nor anything that leads to the engine.
-        self.thread = threading.Thread(
-            target=_work, args=(self._jobs, self._wakeups), name="windlass-prepare", daemon=True
-        )
+        self.thread = EngineThread(_work, "windlass-prepare", (self._jobs, self._wakeups))
         try:
             self.thread.start()
         except BaseException:
