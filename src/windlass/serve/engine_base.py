@@ -31,7 +31,7 @@ DEMO_NAME = "windlass-demo"
 
 
 class MLCEngineBase:
-    """An engine: a loaded model, an engine thread that serves it, a stream-back thread that delivers.
+    """An engine: a loaded model, and a thread each that prepares calls, serves them, and delivers.
 
     ``terminate()`` is the documented way to end it; ``with`` does it at the end of a block. The threads know the core
     only, never this object, so that dropping the last reference ends them too (with a ``ResourceWarning``).
