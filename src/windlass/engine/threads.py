@@ -27,6 +27,8 @@ class EngineThread(threading.Thread):
         """Do the work."""
         try:
             super().run()
+        except EndOfThread:
+            return
         finally:
             self.over = True
 
@@ -44,7 +46,7 @@ def join(thread: EngineThread) -> None:
             return
 
 
-class EndOfThread(SystemExit):
+class EndOfThread(BaseException):
     """Ends a thread of an engine, in the middle of whatever it does for a caller, because the interpreter exits."""
 
 
