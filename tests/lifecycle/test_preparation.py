@@ -35,6 +35,7 @@ from support.lifecycle import (
     wait_for,
 )
 from windlass import AsyncMLCEngine, EngineTerminatedError, InvalidRequestError, MLCEngine
+from windlass.engine.accounts import Accounts
 from windlass.engine.loop import EngineCore
 from windlass.engine.state import EngineState
 from windlass.serve.engine_base import MLCEngineBase
@@ -258,7 +259,7 @@ def test_L09_a_finalizer_calls_in_the_thread_that_prepares(
     sync_face: Face, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     engine = sync_face.build()
-    owner: Any = TextModel if where == "encoding" else EngineCore
+    owner: Any = TextModel if where == "encoding" else Accounts
     name = {"encoding": "encode_chat", "admission": "_refuse_overload"}[where]
     original = getattr(owner, name)
     answers: list[str] = []
