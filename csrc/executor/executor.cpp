@@ -56,8 +56,9 @@ Executor::Executor(Program program, const ExecutorOptions& options)
     resources->arena = Mapping(plan_.arena_floats * sizeof(float));
     state_floats_ =
         kernels_.attention_state(program_.head_dim) * static_cast<std::size_t>(plan_.most_heads_per_kv_head);
-    scratch_floats_ = whole_lines(std::max(
-        kernels_.linear_scratch, kernels_.attention_scratch(program_.head_dim) + 2 * kQueryTokens * state_floats_));
+    scratch_floats_ =
+        whole_lines(std::max({kernels_.linear_scratch, static_cast<std::size_t>(plan_.widest),
+                              kernels_.attention_scratch(program_.head_dim) + 2 * kQueryTokens * state_floats_}));
     resources->scratch = Mapping(scratch_floats_ * sizeof(float) * static_cast<std::size_t>(options.num_threads));
     const std::int64_t segments = (options.max_positions - 1) / (kSegmentPages * kPageSize) + 1;
     resources->partial_states =

@@ -51,7 +51,7 @@ class Runtime:
         """Put a scheduler over ``num_pages`` pages and a sampler that uses ``kernels`` beside an executor."""
         pool = PagePool(num_pages, prefix_cache=prefix_cache)
         scheduler = Scheduler(pool, max_num_sequence=max_num_sequence, max_tokens=max_tokens)
-        return cls(executor, scheduler, Sampler(active_vocab_size, kernels))
+        return cls(executor, scheduler, Sampler(active_vocab_size, kernels, executor))
 
     def schedule(self, recorder: MetricsRecorder) -> list[Chunk]:
         """Choose the next step. Empty only when nothing waits or runs."""
