@@ -65,9 +65,9 @@ WINDLASS_INLINE F32 multiply_add(F32 a, F32 b, F32 c) {
 WINDLASS_INLINE F32 select(I32 mask, F32 yes, F32 no) { return (F32)(((I32)yes & mask) | ((I32)no & ~mask)); }
 WINDLASS_INLINE F32 maximum(F32 a, F32 b) { return select(a > b, a, b); }
 
-// Lane i + by at lane i, around the end.
-template <int by>
-WINDLASS_INLINE F32 rotate(F32 v) {
+// Lane i + by at lane i, around the end. A template of the vector too, so that only one branch is looked at.
+template <int by, typename Vector>
+WINDLASS_INLINE Vector rotate(Vector v) {
 #define WINDLASS_FROM(i) (i + by) % kLanes
 #define WINDLASS_FROM4(i) WINDLASS_FROM(i), WINDLASS_FROM(i + 1), WINDLASS_FROM(i + 2), WINDLASS_FROM(i + 3)
     if constexpr (kLanes == 16) {

@@ -147,7 +147,9 @@ Floats multiply(const KernelTable& table, const PackedMatrix& matrix, const floa
         for (int t = 0; t < tokens; t += most) {
             const int count = std::min(most, tokens - t);
             Bytes tile(table.tile_bytes(matrix, count), 0xFF);
-            table.quantize({&matrix, x + t * x_stride, x_stride, count, tile.data()});
+            for (int i = count - 1; i >= 0; --i) {
+                table.quantize({&matrix, x + (t + i) * x_stride, tile.data(), count, i});
+            }
             tiles.insert(tiles.end(), tile.begin(), tile.end());
         }
     }
