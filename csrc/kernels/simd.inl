@@ -65,18 +65,24 @@ WINDLASS_INLINE F32 multiply_add(F32 a, F32 b, F32 c) {
 WINDLASS_INLINE F32 select(I32 mask, F32 yes, F32 no) { return (F32)(((I32)yes & mask) | ((I32)no & ~mask)); }
 WINDLASS_INLINE F32 maximum(F32 a, F32 b) { return select(a > b, a, b); }
 
-// Lane i + by at lane i, around the end.
-template <int by>
-WINDLASS_INLINE F32 rotate(F32 v) {
+// Clang has no __builtin_shuffle, and GCC before 12 has no __builtin_shufflevector.
+#if defined(__clang__)
+#define WINDLASS_SHUFFLE(v, ...) __builtin_shufflevector(v, v, __VA_ARGS__)
+#else
+#define WINDLASS_SHUFFLE(v, ...) __builtin_shuffle(v, decltype(v > v){__VA_ARGS__})
+#endif
+
+// Lane i + by at lane i, around the end. A template of the vector too, so that only one branch is looked at.
+template <int by, typename Vector>
+WINDLASS_INLINE Vector rotate(Vector v) {
 #define WINDLASS_FROM(i) (i + by) % kLanes
 #define WINDLASS_FROM4(i) WINDLASS_FROM(i), WINDLASS_FROM(i + 1), WINDLASS_FROM(i + 2), WINDLASS_FROM(i + 3)
     if constexpr (kLanes == 16) {
-        return __builtin_shufflevector(v, v, WINDLASS_FROM4(0), WINDLASS_FROM4(4), WINDLASS_FROM4(8),
-                                       WINDLASS_FROM4(12));
+        return WINDLASS_SHUFFLE(v, WINDLASS_FROM4(0), WINDLASS_FROM4(4), WINDLASS_FROM4(8), WINDLASS_FROM4(12));
     } else if constexpr (kLanes == 8) {
-        return __builtin_shufflevector(v, v, WINDLASS_FROM4(0), WINDLASS_FROM4(4));
+        return WINDLASS_SHUFFLE(v, WINDLASS_FROM4(0), WINDLASS_FROM4(4));
     } else {
-        return __builtin_shufflevector(v, v, WINDLASS_FROM4(0));
+        return WINDLASS_SHUFFLE(v, WINDLASS_FROM4(0));
     }
 #undef WINDLASS_FROM4
 #undef WINDLASS_FROM
