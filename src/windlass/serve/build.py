@@ -17,6 +17,7 @@ from windlass.machine import available_bytes, total_bytes
 from windlass.models.definition import ModelDefinition
 from windlass.models.registry import define_model
 from windlass.native.executor import NativeExecutor, kv_bytes_per_page
+from windlass.native.quantize import quantize
 from windlass.program.executor import Executor
 from windlass.program.reference import ReferenceExecutor
 from windlass.quantization import Format, Scheme, Tensor, get_scheme
@@ -188,6 +189,7 @@ def _weights(
         source,
         scheme,
         ignored=definition.ignored_tensors,
+        quantizer=quantize,
         progress=lambda done, total: progress("packing weights", done, total),
     )
 

@@ -94,6 +94,14 @@ class WeightSource:
         array.flags.writeable = False
         return array.reshape(tensor.shape)
 
+    def let_go(self, name: str) -> None:
+        """Give the memory of a tensor that was read back to the system. Views of it stay valid: they are read again."""
+        tensor = self._tensors[name]
+        mapping = self._mappings.get(tensor.file)
+        if tensor.nbytes and mapping is not None and hasattr(mmap, "MADV_DONTNEED"):
+            start = tensor.offset // mmap.PAGESIZE * mmap.PAGESIZE
+            mapping.madvise(mmap.MADV_DONTNEED, start, tensor.offset + tensor.nbytes - start)
+
     def close(self) -> None:
         """Unmap every file of which no view is left; the others go with their last view. Repeatable."""
         self._closed = True
