@@ -123,8 +123,10 @@ Weight Weight::pack_matrix(const SourceTensor& source, ThreadPool& pool) {
 
 bool WeightLayout::possible() const {
     if (rows < 1 || columns < 1 || format < Format::kF32 || format > Format::kInt4) return false;
-    if (is_vector) return rows == 1 && format == Format::kF32 && scale_type == ScaleType::kNone && !own_zeros;
-    if (format < Format::kInt8) return scale_type == ScaleType::kNone && group == 0 && !own_zeros;
+    if (is_vector || format < Format::kInt8) {
+        return scale_type == ScaleType::kNone && group == 0 && !own_zeros &&
+               (!is_vector || (rows == 1 && format == Format::kF32));
+    }
     if (scale_type != ScaleType::kF16 && scale_type != ScaleType::kF32) return false;
     return group >= 1 && group <= kActivationColumns && group <= columns && (!own_zeros || format == Format::kInt4);
 }

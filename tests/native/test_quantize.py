@@ -39,7 +39,8 @@ def assert_same(ours: Tensor, wanted: Tensor) -> None:
         if theirs is None:
             assert mine is None
         else:
-            assert mine is not None and mine.dtype == theirs.dtype
+            assert mine is not None
+            assert mine.dtype == theirs.dtype
             np.testing.assert_array_equal(mine, theirs)
 
 

@@ -22,6 +22,7 @@ from windlass.program.executor import Executor
 from windlass.program.reference import ReferenceExecutor
 from windlass.quantization import Format, Scheme, Tensor, get_scheme
 from windlass.serve import alive
+from windlass.serve.kept_weights import KeptWeights, kept_weights
 from windlass.serve.progress import Interruptible, Progress, TerminalProgress
 from windlass.text.text_model import TextModel
 from windlass.weights.directory import ModelDirectory, open_model_directory
@@ -98,7 +99,11 @@ def load_model(
         kv_dtype = _kv_storage(config, scheme, source, definition)
         sizes = _settle(path, config, definition, scheme, source, kv_dtype)
         weights = _weights(definition, scheme, source, progress)
-        executor = _make_executor(path, config, definition, weights, sizes, kv_dtype)
+        kept = None
+        if source is not None and config.executor == "native":
+            size = _weight_bytes(definition, scheme, _float_format(scheme, source, definition))
+            kept = kept_weights(config, definition, scheme, source, size)
+        executor = _make_executor(path, config, definition, weights, sizes, kv_dtype, kept, progress)
         on_failure = stack.enter_context(ExitStack())
         on_failure.callback(executor.close)
         loaded = LoadedModel(
@@ -207,6 +212,8 @@ def _make_executor(
     weights: Iterable[tuple[str, Tensor]],
     sizes: Sizes,
     kv_dtype: KVStorage,
+    kept: KeptWeights | None,
+    progress: Progress,
 ) -> Executor:
     try:
         if config.executor == "reference":
@@ -218,16 +225,21 @@ def _make_executor(
                 max_positions=sizes.max_single_sequence_length,
                 kv_dtype=kv_dtype,
             )
-        return NativeExecutor(
-            definition.program,
-            weights,
-            num_pages=sizes.num_pages,
-            max_tokens=sizes.prefill_chunk_size,
-            max_positions=sizes.max_single_sequence_length,
-            num_threads=config.num_threads or default_threads(),
-            kv_dtype=kv_dtype,
-            kernels=config.kernels,
-        )
+        with ExitStack() as stack:
+            executor = NativeExecutor(
+                definition.program,
+                weights,
+                num_pages=sizes.num_pages,
+                max_tokens=sizes.prefill_chunk_size,
+                max_positions=sizes.max_single_sequence_length,
+                num_threads=config.num_threads or default_threads(),
+                kv_dtype=kv_dtype,
+                kernels=config.kernels,
+                pack_file=stack.enter_context(kept.opened()) if kept is not None else None,
+            )
+        if kept is not None and not executor.weights_mapped:
+            kept.keep(executor, progress)
+        return executor
     except MemoryError as error:
         reason = f"there is not enough memory for the weights and the KV cache{alive.hint()}"
         raise LoadError(path, reason) from error
