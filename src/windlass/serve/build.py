@@ -22,7 +22,7 @@ from windlass.program.executor import Executor
 from windlass.program.reference import ReferenceExecutor
 from windlass.quantization import Format, Scheme, Tensor, get_scheme
 from windlass.serve import alive
-from windlass.serve.kept_weights import KeptWeights, kept_weights
+from windlass.serve.kept_weights import KeptWeights, kept_weights, load_cache
 from windlass.serve.progress import Interruptible, Progress, TerminalProgress
 from windlass.text.text_model import TextModel
 from windlass.weights.directory import ModelDirectory, open_model_directory
@@ -95,7 +95,13 @@ def load_model(
         if config.load_format != "dummy":
             source = stack.enter_context(closing(directory.open_weights()))
         progress("loading the tokenizer", 0, 0)
-        text = TextModel.load(directory.path, directory.config, directory.mlc, dummy=config.load_format == "dummy")
+        text = TextModel.load(
+            directory.path,
+            directory.config,
+            directory.mlc,
+            dummy=config.load_format == "dummy",
+            cache=load_cache(config),
+        )
         kv_dtype = _kv_storage(config, scheme, source, definition)
         sizes = _settle(path, config, definition, scheme, source, kv_dtype)
         weights = _weights(definition, scheme, source, progress)

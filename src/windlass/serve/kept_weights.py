@@ -62,6 +62,16 @@ class KeptWeights:
             raise
 
 
+def load_cache(config: EngineConfig) -> FileCache | None:
+    """Return the cache of what loads make, or None when there shall be none.
+
+    Raises:
+        ValueError: the environment does not say properly how large it may be.
+    """
+    limit = cache_limit()
+    return FileCache(cache_directory(), limit) if config.pack_cache and limit != 0 else None
+
+
 def kept_weights(
     config: EngineConfig, definition: ModelDefinition, scheme: Scheme | None, source: WeightSource, size: int
 ) -> KeptWeights | None:
@@ -76,10 +86,10 @@ def kept_weights(
         LoadError: the source cannot be read.
         ValueError: the environment does not say properly how large the cache may be.
     """
-    limit = cache_limit()
-    if not config.pack_cache or size < LEAST_BYTES or limit == 0:
+    cache = load_cache(config)
+    if cache is None or size < LEAST_BYTES:
         return None
     digest = hashlib.sha256(source.fingerprint())
     specs = [(spec.name, spec.shape, spec.parts, spec.role) for spec in definition.program.weights]
     digest.update(repr((_REVISION, scheme, specs)).encode())
-    return KeptWeights(FileCache(cache_directory(), limit), digest.digest(), size)
+    return KeptWeights(cache, digest.digest(), size)
