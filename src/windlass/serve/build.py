@@ -17,10 +17,12 @@ from windlass.machine import available_bytes, total_bytes
 from windlass.models.definition import ModelDefinition
 from windlass.models.registry import define_model
 from windlass.native.executor import NativeExecutor, kv_bytes_per_page
+from windlass.native.quantize import quantize
 from windlass.program.executor import Executor
 from windlass.program.reference import ReferenceExecutor
 from windlass.quantization import Format, Scheme, Tensor, get_scheme
 from windlass.serve import alive
+from windlass.serve.kept_weights import KeptWeights, kept_weights, load_cache
 from windlass.serve.progress import Interruptible, Progress, TerminalProgress
 from windlass.text.text_model import TextModel
 from windlass.weights.directory import ModelDirectory, open_model_directory
@@ -93,11 +95,21 @@ def load_model(
         if config.load_format != "dummy":
             source = stack.enter_context(closing(directory.open_weights()))
         progress("loading the tokenizer", 0, 0)
-        text = TextModel.load(directory.path, directory.config, directory.mlc, dummy=config.load_format == "dummy")
+        text = TextModel.load(
+            directory.path,
+            directory.config,
+            directory.mlc,
+            dummy=config.load_format == "dummy",
+            cache=load_cache(config),
+        )
         kv_dtype = _kv_storage(config, scheme, source, definition)
         sizes = _settle(path, config, definition, scheme, source, kv_dtype)
         weights = _weights(definition, scheme, source, progress)
-        executor = _make_executor(path, config, definition, weights, sizes, kv_dtype)
+        kept = None
+        if source is not None and config.executor == "native":
+            size = _weight_bytes(definition, scheme, _float_format(scheme, source, definition))
+            kept = kept_weights(config, definition, scheme, source, size)
+        executor = _make_executor(path, config, definition, weights, sizes, kv_dtype, kept, progress)
         on_failure = stack.enter_context(ExitStack())
         on_failure.callback(executor.close)
         loaded = LoadedModel(
@@ -188,6 +200,7 @@ def _weights(
         source,
         scheme,
         ignored=definition.ignored_tensors,
+        quantizer=quantize,
         progress=lambda done, total: progress("packing weights", done, total),
     )
 
@@ -205,6 +218,8 @@ def _make_executor(
     weights: Iterable[tuple[str, Tensor]],
     sizes: Sizes,
     kv_dtype: KVStorage,
+    kept: KeptWeights | None,
+    progress: Progress,
 ) -> Executor:
     try:
         if config.executor == "reference":
@@ -216,16 +231,21 @@ def _make_executor(
                 max_positions=sizes.max_single_sequence_length,
                 kv_dtype=kv_dtype,
             )
-        return NativeExecutor(
-            definition.program,
-            weights,
-            num_pages=sizes.num_pages,
-            max_tokens=sizes.prefill_chunk_size,
-            max_positions=sizes.max_single_sequence_length,
-            num_threads=config.num_threads or default_threads(),
-            kv_dtype=kv_dtype,
-            kernels=config.kernels,
-        )
+        with ExitStack() as stack:
+            executor = NativeExecutor(
+                definition.program,
+                weights,
+                num_pages=sizes.num_pages,
+                max_tokens=sizes.prefill_chunk_size,
+                max_positions=sizes.max_single_sequence_length,
+                num_threads=config.num_threads or default_threads(),
+                kv_dtype=kv_dtype,
+                kernels=config.kernels,
+                pack_file=stack.enter_context(kept.opened()) if kept is not None else None,
+            )
+        if kept is not None and not executor.weights_mapped:
+            kept.keep(executor, progress)
+        return executor
     except MemoryError as error:
         reason = f"there is not enough memory for the weights and the KV cache{alive.hint()}"
         raise LoadError(path, reason) from error
