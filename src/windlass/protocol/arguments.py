@@ -12,7 +12,7 @@ from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationE
 from typing_extensions import Required, TypedDict
 
 from windlass.errors import InvalidRequestError
-from windlass.protocol.checks import ROLES
+from windlass.protocol.plain import ROLES
 
 MAX_STOPS = 16
 MAX_STOP_BYTES = 256

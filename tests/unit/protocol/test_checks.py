@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from windlass.errors import InvalidRequestError
-from windlass.protocol import checks
+from windlass.protocol import checks, plain
 from windlass.protocol.arguments import ChatArguments, CompletionArguments, check_arguments
 
 VALUES = st.one_of(
@@ -39,14 +39,14 @@ NAMES = ("prompt", "messages", "max_tokens", "max_completion_tokens", "temperatu
 @given(st.dictionaries(st.sampled_from(NAMES), VALUES, max_size=4))
 def test_both_checks_agree(arguments: dict[str, Any]) -> None:
     for kind, tests, required in (
-        (ChatArguments, checks._PLAIN_CHAT, "messages"),
-        (CompletionArguments, checks._PLAIN_COMPLETION, "prompt"),
+        (ChatArguments, plain.PLAIN_CHAT, "messages"),
+        (CompletionArguments, plain.PLAIN_COMPLETION, "prompt"),
     ):
-        if checks._are_plain(arguments, tests, required):
-            full, plain = check_arguments(kind, arguments), checks._with_floats(arguments)
-            assert full == plain
+        if plain.are_plain(arguments, tests, required):
+            full, quick = check_arguments(kind, arguments), checks._own(arguments)
+            assert full == quick
             assert {name: type(value) for name, value in full.items()} == {
-                name: type(value) for name, value in plain.items()
+                name: type(value) for name, value in quick.items()
             }
 
 
@@ -55,8 +55,15 @@ PLAIN_CHAT = {"messages": [{"role": "user", "content": "x"}], "max_completion_to
 
 
 def test_plain_arguments_are_found_plain() -> None:
-    assert checks._are_plain(PLAIN_COMPLETION, checks._PLAIN_COMPLETION, "prompt")
-    assert checks._are_plain(PLAIN_CHAT, checks._PLAIN_CHAT, "messages")
+    assert plain.are_plain(PLAIN_COMPLETION, plain.PLAIN_COMPLETION, "prompt")
+    assert plain.are_plain(PLAIN_CHAT, plain.PLAIN_CHAT, "messages")
+
+
+def test_the_caller_may_go_on_to_change_a_list() -> None:
+    prompt = [1, 2, 3]
+    checked = checks.check_completion_arguments({"prompt": prompt})
+    prompt.append(4)
+    assert checked["prompt"] == [1, 2, 3]
 
 
 def test_whatever_else_there_is_gets_the_full_check() -> None:
