@@ -19,7 +19,6 @@ from windlass.models.registry import define_model
 from windlass.native.executor import NativeExecutor, kv_bytes_per_page
 from windlass.native.quantize import quantize
 from windlass.program.executor import Executor
-from windlass.program.reference import ReferenceExecutor
 from windlass.quantization import Format, Scheme, Tensor, get_scheme
 from windlass.serve import alive
 from windlass.serve.kept_weights import KeptWeights, kept_weights, load_cache
@@ -223,6 +222,8 @@ def _make_executor(
 ) -> Executor:
     try:
         if config.executor == "reference":
+            from windlass.program.reference import ReferenceExecutor  # for tests only
+
             return ReferenceExecutor(
                 definition.program,
                 weights,
