@@ -11,7 +11,10 @@ from windlass.program.executor import Batch
 
 
 def make_batch(chunks: Sequence[Chunk]) -> Batch:
-    """Lay the chunks out as one ragged batch; logits are wanted for the last token of each that completes."""
+    """Lay the chunks out as one ragged batch.
+
+    Logits are wanted for the last token of each chunk that completes, and for each of its drafts, in order.
+    """
     token_ids: list[int] = []
     positions: list[int] = []
     token_starts = [0]
@@ -22,12 +25,13 @@ def make_batch(chunks: Sequence[Chunk]) -> Batch:
         request = chunk.request
         start, end = request.num_computed, request.num_computed + chunk.num_tokens
         token_ids += request.token_ids[start:end]
-        positions += range(start, end)
+        token_ids += chunk.drafts
+        positions += range(start, end + len(chunk.drafts))
         token_starts.append(len(token_ids))
         page_ids += request.pages
         page_starts.append(len(page_ids))
         if chunk.completes:
-            logit_rows.append(len(token_ids) - 1)
+            logit_rows += range(len(token_ids) - 1 - len(chunk.drafts), len(token_ids))
     return Batch(
         token_ids=np.array(token_ids, dtype=np.int32),
         positions=np.array(positions, dtype=np.int32),

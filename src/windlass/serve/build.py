@@ -12,6 +12,7 @@ from typing import Literal
 
 from windlass.config import EngineConfig, Sizes, default_threads, settle_sizes
 from windlass.engine.runtime import Runtime
+from windlass.engine.speculation import NgramSpeculator, Speculator
 from windlass.errors import LoadError
 from windlass.machine import available_bytes, total_bytes
 from windlass.models.definition import ModelDefinition
@@ -53,7 +54,13 @@ class LoadedModel:
             active_vocab_size=self.active_vocab_size,
             prefix_cache=self.config.prefix_cache_mode == "radix",
             kernels=self.config.kernels,
+            speculator=self._speculator(),
         )
+
+    def _speculator(self) -> Speculator | None:
+        if self.config.speculative_mode == "disable":
+            return None
+        return NgramSpeculator(self.config.spec_draft_length)
 
 
 def load_model(
