@@ -85,7 +85,7 @@ class EngineConfig:
     prefill_mode: str = "hybrid"
     prefix_cache_max_num_recycling_seqs: int | None = None
     opt: str | None = None
-    """From ``tensor_parallel_shards`` to here: fields of MLC-LLM's that have one possible value in Windlass (``_ONLY``)."""
+    """From ``tensor_parallel_shards`` to here: fields of MLC-LLM's with one possible value in Windlass (``_ONLY``)."""
     verbose: bool = True
     """Show the progress of a load of over a second, on a terminal."""
 

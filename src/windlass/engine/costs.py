@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-RATE = 0.25
-"""Weight of one measurement."""
-
-LARGEST_RATIO = 2.0
-"""A measurement counts as at most so many times what is known: a step may be slow by chance."""
+MOST_FALL, MOST_RISE = 0.8, 1.05
+"""What one measurement changes at most: steps are slow by chance, never fast."""
 
 FORGET_STEPS = 256
 """How many later measurements make one too old to believe."""
@@ -29,7 +26,7 @@ class StepCosts:
         self._count += 1
         known = self._fresh(num_tokens)
         if known is not None:
-            seconds = known + RATE * (min(seconds, LARGEST_RATIO * known) - known)
+            seconds = min(max(seconds, known * MOST_FALL), known * MOST_RISE)
         self._measured[num_tokens] = (seconds, self._count)
 
     def ratios(self, num_tokens: int, most: int) -> list[float] | None:

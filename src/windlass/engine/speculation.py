@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import log, log1p
+from time import perf_counter
 from typing import Protocol
 
 from windlass.engine.costs import StepCosts
@@ -18,11 +19,20 @@ from windlass.engine.scheduler import Chunk, Scheduler
 LONGEST_DRAFT = 16
 """Most drafts of one sequence when their number adapts."""
 
-MOST_DRAFTS = 64
+MOST_DRAFTS = 32
 """Most drafts of one step when their number adapts."""
 
 MARGIN = 0.05
 """The speedup (its logarithm) that is not worth the trouble."""
+
+MOST_SLOWED = 0.1
+"""How much slower (its logarithm) a sequence may become, whatever it brings to others."""
+
+SHARE = 0.01
+"""Part of the time that may go into looks that lead to no draft; with a small model that means rare ones."""
+
+MOST_RARE = 50
+"""Every so many steps there is a look all the same."""
 
 
 class Speculator(Protocol):
@@ -69,9 +79,14 @@ class NgramSpeculator:
         self._length = length
         self._costs = StepCosts()
         self._typical = list(PRIOR)
+        self._time_left = 0.0
+        self._look_seconds = 0.0
 
     def draft(self, chunks: Sequence[Chunk], scheduler: Scheduler) -> list[Chunk]:
         """See ``Speculator``."""
+        if self._time_left < 0.0:
+            return list(chunks)
+        began = perf_counter()
         room = scheduler.max_tokens - sum(chunk.num_tokens for chunk in chunks)
         counts = self._fixed(chunks) if self._length else self._worthwhile(chunks, min(room, MOST_DRAFTS))
         result = []
@@ -79,16 +94,25 @@ class NgramSpeculator:
             count = scheduler.reserve_drafts(chunk, min(wanted, room)) if wanted else 0
             room -= count
             result.append(with_drafts(chunk, self._drafter(chunk.request).guesses(count)) if count else chunk)
+        self._look_seconds = perf_counter() - began
         return result
 
     def learn(self, chunks: Sequence[Chunk], seconds: float) -> None:
         """See ``Speculator``."""
+        if self._time_left < 0.0:
+            self._time_left += SHARE * seconds
+            return
         if self._length or not _only_decodes(chunks):
             return
-        self._costs.note(sum(1 + len(chunk.drafts) for chunk in chunks), seconds)
+        learn_began = perf_counter()
         for chunk in chunks:
             if chunk.request.drafter is not None:
                 chunk.request.drafter.learn(self._typical)
+        num_drafts = sum(len(chunk.drafts) for chunk in chunks)
+        self._costs.note(len(chunks) + num_drafts, seconds)
+        if not num_drafts:
+            spent = self._look_seconds + perf_counter() - learn_began
+            self._time_left = max(SHARE * seconds - spent, -MOST_RARE * SHARE * seconds)
 
     def _fixed(self, chunks: Sequence[Chunk]) -> list[int]:
         counts = [most_drafts(chunk, self._length) for chunk in chunks]
@@ -101,14 +125,13 @@ class NgramSpeculator:
         """How many drafts of each chunk make the step worth most.
 
         Worth is the sum, over the sequences, of the logarithm of their speed: tokens expected by the step's seconds.
-        So no sequence is sped up much at the others' expense, and drafts end where a larger step costs more than
-        they bring.
+        So drafts end where a larger step costs more than they bring.
         """
         counts = [0] * len(chunks)
         if not _only_decodes(chunks):
             # Beside prefill the processor is busy as it is.
             return counts
-        gains = []
+        gains: list[tuple[float, int]] = []
         for number, chunk in enumerate(chunks):
             most = most_drafts(chunk, LONGEST_DRAFT)
             if most and self._drafter(chunk.request).find():
@@ -123,12 +146,18 @@ class NgramSpeculator:
         ratios = self._costs.ratios(len(chunks), len(gains))
         if ratios is None:
             return counts
-        gained, best, taken = 0.0, MARGIN, 0
-        for more, ((gain, _), ratio) in enumerate(zip(gains, ratios[1:], strict=False), start=1):
-            gained += gain
-            worth = gained - len(chunks) * log(ratio)
+        gained, total = [0.0] * len(chunks), 0.0
+        best, taken = MARGIN, 0
+        for more, ((gain, number), ratio) in enumerate(zip(gains, ratios[1:], strict=False), start=1):
+            gained[number] += gain
+            total += gain
+            slowed = log(ratio)
+            worth = total - len(chunks) * slowed
             if worth > best:
-                best, taken = worth, more
+                if slowed - min(gained) <= MOST_SLOWED:
+                    best, taken = worth, more
+            elif worth < best - 10 * MARGIN:
+                break
         for _, number in gains[:taken]:
             counts[number] += 1
         return counts

@@ -179,7 +179,7 @@ def test_the_same_tokens_with_and_without_drafts(
 ) -> None:
     """With few pages, so that requests are preempted; with steps cut short; with requests aborted in the middle."""
     alone = [Engine(None, cache=False).run(build(one))[0] for one in wanted]
-    chance = random.Random(seed)
+    chance = random.Random(seed)  # noqa: S311
     engine = Engine(NgramSpeculator(length), pages=pages, tokens=tokens, cache=cache)
     pending = [build(one) for one in wanted]
     added = list(pending)
