@@ -24,10 +24,15 @@ class StepCosts:
     def note(self, num_tokens: int, seconds: float) -> None:
         """A step of ``num_tokens`` took ``seconds``."""
         self._count += 1
-        known = self._fresh(num_tokens)
+        known = self.seconds(num_tokens)
         if known is not None:
             seconds = min(max(seconds, known * MOST_FALL), known * MOST_RISE)
         self._measured[num_tokens] = (seconds, self._count)
+
+    def seconds(self, num_tokens: int) -> float | None:
+        """What a step of ``num_tokens`` takes; None while it was not measured lately."""
+        seconds, at = self._measured.get(num_tokens, (None, 0))
+        return seconds if self._count - at < FORGET_STEPS else None
 
     def ratios(self, num_tokens: int, most: int) -> list[float] | None:
         """What steps of ``num_tokens`` + 0, 1 .. ``most`` tokens cost, as multiples of the first; never falling.
@@ -36,12 +41,12 @@ class StepCosts:
         line from the first through the last, and no further than to twice the last: a step is not made much larger
         than any that was tried. None while ``num_tokens`` itself was not measured lately.
         """
-        first = self._fresh(num_tokens)
+        first = self.seconds(num_tokens)
         if not first:
             return None
         points = [(0, 1.0)]
         for more in range(1, most + 1):
-            seconds = self._fresh(num_tokens + more)
+            seconds = self.seconds(num_tokens + more)
             if seconds is not None:
                 points.append((more, max(seconds / first, points[-1][1])))
         more, ratio = points[-1]
@@ -54,7 +59,3 @@ class StepCosts:
             width = end - begin
             ratios += [low + (high - low) * (i / width) ** 2 for i in range(1, width + 1)]
         return ratios
-
-    def _fresh(self, num_tokens: int) -> float | None:
-        seconds, at = self._measured.get(num_tokens, (None, 0))
-        return seconds if self._count - at < FORGET_STEPS else None

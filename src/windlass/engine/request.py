@@ -109,6 +109,10 @@ class Request:
     """Draws its tokens, and knows which of them are penalized."""
     drafter: NgramDrafter | None = field(init=False, default=None)
     """Guesses its next tokens, once the speculator has asked for them."""
+    num_draft_computed: int = field(init=False, default=0)
+    """Positions that are in the draft model's KV cache too, if there is a draft model."""
+    draft_acceptance: float = field(init=False, default=0.7)
+    """Which part of the draft model's guesses has been right lately."""
 
     def __post_init__(self) -> None:
         self.token_ids = list(self.prompt_ids)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 
 from windlass.engine.batch import make_batch
 from windlass.engine.pages import PagePool
@@ -26,15 +27,21 @@ PACE_TOKENS = 16
 
 
 class Runtime:
-    """What a loaded model brings to the core. The engine thread alone uses it, and closes the executor.
+    """What a loaded model brings to the core. The engine thread alone uses it, and closes it.
 
     A step is ``schedule`` and then ``run`` of what it chose.
     """
 
     def __init__(
-        self, executor: Executor, scheduler: Scheduler, sampler: Sampler, speculator: Speculator | None = None
+        self,
+        executor: Executor,
+        scheduler: Scheduler,
+        sampler: Sampler,
+        speculator: Speculator | None = None,
+        draft_executor: Executor | None = None,
     ) -> None:
         self.executor = executor
+        self._executors = (executor,) if draft_executor is None else (executor, draft_executor)
         self.scheduler = scheduler
         self.sampler = sampler
         self.speculator = speculator
@@ -52,11 +59,26 @@ class Runtime:
         prefix_cache: bool = True,
         kernels: str | None = None,
         speculator: Speculator | None = None,
+        draft_executor: Executor | None = None,
     ) -> Runtime:
-        """Put a scheduler over ``num_pages`` pages and a sampler that uses ``kernels`` beside an executor."""
+        """Put a scheduler over ``num_pages`` pages and a sampler that uses ``kernels`` beside an executor.
+
+        ``draft_executor`` is the one that ``speculator`` uses, if it does; it is cancelled and closed with the other.
+        """
         pool = PagePool(num_pages, prefix_cache=prefix_cache)
         scheduler = Scheduler(pool, max_num_sequence=max_num_sequence, max_tokens=max_tokens)
-        return cls(executor, scheduler, Sampler(active_vocab_size, kernels), speculator)
+        return cls(executor, scheduler, Sampler(active_vocab_size, kernels), speculator, draft_executor)
+
+    def cancel(self) -> None:
+        """Make ``run`` raise ``StepCancelledError`` soon. From any thread; takes no lock."""
+        for executor in self._executors:
+            executor.cancel()
+
+    def close(self) -> None:
+        """Free everything. Not to be called during ``run``."""
+        with ExitStack() as stack:
+            for executor in self._executors:
+                stack.callback(executor.close)
 
     def schedule(self, recorder: MetricsRecorder) -> list[Chunk]:
         """Choose the next step. Empty only when nothing waits or runs."""
@@ -77,6 +99,9 @@ class Runtime:
                 chunks = self.speculator.draft(chunks, self.scheduler)
             logits = self.executor.run(make_batch(chunks))
         except StepCancelledError:
+            # One of the executors has heard; for the others, whoever cancelled has left its reasons before it did.
+            for executor in self._executors:
+                executor.clear_cancel()
             recorder.step_cancelled(started, recorder.now())
             raise
         ended = recorder.now()

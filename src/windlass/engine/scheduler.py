@@ -127,7 +127,7 @@ class Scheduler:
         """
         request.cached = self.pool.match(request.token_ids)
         request.pages = [page.page for page in request.cached]
-        request.num_computed = len(request.pages) * PAGE_SIZE
+        request.num_computed = request.num_draft_computed = len(request.pages) * PAGE_SIZE
         if self.running and self._pages_missing(request, request.num_pending) > self.pool.num_available:
             self._free_pages(request)
             return False

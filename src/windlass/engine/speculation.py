@@ -67,6 +67,11 @@ def with_drafts(chunk: Chunk, drafts: Sequence[int]) -> Chunk:
     return chunk._replace(drafts=tuple(drafts))
 
 
+def only_decodes(chunks: Sequence[Chunk]) -> bool:
+    """True for a step of one token each, drafts aside."""
+    return all(chunk.num_tokens == 1 for chunk in chunks)
+
+
 class NgramSpeculator:
     """Drafts what followed earlier in the same sequence (prompt lookup); see ``NgramDrafter``.
 
@@ -102,7 +107,7 @@ class NgramSpeculator:
         if self._time_left < 0.0:
             self._time_left += SHARE * seconds
             return
-        if self._length or not _only_decodes(chunks):
+        if self._length or not only_decodes(chunks):
             return
         learn_began = perf_counter()
         for chunk in chunks:
@@ -128,7 +133,7 @@ class NgramSpeculator:
         So drafts end where a larger step costs more than they bring.
         """
         counts = [0] * len(chunks)
-        if not _only_decodes(chunks):
+        if not only_decodes(chunks):
             # Beside prefill the processor is busy as it is.
             return counts
         gains: list[tuple[float, int]] = []
@@ -166,7 +171,3 @@ class NgramSpeculator:
         if request.drafter is None:
             request.drafter = NgramDrafter(request.token_ids, self._typical)
         return request.drafter
-
-
-def _only_decodes(chunks: Sequence[Chunk]) -> bool:
-    return all(chunk.num_tokens == 1 for chunk in chunks)
