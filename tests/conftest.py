@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test sees what is cached on this machine, or adds to it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WINDLASS_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        patch.delenv("WINDLASS_CACHE_LIMIT", raising=False)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -96,6 +96,7 @@ CONFIG_DEFAULTS = {
     "prefill_mode": "hybrid",
     "prefix_cache_max_num_recycling_seqs": None,
     "opt": None,
+    "pack_cache": True,
     "verbose": True,
 }
 

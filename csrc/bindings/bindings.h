@@ -8,6 +8,7 @@ namespace windlass {
 void bind_cpu(nanobind::module_& module);
 void bind_program(nanobind::module_& module);
 void bind_executor(nanobind::module_& module);
+void bind_quantize(nanobind::module_& module);
 void bind_sampling(nanobind::module_& module);
 void bind_faults(nanobind::module_& module);  // with WINDLASS_TESTING only
 

@@ -5,9 +5,12 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 
+#include <cerrno>
+#include <cstring>
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <system_error>
 
 #include "bindings/bindings.h"
 #include "runtime/faults.h"
@@ -104,6 +107,48 @@ void set_weight(Executor& self, std::int64_t index, const std::string& format, s
     self.set_weight(index, source);
 }
 
+PackIdentity identity_of(const nb::bytes& bytes) {
+    PackIdentity identity;
+    if (bytes.size() != identity.size()) throw std::invalid_argument("an identity has 32 bytes");
+    std::memcpy(identity.data(), bytes.c_str(), identity.size());
+    return identity;
+}
+
+bool map_weights(Executor& self, int descriptor, const nb::bytes& identity) {
+    const PackIdentity wanted = identity_of(identity);
+    const FaultScope fallible;
+    const nb::gil_scoped_release released;
+    return self.map_weights(descriptor, wanted);
+}
+
+// Raises OSError where `write` throws std::system_error.
+template <typename Write>
+void write_to_file(Write&& write) {
+    int error = 0;
+    {
+        const FaultScope fallible;
+        const nb::gil_scoped_release released;
+        try {
+            write();
+        } catch (const std::system_error& failure) {
+            error = failure.code().value();
+        }
+    }
+    if (error == 0) return;
+    errno = error;
+    PyErr_SetFromErrno(PyExc_OSError);
+    throw nb::python_error();
+}
+
+void write_weight(Executor& self, int descriptor, std::int64_t index) {
+    write_to_file([&] { self.write_weight(descriptor, index); });
+}
+
+void write_header(Executor& self, int descriptor, const nb::bytes& identity) {
+    const PackIdentity made_from = identity_of(identity);
+    write_to_file([&] { self.write_header(descriptor, made_from); });
+}
+
 void set_rope(Executor& self, std::int64_t index, const FloatTable& cos, const FloatTable& sin) {
     if (cos.shape(0) != sin.shape(0) || cos.shape(1) != sin.shape(1)) {
         throw std::invalid_argument("the cosines and sines of a rotary table differ in shape");
@@ -146,6 +191,9 @@ void bind_executor(nb::module_& module) {
             "kernels"_a)
         .def("set_weight", &set_weight, "index"_a, "format"_a, "rows"_a, "columns"_a, "data"_a, "group"_a,
              "scales"_a.none(), "zeros"_a.none())
+        .def("map_weights", &map_weights, "descriptor"_a, "identity"_a)
+        .def("write_weight", &write_weight, "descriptor"_a, "index"_a)
+        .def("write_header", &write_header, "descriptor"_a, "identity"_a)
         .def("set_rope", &set_rope, "index"_a, "cos"_a, "sin"_a)
         .def("run", &run, "token_ids"_a.noconvert(), "positions"_a.noconvert(), "token_starts"_a.noconvert(),
              "page_ids"_a.noconvert(), "page_starts"_a.noconvert(), "logit_rows"_a.noconvert(), "logits"_a.noconvert())

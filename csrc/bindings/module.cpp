@@ -11,5 +11,6 @@ NB_MODULE(_core, module) {
     windlass::bind_cpu(module);
     windlass::bind_program(module);
     windlass::bind_executor(module);
+    windlass::bind_quantize(module);
     windlass::bind_sampling(module);
 }

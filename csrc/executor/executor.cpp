@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <optional>
 #include <stdexcept>
 #include <utility>
 
@@ -56,8 +57,9 @@ Executor::Executor(Program program, const ExecutorOptions& options)
     resources->arena = Mapping(plan_.arena_floats * sizeof(float));
     state_floats_ =
         kernels_.attention_state(program_.head_dim) * static_cast<std::size_t>(plan_.most_heads_per_kv_head);
-    scratch_floats_ = whole_lines(std::max(
-        kernels_.linear_scratch, kernels_.attention_scratch(program_.head_dim) + 2 * kQueryTokens * state_floats_));
+    scratch_floats_ =
+        whole_lines(std::max({kernels_.linear_scratch, static_cast<std::size_t>(plan_.widest),
+                              kernels_.attention_scratch(program_.head_dim) + 2 * kQueryTokens * state_floats_}));
     resources->scratch = Mapping(scratch_floats_ * sizeof(float) * static_cast<std::size_t>(options.num_threads));
     const std::int64_t segments = (options.max_positions - 1) / (kSegmentPages * kPageSize) + 1;
     resources->partial_states =
@@ -110,6 +112,39 @@ void Executor::set_weight(std::int64_t index, const SourceTensor& source) {
     weight_bytes_ += weight.bytes();
 }
 
+bool Executor::map_weights(int descriptor, const PackIdentity& identity) {
+    const Use use(*this);
+    for (const Weight& weight : resources_->weights) {
+        if (weight.ready()) throw std::invalid_argument("some weights are there already");
+    }
+    std::optional<MappedPack> pack = PackFile::map(descriptor, program_.weights, identity);
+    if (!pack) return false;
+    std::size_t bytes = 0;
+    for (const Weight& weight : pack->weights) {
+        if (!weight.layout().is_vector) reserve_tiles(weight.matrix());
+        bytes += weight.bytes();
+    }
+    resources_->pack = std::move(pack->memory);
+    resources_->weights = std::move(pack->weights);
+    weight_bytes_ += bytes;
+    return true;
+}
+
+void Executor::write_weight(int descriptor, std::int64_t index) {
+    const Use use(*this);
+    check_weights();
+    if (index < 0 || index >= static_cast<std::int64_t>(program_.weights.size())) {
+        throw std::invalid_argument("there is no weight " + std::to_string(index));
+    }
+    PackFile(resources_->weights).write(descriptor, static_cast<std::size_t>(index));
+}
+
+void Executor::write_header(int descriptor, const PackIdentity& identity) {
+    const Use use(*this);
+    check_weights();
+    PackFile(resources_->weights).write_header(descriptor, identity);
+}
+
 void Executor::reserve_tiles(const PackedMatrix& matrix) {
     if (matrix.scale_type == ScaleType::kNone) return;
     const int tokens = kernels_.tile_tokens(matrix);
@@ -134,12 +169,16 @@ void Executor::set_rope(std::int64_t index, const float* cos, const float* sin, 
     resources_->ropes[static_cast<std::size_t>(index)] = std::move(table);
 }
 
-void Executor::check_complete() const {
+void Executor::check_weights() const {
     for (std::size_t i = 0; i < program_.weights.size(); ++i) {
         if (!resources_->weights[i].ready()) {
             throw std::invalid_argument("weight " + program_.weights[i].name + " is missing");
         }
     }
+}
+
+void Executor::check_complete() const {
+    check_weights();
     for (const RopeTable& table : resources_->ropes) {
         if (table.cos.data() == nullptr) throw std::invalid_argument("a rotary table is missing");
     }

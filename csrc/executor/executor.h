@@ -11,6 +11,7 @@
 
 #include "executor/batch.h"
 #include "executor/kv_cache.h"
+#include "executor/pack_file.h"
 #include "executor/plan.h"
 #include "executor/program.h"
 #include "executor/weight.h"
@@ -43,6 +44,13 @@ class Executor {
 
     // Packs one weight; its shape must be the program's. The source may be freed afterwards.
     void set_weight(std::int64_t index, const SourceTensor& source);
+    // Maps all weights from a file that write_weight and write_header made; none was set before. False, and nothing has
+    // changed, when the file is not whole or not of these weights. The descriptor may be closed afterwards.
+    bool map_weights(int descriptor, const PackIdentity& identity);
+    // Write the file, when all weights are set: each of them, then, once that is on the disk, the header.
+    // Throw std::system_error.
+    void write_weight(int descriptor, std::int64_t index);
+    void write_header(int descriptor, const PackIdentity& identity);
     // Copies one rotary table: cosines and sines, each [max_positions, half], contiguous.
     void set_rope(std::int64_t index, const float* cos, const float* sin, std::int64_t positions, std::int64_t half);
 
@@ -89,6 +97,7 @@ class Executor {
         Mapping scratch;
         Mapping partial_states;  // of attention whose segments are shared out
         Mapping tiles;           // quantized activations of one operation
+        Mapping pack;  // the file that `weights` borrow from, if they do
         std::vector<Weight> weights;
         std::vector<RopeTable> ropes;
         std::vector<QueryTile> query_tiles;  // has room for max_tokens
@@ -110,6 +119,7 @@ class Executor {
     // With fewer units of attention than this some threads would have nothing to do.
     std::int64_t most_split_units() const { return 2 * options_.num_threads - 1; }
 
+    void check_weights() const;
     void check_complete() const;
     // Makes room for the activations of `matrix`.
     void reserve_tiles(const PackedMatrix& matrix);

@@ -191,6 +191,15 @@ Plan make_plan(const Program& program, std::int64_t max_tokens) {
         plan.arena_floats = std::max(plan.arena_floats, offset + size_of(buffer));
         placed.push_back(buffer);
     }
+    plan.widest = *std::max_element(program.buffer_widths.begin(), program.buffer_widths.end());
+    plan.feeds_product.resize(program.ops.size());
+    for (std::size_t i = 0; i + 1 < program.ops.size(); ++i) {
+        const Linear* const next = std::get_if<Linear>(&program.ops[i + 1]);
+        if (next == nullptr) continue;
+        const Checker::Use& use = uses[static_cast<std::size_t>(next->x.buffer)];
+        const bool whole = next->x.width == program.buffer_widths[static_cast<std::size_t>(next->x.buffer)];
+        plan.feeds_product[i] = whole && use.first == i && use.last == i + 1;
+    }
     const Logits& logits = std::get<Logits>(program.ops.back());
     plan.logit_input = {plan.arena_floats, row_stride(logits.x.width)};
     plan.arena_floats += static_cast<std::size_t>(plan.logit_input.stride * max_tokens);

@@ -21,6 +21,9 @@ struct Plan {
     std::size_t arena_floats = 0;         // for all buffers, `max_tokens` rows each
     int most_heads_per_kv_head = 1;       // of all attention operations
     std::vector<std::int64_t> rope_half;  // per rotary table: columns of its cosines
+    std::int64_t widest = 0;              // columns of the widest buffer
+    // Per operation: what it writes is read by the next one, a Linear, and by no other.
+    std::vector<bool> feeds_product;
 };
 
 // Checks that the program cannot make the executor read or write out of bounds, and lays out its buffers.

@@ -38,9 +38,9 @@ Step::Step(Executor& executor, const BatchView& batch, float* logits)
 bool Step::run() {
     const DefaultFloats default_floats;
     make_query_tiles();
-    for (const Op& op : executor_.program_.ops) {
+    for (op_ = 0; op_ < executor_.program_.ops.size(); ++op_) {
         fault_point(Fault::kOperation);
-        std::visit([this](const auto& one) { apply(one); }, op);
+        std::visit([this](const auto& one) { apply(one); }, executor_.program_.ops[op_]);
         if (cancelled()) return false;
     }
     return true;
@@ -101,11 +101,31 @@ void Step::apply(const Embed& op) {
     });
 }
 
+template <typename Row>
+void Step::for_rows(const View& out, std::int64_t cost, const Row& row) {
+    const PackedMatrix* weights = nullptr;
+    if (executor_.plan_.feeds_product[op_]) {
+        weights = &matrix(std::get<Linear>(executor_.program_.ops[op_ + 1]).weight);
+        if (weights->scale_type == ScaleType::kNone) weights = nullptr;
+    }
+    if (weights == nullptr) {
+        share(tokens_, cost, [&](int, std::int64_t begin, std::int64_t end) {
+            for (std::int64_t t = begin; t < end; ++t) row(t, at(out, t));
+        });
+        return;
+    }
+    for_tiles(*weights, tokens_, cost + out.width * kQuantizeCost, [&](int thread, QuantizeJob job, std::int64_t t) {
+        float* const x = scratch(thread);
+        row(t, x);
+        job.x = x;
+        kernels_.quantize(job);
+    });
+    quantized_for_ = weights;
+}
+
 void Step::apply(const RmsNorm& op) {
-    share(tokens_, op.x.width, [&](int, std::int64_t begin, std::int64_t end) {
-        for (std::int64_t t = begin; t < end; ++t) {
-            kernels_.rms_norm(at(op.x, t), vector(op.weight), op.eps, op.x.width, at(op.out, t));
-        }
+    for_rows(op.out, op.x.width, [&](std::int64_t t, float* to) {
+        kernels_.rms_norm(at(op.x, t), vector(op.weight), op.eps, op.x.width, to);
     });
 }
 
@@ -133,9 +153,8 @@ void Step::apply(const Rope& op) {
 }
 
 void Step::apply(const GatedActivation& op) {
-    share(tokens_, op.out.width * kExponentialCost, [&](int, std::int64_t begin, std::int64_t end) {
-        for (std::int64_t t = begin; t < end; ++t) kernels_.silu_gate(at(op.x, t), op.out.width, at(op.out, t));
-    });
+    for_rows(op.out, op.out.width * kExponentialCost,
+             [&](std::int64_t t, float* to) { kernels_.silu_gate(at(op.x, t), op.out.width, to); });
 }
 
 void Step::apply(const Add& op) {
@@ -160,20 +179,26 @@ void Step::apply(const Logits& op) {
     linear(matrix(op.weight), nullptr, x, gathered.stride, rows, logits_, executor_.program_.vocab_size);
 }
 
-void Step::quantize(const PackedMatrix& weights, const float* x, std::int64_t x_stride, std::int64_t rows) {
+template <typename Body>
+void Step::for_tiles(const PackedMatrix& weights, std::int64_t rows, std::int64_t cost, const Body& body) {
     const std::int64_t tokens = kernels_.tile_tokens(weights);
     const std::size_t tile_bytes = kernels_.tile_bytes(weights, static_cast<int>(tokens));
-    const std::int64_t cost = std::min(rows, tokens) * weights.columns * kQuantizeCost;
-    share((rows - 1) / tokens + 1, cost, [&](int, std::int64_t begin, std::int64_t end) {
-        for (std::int64_t tile = begin; tile < end; ++tile) {
-            QuantizeJob job = {};
-            job.matrix = &weights;
-            job.x = x + tile * tokens * x_stride;
-            job.x_stride = x_stride;
-            job.tokens = static_cast<int>(std::min(tokens, rows - tile * tokens));
-            job.tile = resources_.tiles.data() + static_cast<std::size_t>(tile) * tile_bytes;
-            kernels_.quantize(job);
-        }
+    share((rows - 1) / tokens + 1, std::min(rows, tokens) * cost,
+          [&](int thread, std::int64_t begin, std::int64_t end) {
+              for (std::int64_t tile = begin; tile < end; ++tile) {
+                  QuantizeJob job = {};
+                  job.matrix = &weights;
+                  job.tile = resources_.tiles.data() + static_cast<std::size_t>(tile) * tile_bytes;
+                  job.tokens = static_cast<int>(std::min(tokens, rows - tile * tokens));
+                  for (; job.token < job.tokens; ++job.token) body(thread, job, tile * tokens + job.token);
+              }
+          });
+}
+
+void Step::quantize(const PackedMatrix& weights, const float* x, std::int64_t x_stride, std::int64_t rows) {
+    for_tiles(weights, rows, weights.columns * kQuantizeCost, [&](int, QuantizeJob job, std::int64_t t) {
+        job.x = x + t * x_stride;
+        kernels_.quantize(job);
     });
 }
 
@@ -182,7 +207,8 @@ void Step::linear(const PackedMatrix& weights, const float* bias, const float* x
     const bool codes = weights.scale_type != ScaleType::kNone;
     const std::int64_t tile = codes ? kernels_.tile_tokens(weights) : 1;
     const std::size_t tile_bytes = codes ? kernels_.tile_bytes(weights, static_cast<int>(tile)) : 0;
-    if (codes) quantize(weights, x, x_stride, rows);
+    if (codes && quantized_for_ != &weights) quantize(weights, x, x_stride, rows);
+    quantized_for_ = nullptr;
     // Blocks of nearly equal size, of whole tiles; those of one piece of the matrix come one after the other, while it
     // is in the cache.
     const std::int64_t most_blocks = (rows + kLinearTokens - 1) / kLinearTokens;

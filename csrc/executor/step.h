@@ -29,7 +29,14 @@ class Step {
     void apply(const Logits& op);
 
     void make_query_tiles();
-    // Quantizes rows of x for products with `weights` into the executor's tiles.
+    // Calls row(t, to) for each token: `to` is its row of `out`, or, when a product with codes is all that reads `out`,
+    // a row that is quantized at once instead.
+    template <typename Row>
+    void for_rows(const View& out, std::int64_t cost, const Row& row);
+    // Calls body(thread, job, t) for each of `rows` tokens, to be quantized for products with `weights` into the
+    // executor's tiles.
+    template <typename Body>
+    void for_tiles(const PackedMatrix& weights, std::int64_t rows, std::int64_t cost, const Body& body);
     void quantize(const PackedMatrix& weights, const float* x, std::int64_t x_stride, std::int64_t rows);
     void linear(const PackedMatrix& matrix, const float* bias, const float* x, std::int64_t x_stride, std::int64_t rows,
                 float* y, std::int64_t y_stride);
@@ -59,8 +66,10 @@ class Step {
     const BatchView& batch_;
     float* const logits_;
     const std::int64_t tokens_;
-    std::int64_t longest_ = 0;          // of the batch's contexts, in tokens
-    std::int64_t attention_pages_ = 0;  // pages read per KV head, summed over the batch's tokens
+    std::size_t op_ = 0;                           // the operation in progress
+    const PackedMatrix* quantized_for_ = nullptr;  // the weights that the tiles were quantized for already
+    std::int64_t longest_ = 0;                     // of the batch's contexts, in tokens
+    std::int64_t attention_pages_ = 0;             // pages read per KV head, summed over the batch's tokens
 };
 
 }  // namespace windlass

@@ -2,6 +2,12 @@
 
 #include <algorithm>
 #include <cstring>
+#include <new>
+#include <utility>
+#include <vector>
+
+#include "runtime/half.h"
+#include "runtime/hash.h"
 
 namespace windlass {
 namespace {
@@ -54,7 +60,31 @@ void pack_bytes(const ArrayView& from, PanelRows rows, std::int64_t column, std:
     }
 }
 
+// The nibbles of the low half of a word, one to a byte.
+std::uint32_t spread_nibbles(std::uint32_t half) {
+    half = (half | half << 8) & 0x00FF00FF;
+    return (half | half << 4) & 0x0F0F0F0F;
+}
+
+void pack_octets(const ArrayView& from, PanelRows rows, std::int64_t column, std::int64_t count, std::uint8_t* to) {
+    for (std::int64_t r = 0; r < rows.count; ++r) {
+        const std::uint8_t* const row = from.at(rows.first + r, column / 2);
+        for (std::int64_t octet = 0; octet < count / kOctet; ++octet) {
+            const std::uint8_t* const b = row + octet * 4;
+            const std::uint32_t first = b[0] | static_cast<std::uint32_t>(b[1]) << 8;
+            const std::uint32_t second = b[2] | static_cast<std::uint32_t>(b[3]) << 8;
+            const std::uint32_t quad = spread_nibbles(first) | spread_nibbles(second) << 4;
+            std::uint8_t* const out = to + octet * kQuadBytes + r * 4;
+            for (int i = 0; i < 4; ++i) out[i] = static_cast<std::uint8_t>(quad >> 8 * i);
+        }
+    }
+}
+
 void pack_nibbles(const ArrayView& from, PanelRows rows, std::int64_t column, std::int64_t count, std::uint8_t* to) {
+    if (from.column_stride == 1 && column % 2 == 0 && count % kOctet == 0) {
+        pack_octets(from, rows, column, count, to);
+        return;
+    }
     for (std::int64_t r = 0; r < rows.count; ++r) {
         for (std::int64_t c = 0; c < count; ++c) {
             const std::int64_t at = column + c;
@@ -85,40 +115,81 @@ bool all_zeros_equal(const SourceTensor& source) {
     return true;
 }
 
-float half_to_float(std::uint16_t half) {
-    const std::uint32_t exponent = half >> 10 & 0x1F, mantissa = half & 0x3FF;
-    const std::uint32_t sign = static_cast<std::uint32_t>(half & 0x8000) << 16;
-    std::uint32_t bits = 0;
-    if (exponent == 0) {
-        const float magnitude = static_cast<float>(mantissa) * 0x1p-24F;
-        std::memcpy(&bits, &magnitude, sizeof bits);
-    } else {
-        bits = (exponent == 31 ? 0x7F800000 : (exponent + 112) << 23) | mantissa << 13;
-    }
-    bits |= sign;
-    float value = 0.0F;
-    std::memcpy(&value, &bits, sizeof value);
-    return value;
-}
-
 }  // namespace
 
 Weight Weight::pack_matrix(const SourceTensor& source, ThreadPool& pool) {
     return source.scale_type == ScaleType::kNone ? pack_floats(source, pool) : pack_codes(source, pool);
 }
 
-Weight Weight::pack_floats(const SourceTensor& source, ThreadPool& pool) {
-    Weight weight;
-    PackedMatrix& matrix = weight.matrix_;
-    matrix.format = source.format;
-    matrix.rows = source.rows;
-    matrix.columns = source.columns;
-    matrix.panel_bytes = matrix.columns * kPanelRows * element_bytes(source.format);
-    const std::int64_t panels = (matrix.rows - 1) / kPanelRows + 1;
-    weight.memory_ = Mapping(static_cast<std::size_t>(panels * matrix.panel_bytes));
-    std::uint8_t* const data = weight.memory_.data();
+bool WeightLayout::possible() const {
+    if (rows < 1 || columns < 1 || format < Format::kF32 || format > Format::kInt4) return false;
+    if (is_vector || format < Format::kInt8) {
+        return scale_type == ScaleType::kNone && group == 0 && !own_zeros &&
+               (!is_vector || (rows == 1 && format == Format::kF32));
+    }
+    if (scale_type != ScaleType::kF16 && scale_type != ScaleType::kF32) return false;
+    return group >= 1 && group <= kActivationColumns && group <= columns && (!own_zeros || format == Format::kInt4);
+}
+
+std::int64_t WeightLayout::bytes() const {
+    // No element takes more than 8 bytes, with its share of the scales more than 16, with the padding more than 512.
+    if (static_cast<double>(rows) * static_cast<double>(columns) > 0x1p50) return 0;
+    if (is_vector) return columns * static_cast<std::int64_t>(sizeof(float));
+    const std::int64_t panels = (rows - 1) / kPanelRows + 1;
+    return panels * matrix(nullptr).panel_bytes + (format == Format::kInt4 && !own_zeros ? 1 : 0);
+}
+
+PackedMatrix WeightLayout::matrix(const std::uint8_t* data) const {
+    PackedMatrix matrix = {};
     matrix.data = data;
-    pool.parallel_for(panels, 1, [&](int, std::int64_t begin, std::int64_t end) {
+    matrix.format = format;
+    matrix.scale_type = scale_type;
+    matrix.rows = rows;
+    matrix.columns = columns;
+    if (scale_type == ScaleType::kNone) {
+        matrix.panel_bytes = columns * kPanelRows * element_bytes(format);
+        return matrix;
+    }
+    matrix.group = group;
+    matrix.block_records = std::max<std::int64_t>(1, kActivationColumns / group);
+    const std::int64_t records = (columns - 1) / group + 1;
+    const std::int64_t last = columns - (records - 1) * group;
+    const std::int64_t octet_bytes = format == Format::kInt4 ? kQuadBytes : 2 * kQuadBytes;
+    matrix.panel_bytes = ((records - 1) * octets_of(group) + octets_of(last)) * octet_bytes +
+                         records * kPanelRows * (scale_bytes(scale_type) + (own_zeros ? 1 : 0));
+    if (format == Format::kInt4 && !own_zeros && data != nullptr) {
+        matrix.zero = data + ((rows - 1) / kPanelRows + 1) * matrix.panel_bytes;
+    }
+    return matrix;
+}
+
+Weight Weight::borrow(const WeightLayout& layout, const std::uint8_t* data) {
+    Weight weight;
+    weight.layout_ = layout;
+    weight.data_ = data;
+    weight.bytes_ = layout.bytes();
+    if (!layout.is_vector) weight.matrix_ = layout.matrix(data);
+    return weight;
+}
+
+Weight Weight::reserve(const WeightLayout& layout) {
+    const std::int64_t bytes = layout.bytes();
+    if (bytes == 0) throw std::bad_alloc();
+    Mapping memory(static_cast<std::size_t>(bytes));
+    Weight weight = borrow(layout, memory.data());
+    weight.memory_ = std::move(memory);
+    return weight;
+}
+
+Weight Weight::pack_floats(const SourceTensor& source, ThreadPool& pool) {
+    WeightLayout layout;
+    layout.format = source.format;
+    layout.rows = source.rows;
+    layout.columns = source.columns;
+    Weight weight = reserve(layout);
+    const PackedMatrix& matrix = weight.matrix_;
+    std::uint8_t* const data = weight.memory_.data();
+    pool.parallel_for((matrix.rows - 1) / kPanelRows + 1, 1, [&](int, std::int64_t begin, std::int64_t end) {
         for (std::int64_t panel = begin; panel < end; ++panel) {
             const PanelRows rows = panel_rows(matrix.rows, panel);
             std::uint8_t* const to = data + panel * matrix.panel_bytes;
@@ -133,32 +204,21 @@ Weight Weight::pack_floats(const SourceTensor& source, ThreadPool& pool) {
 }
 
 Weight Weight::pack_codes(const SourceTensor& source, ThreadPool& pool) {
-    Weight weight;
-    PackedMatrix& matrix = weight.matrix_;
-    matrix.format = source.format;
-    matrix.scale_type = source.scale_type;
-    matrix.rows = source.rows;
-    matrix.columns = source.columns;
-    matrix.group = record_columns(source.group, source.columns);
-    matrix.block_records = std::max<std::int64_t>(1, kActivationColumns / matrix.group);
     const bool int4 = source.format == Format::kInt4;
-    const bool own_zeros = int4 && !all_zeros_equal(source);
+    WeightLayout layout;
+    layout.format = source.format;
+    layout.scale_type = source.scale_type;
+    layout.own_zeros = int4 && !all_zeros_equal(source);
+    layout.rows = source.rows;
+    layout.columns = source.columns;
+    layout.group = record_columns(source.group, source.columns);
+    Weight weight = reserve(layout);
+    const PackedMatrix& matrix = weight.matrix_;
+    std::uint8_t* const data = weight.memory_.data();
+    const std::int64_t panels = (matrix.rows - 1) / kPanelRows + 1;
+    if (matrix.zero != nullptr) data[panels * matrix.panel_bytes] = *source.zeros.at(0, 0);
     const std::int64_t octet_bytes = int4 ? kQuadBytes : 2 * kQuadBytes;
     const std::int64_t scale_size = scale_bytes(source.scale_type);
-    const std::int64_t after_codes = kPanelRows * (scale_size + (own_zeros ? 1 : 0));
-    const std::int64_t records = (matrix.columns - 1) / matrix.group + 1;
-    const std::int64_t last = matrix.columns - (records - 1) * matrix.group;
-    matrix.panel_bytes =
-        ((records - 1) * octets_of(matrix.group) + octets_of(last)) * octet_bytes + records * after_codes;
-    const std::int64_t panels = (matrix.rows - 1) / kPanelRows + 1;
-
-    weight.memory_ = Mapping(static_cast<std::size_t>(panels * matrix.panel_bytes + 1));
-    std::uint8_t* const data = weight.memory_.data();
-    matrix.data = data;
-    if (int4 && !own_zeros) {
-        data[panels * matrix.panel_bytes] = *source.zeros.at(0, 0);
-        matrix.zero = data + panels * matrix.panel_bytes;
-    }
     pool.parallel_for(panels, 1, [&](int, std::int64_t begin, std::int64_t end) {
         for (std::int64_t panel = begin; panel < end; ++panel) {
             const PanelRows rows = panel_rows(matrix.rows, panel);
@@ -173,7 +233,7 @@ Weight Weight::pack_codes(const SourceTensor& source, ThreadPool& pool) {
                                 static_cast<std::size_t>(scale_size));
                 }
                 to += kPanelRows * scale_size;
-                if (!own_zeros) continue;
+                if (!layout.own_zeros) continue;
                 for (std::int64_t r = 0; r < rows.count; ++r) to[r] = *source.zeros.at(rows.first + r, group);
                 to += kPanelRows;
             }
@@ -183,8 +243,11 @@ Weight Weight::pack_codes(const SourceTensor& source, ThreadPool& pool) {
 }
 
 Weight Weight::pack_vector(const SourceTensor& source) {
-    Weight weight;
-    weight.memory_ = Mapping(static_cast<std::size_t>(source.columns) * sizeof(float));
+    WeightLayout layout;
+    layout.is_vector = true;
+    layout.rows = 1;
+    layout.columns = source.columns;
+    Weight weight = reserve(layout);
     float* const to = weight.memory_.floats();
     for (std::int64_t c = 0; c < source.columns; ++c) {
         const std::uint8_t* const from = source.data.at(0, c);
@@ -202,6 +265,32 @@ Weight Weight::pack_vector(const SourceTensor& source) {
         }
     }
     return weight;
+}
+
+std::uint64_t packing_fingerprint() {
+    constexpr std::int64_t kRows = kPanelRows + 3, kColumns = 328;
+    std::vector<std::uint8_t> numbers(kRows * kColumns * sizeof(float));
+    std::uint32_t state = 1;
+    for (std::uint8_t& number : numbers) number = static_cast<std::uint8_t>((state = state * 1664525 + 1013904223) >> 24);
+    ThreadPool alone(1);
+    std::uint64_t hash = kHashStart;
+    const auto add = [&](Format format, std::int64_t group, ScaleType scale_type, bool one_zero) {
+        const std::int64_t item = element_bytes(format);
+        const std::int64_t size = scale_bytes(scale_type);
+        const std::int64_t width = format == Format::kInt4 ? (kColumns + 1) / 2 : kColumns * item;
+        const ArrayView zeros = {numbers.data(), one_zero ? 0 : kColumns, one_zero ? 0 : 1};
+        const SourceTensor source = {format, kRows, kColumns, {numbers.data(), width, item}, group, scale_type,
+                                     {numbers.data(), kColumns * size, size}, zeros};
+        const Weight weight = Weight::pack_matrix(source, alone);
+        hash = hash_bytes(weight.data(), weight.bytes(), hash);
+    };
+    for (const Format format : {Format::kF32, Format::kF16}) add(format, 0, ScaleType::kNone, true);
+    for (const std::int64_t group : {32, 40, 256, 1 << 20}) {
+        add(Format::kInt4, group, ScaleType::kF16, true);
+        add(Format::kInt4, group, ScaleType::kF32, false);
+        add(Format::kInt8, group, ScaleType::kF32, true);
+    }
+    return hash;
 }
 
 }  // namespace windlass

@@ -32,7 +32,26 @@ struct SourceTensor {
     ArrayView zeros;  // kInt4
 };
 
-// A packed matrix or a vector of floats. Owns its memory.
+// What a packed weight is; size and layout follow from it.
+struct WeightLayout {
+    Format format = Format::kF32;
+    ScaleType scale_type = ScaleType::kNone;
+    bool is_vector = false;  // floats, whatever they came from
+    bool own_zeros = false;  // kInt4: each record has its zero points
+    std::int64_t rows = 0;
+    std::int64_t columns = 0;
+    std::int64_t group = 0;  // columns of a record, as PackedMatrix has it
+
+    // Whether a weight can have this layout: the sizes are positive, and formats and groups go together.
+    bool possible() const;
+    // Bytes in memory and in a file, the zero point of all included. No overflow for a possible() layout whose bytes
+    // a double can count below 2^62; more than that is 0.
+    std::int64_t bytes() const;
+    // The matrix that lies at `data`.
+    PackedMatrix matrix(const std::uint8_t* data) const;
+};
+
+// A packed matrix or a vector of floats. Owns its memory, or borrows it from a file that is mapped.
 class Weight {
   public:
     Weight() = default;
@@ -40,18 +59,31 @@ class Weight {
     static Weight pack_matrix(const SourceTensor& source, ThreadPool& pool);
     // A float format only; the vector is row 0.
     static Weight pack_vector(const SourceTensor& source);
+    // The layout is possible(); its bytes() at `data` outlive the weight.
+    static Weight borrow(const WeightLayout& layout, const std::uint8_t* data);
 
-    bool ready() const { return memory_.data() != nullptr; }
-    std::size_t bytes() const { return memory_.size(); }
+    bool ready() const { return data_ != nullptr; }
+    std::size_t bytes() const { return static_cast<std::size_t>(bytes_); }
+    const WeightLayout& layout() const { return layout_; }
+    const std::uint8_t* data() const { return data_; }
     const PackedMatrix& matrix() const { return matrix_; }
-    const float* vector() const { return memory_.floats(); }
+    const float* vector() const { return reinterpret_cast<const float*>(data_); }
 
   private:
+    // Memory of its own for a layout, zeroed.
+    static Weight reserve(const WeightLayout& layout);
     static Weight pack_floats(const SourceTensor& source, ThreadPool& pool);
     static Weight pack_codes(const SourceTensor& source, ThreadPool& pool);
 
-    Mapping memory_;
+    Mapping memory_;  // empty when borrowed
+    const std::uint8_t* data_ = nullptr;
+    std::int64_t bytes_ = 0;
+    WeightLayout layout_;
     PackedMatrix matrix_ = {};
 };
+
+// A number that changes when packing does: some little weights of every kind, packed and hashed.
+// Throws std::bad_alloc or std::system_error.
+std::uint64_t packing_fingerprint();
 
 }  // namespace windlass

@@ -52,7 +52,7 @@ WINDLASS_INLINE void store_elements(const StoreKVJob& job, const Convert& key, c
 float code_scale(const float* x, std::int64_t count) {
     const std::int32_t bits = largest_magnitude(x, count);
     const float magnitude = load_as<float>(&bits);
-    return bits >= 0x7F800000 ? __builtin_nanf("") : magnitude >= kSmallestMagnitude ? magnitude / 127.0F : 0.0F;
+    return bits >= kInfiniteBits ? __builtin_nanf("") : magnitude >= kSmallestMagnitude ? magnitude / 127.0F : 0.0F;
 }
 
 void store_codes(const StoreKVJob& job) {
@@ -171,15 +171,19 @@ void block_scores(const Block& block, const float* const* q, int head_dim, float
 // Turns the scores of keys begin .. end - 1 of a block into weights, 0 for the others; returns what the query's sum is
 // to be multiplied by.
 float block_weights(const F32 (&scores)[kBlockVectors], int begin, int end, const QueryState& state, float* weights) {
-    const float lowest = -__builtin_inff();
-    I32 lane;
-    for (int i = 0; i < kLanes; ++i) lane[i] = i;
+    const bool all = begin == 0 && end == kBlockKeys;
     I32 seen[kBlockVectors];
-    F32 highest = splat(lowest);
-    for (int v = 0; v < kBlockVectors; ++v) {
-        const I32 key = lane + v * kLanes;
-        seen[v] = (key >= begin) & (key < end);
-        highest = maximum(highest, select(seen[v], scores[v], splat(lowest)));
+    F32 highest = splat(-__builtin_inff());
+    if (all) {
+        for (int v = 0; v < kBlockVectors; ++v) highest = maximum(highest, scores[v]);
+    } else {
+        I32 lane;
+        for (int i = 0; i < kLanes; ++i) lane[i] = i;
+        for (int v = 0; v < kBlockVectors; ++v) {
+            const I32 key = lane + v * kLanes;
+            seen[v] = (key >= begin) & (key < end);
+            highest = select(seen[v] & (scores[v] > highest), scores[v], highest);
+        }
     }
     const float block_maximum = max_lanes(highest);
     const float old_maximum = *state.maximum;
@@ -187,7 +191,8 @@ float block_weights(const F32 (&scores)[kBlockVectors], int begin, int end, cons
     *state.maximum = new_maximum;
     F32 total = {};
     for (int v = 0; v < kBlockVectors; ++v) {
-        const F32 weight = select(seen[v], exponential(scores[v] - new_maximum), F32{});
+        F32 weight = exponential(scores[v] - new_maximum);
+        if (!all) weight = select(seen[v], weight, F32{});
         store(weights + v * kLanes, weight);
         total += weight;
     }

@@ -3,8 +3,8 @@
 // Magnitudes below this count as zero: their reciprocals would not be finite.
 constexpr float kSmallestMagnitude = 0x1p-100F;
 
-constexpr int kMostTileTokens =
-    NibbleCodes::kTileTokens > ByteCodes::kTileTokens ? NibbleCodes::kTileTokens : ByteCodes::kTileTokens;
+// The bits of infinity; those of NaNs without their sign are above.
+constexpr std::int32_t kInfiniteBits = 0x7F800000;
 
 // Rounds to the nearest integer, ties to even, for |x| < 2^22.
 WINDLASS_INLINE I32 round_to_integer(F32 x) {
@@ -62,39 +62,33 @@ void quantize_with(const QuantizeJob& job, float largest_code, std::int32_t fact
     const PackedMatrix& matrix = *job.matrix;
     const std::int64_t step = job.tokens * 4;
     const std::int64_t block_columns = matrix.group * matrix.block_records;
-    std::uint8_t* to = job.tile;
+    std::uint8_t* to = job.tile + job.token * 4;
     for (std::int64_t begin = 0; begin < matrix.columns; begin += block_columns) {
         const std::int64_t end = smaller(begin + block_columns, matrix.columns);
-        float inverses[kMostTileTokens];
-        for (int t = 0; t < job.tokens; ++t, to += 4) {
-            const std::int32_t bits = largest_magnitude(job.x + t * job.x_stride + begin, end - begin);
-            const float magnitude = load_as<float>(&bits);
-            float scale = 0.0F;
-            inverses[t] = 0.0F;
-            if (bits >= 0x7F800000) {
-                scale = __builtin_nanf("");
-            } else if (magnitude >= kSmallestMagnitude) {
-                scale = magnitude / largest_code;
-                inverses[t] = largest_code / magnitude;
-            }
-            __builtin_memcpy(to, &scale, sizeof scale);
+        const std::int32_t bits = largest_magnitude(job.x + begin, end - begin);
+        const float magnitude = load_as<float>(&bits);
+        float scale = 0.0F, inverse = 0.0F;
+        if (bits >= kInfiniteBits) {
+            scale = __builtin_nanf("");
+        } else if (magnitude >= kSmallestMagnitude) {
+            scale = magnitude / largest_code;
+            inverse = largest_code / magnitude;
         }
+        __builtin_memcpy(to, &scale, sizeof scale);
+        to += step;
         for (std::int64_t record = begin; record < end; record += matrix.group) {
             const std::int64_t record_end = smaller(record + matrix.group, end);
             for (std::int64_t run = record; run < record_end; run += kRunColumns) {
                 const std::int64_t columns = smaller(kRunColumns, record_end - run);
                 std::uint8_t* const corrections = to + octets_of(columns) * 2 * kPlanes * step;
-                for (int t = 0; t < job.tokens; ++t) {
-                    std::int32_t sum = 0;
-                    if (inverses[t] != 0.0F) {
-                        sum = quantize_run<kPlanes>(job.x + t * job.x_stride + run, columns, inverses[t], to + t * 4,
-                                                    step);
-                    } else {
-                        for (std::uint8_t* at = to + t * 4; at < corrections; at += step) __builtin_memset(at, 0, 4);
-                    }
-                    const std::int32_t value = sum * factor;
-                    __builtin_memcpy(corrections + t * 4, &value, sizeof value);
+                std::int32_t sum = 0;
+                if (inverse != 0.0F) {
+                    sum = quantize_run<kPlanes>(job.x + run, columns, inverse, to, step);
+                } else {
+                    for (; to < corrections; to += step) __builtin_memset(to, 0, 4);
                 }
+                sum *= factor;
+                __builtin_memcpy(corrections, &sum, sizeof sum);
                 to = corrections + step;
             }
         }

@@ -65,34 +65,66 @@ WINDLASS_INLINE F32 multiply_add(F32 a, F32 b, F32 c) {
 WINDLASS_INLINE F32 select(I32 mask, F32 yes, F32 no) { return (F32)(((I32)yes & mask) | ((I32)no & ~mask)); }
 WINDLASS_INLINE F32 maximum(F32 a, F32 b) { return select(a > b, a, b); }
 
+// Clang has no __builtin_shuffle, and GCC before 12 has no __builtin_shufflevector.
+#if defined(__clang__)
+#define WINDLASS_SHUFFLE(v, ...) __builtin_shufflevector(v, v, __VA_ARGS__)
+#else
+#define WINDLASS_SHUFFLE(v, ...) __builtin_shuffle(v, decltype(v > v){__VA_ARGS__})
+#endif
+
+// Lane i + by at lane i, around the end. A template of the vector too, so that only one branch is looked at.
+template <int by, typename Vector>
+WINDLASS_INLINE Vector rotate(Vector v) {
+#define WINDLASS_FROM(i) (i + by) % kLanes
+#define WINDLASS_FROM4(i) WINDLASS_FROM(i), WINDLASS_FROM(i + 1), WINDLASS_FROM(i + 2), WINDLASS_FROM(i + 3)
+    if constexpr (kLanes == 16) {
+        return WINDLASS_SHUFFLE(v, WINDLASS_FROM4(0), WINDLASS_FROM4(4), WINDLASS_FROM4(8), WINDLASS_FROM4(12));
+    } else if constexpr (kLanes == 8) {
+        return WINDLASS_SHUFFLE(v, WINDLASS_FROM4(0), WINDLASS_FROM4(4));
+    } else {
+        return WINDLASS_SHUFFLE(v, WINDLASS_FROM4(0));
+    }
+#undef WINDLASS_FROM4
+#undef WINDLASS_FROM
+}
+
 // Sums and maxima over lanes, always in the same order.
 WINDLASS_INLINE float sum_lanes(F32 v) {
-    float lanes[kLanes];
-    store(lanes, v);
-    for (int half = kLanes / 2; half > 0; half /= 2) {
-        for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
-    }
-    return lanes[0];
+    if constexpr (kLanes == 16) v += rotate<8>(v);
+    if constexpr (kLanes >= 8) v += rotate<4>(v);
+    v += rotate<2>(v);
+    v += rotate<1>(v);
+    return v[0];
 }
 WINDLASS_INLINE float max_lanes(F32 v) {
-    float lanes[kLanes];
-    store(lanes, v);
-    for (int half = kLanes / 2; half > 0; half /= 2) {
-        for (int i = 0; i < half; ++i) lanes[i] = lanes[i] > lanes[i + half] ? lanes[i] : lanes[i + half];
-    }
-    return lanes[0];
+    if constexpr (kLanes == 16) v = maximum(v, rotate<8>(v));
+    if constexpr (kLanes >= 8) v = maximum(v, rotate<4>(v));
+    v = maximum(v, rotate<2>(v));
+    v = maximum(v, rotate<1>(v));
+    return v[0];
 }
 
-// kLanes signed bytes as floats.
+// kLanes bytes, signed ones as floats and unsigned ones as integers. Compilers take the conversions apart where the
+// instruction set has them in one piece.
 WINDLASS_INLINE F32 load_codes(const std::uint8_t* from) {
+#if !defined(WINDLASS_NO_INTRINSICS) && defined(__AVX512F__)
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(load_as<__m128i>(from)));
+#elif !defined(WINDLASS_NO_INTRINSICS) && defined(__AVX2__)
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))));
+#else
     typedef std::int8_t Bytes __attribute__((vector_size(kLanes)));
     return __builtin_convertvector(__builtin_convertvector(load_as<Bytes>(from), I32), F32);
+#endif
 }
-
-// kLanes unsigned bytes.
 WINDLASS_INLINE I32 load_bytes(const std::uint8_t* from) {
+#if !defined(WINDLASS_NO_INTRINSICS) && defined(__AVX512F__)
+    return (I32)_mm512_cvtepu8_epi32(load_as<__m128i>(from));
+#elif !defined(WINDLASS_NO_INTRINSICS) && defined(__AVX2__)
+    return (I32)_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)));
+#else
     typedef std::uint8_t Bytes __attribute__((vector_size(kLanes)));
     return __builtin_convertvector(load_as<Bytes>(from), I32);
+#endif
 }
 
 WINDLASS_INLINE F32 load_bf16(const std::uint16_t* from) {

@@ -56,16 +56,16 @@ struct PackedMatrix {
     ScaleType scale_type;
 };
 
-// Quantizes up to KernelTable::tile_tokens tokens for products with codes: x = scale * code, one scale per token and
-// block. Against kInt4 a code has 8 bits (-127 .. 127); against kInt8 it has 15 (-16256 .. 16256), kept as
-// 128 * high + low, so that the error of the activations is small beside that of the weights. A block with a value that
-// is not finite gets the scale NaN.
+// Quantizes one token of a tile (of at most KernelTable::tile_tokens) for products with codes: x = scale * code, one
+// scale per token and block. Against kInt4 a code has 8 bits (-127 .. 127); against kInt8 it has 15 (-16256 .. 16256),
+// kept as 128 * high + low, so that the error of the activations is small beside that of the weights. A block with a
+// value that is not finite gets the scale NaN.
 struct QuantizeJob {
     const PackedMatrix* matrix;
     const float* x;
-    std::int64_t x_stride;
+    std::uint8_t* tile;  // KernelTable::tile_bytes for `tokens` tokens
     int tokens;
-    std::uint8_t* tile;  // KernelTable::tile_bytes
+    int token;
 };
 
 // y[t, r] = sum_c x[t, c] * w[r, c] + bias[r] for the rows of some panels and up to kLinearTokens tokens.

@@ -44,6 +44,16 @@ Mapping::Mapping(std::size_t size) {
 #endif
 }
 
+Mapping Mapping::of_file(int descriptor, std::size_t size) {
+    fault_point(Fault::kMapping);
+    void* at = mmap(nullptr, size, PROT_READ, MAP_PRIVATE, descriptor, 0);
+    if (at == MAP_FAILED) throw std::bad_alloc();
+    Mapping mapping;
+    mapping.data_ = static_cast<std::uint8_t*>(at);
+    mapping.size_ = size;
+    return mapping;
+}
+
 Mapping::~Mapping() {
     if (data_ != nullptr) munmap(data_, size_);
 }

@@ -6,13 +6,17 @@
 
 namespace windlass {
 
-// An anonymous, zeroed, private mapping. Owns it: unmapped on destruction, so the memory is given back at once. Large
-// ones are aligned to 2 MiB and ask for huge pages. Not synchronized.
+// A private mapping, anonymous and zeroed, or of a file. Owns it: unmapped on destruction, so the memory is given back
+// at once. Large anonymous ones are aligned to 2 MiB and ask for huge pages. Not synchronized.
 class Mapping {
   public:
     Mapping() = default;
     // Throws std::bad_alloc. A size of 0 gives an empty mapping.
     explicit Mapping(std::size_t size);
+    // The first `size` bytes of a file, to be read only; the descriptor may be closed afterwards. Reading what somebody
+    // has cut off the file meanwhile kills the process, so the file is one that nobody writes to in place.
+    // Throws std::bad_alloc.
+    static Mapping of_file(int descriptor, std::size_t size);
     ~Mapping();
     Mapping(Mapping&& other) noexcept;
     Mapping& operator=(Mapping&& other) noexcept;

@@ -86,6 +86,8 @@ class EngineConfig:
     prefix_cache_max_num_recycling_seqs: int | None = None
     opt: str | None = None
     """From ``tensor_parallel_shards`` to here: fields of MLC-LLM's with one possible value in Windlass (``_ONLY``)."""
+    pack_cache: bool = True
+    """Keep a model's packed weights in a file, in ``cache_directory()``, that later loads map."""
     verbose: bool = True
     """Show the progress of a load of over a second, on a terminal."""
 
@@ -229,6 +231,37 @@ def default_threads() -> int | None:
     return int(value)
 
 
+def cache_directory() -> Path:
+    """Return where files are kept that speed up later loads: ``WINDLASS_CACHE_DIR``, else ``windlass`` in the cache.
+
+    The cache is ``XDG_CACHE_HOME`` or ``~/.cache``.
+    """
+    configured = os.environ.get("WINDLASS_CACHE_DIR")
+    return Path(configured) if configured else _user_cache() / "windlass"
+
+
+def cache_limit() -> int | None:
+    """Return how many bytes that directory may hold (``WINDLASS_CACHE_LIMIT``, in GiB); None is for the engine to say.
+
+    Raises:
+        ValueError: the variable is set but not a number of at least 0.
+    """
+    value = os.environ.get("WINDLASS_CACHE_LIMIT")
+    if not value:
+        return None
+    try:
+        limit = float(value)
+    except ValueError:
+        limit = -1.0
+    if not 0 <= limit < 1 << 30:
+        raise ValueError(f"WINDLASS_CACHE_LIMIT must be a number of GiB, at least 0, not {value!r}")
+    return int(limit * (1 << 30))
+
+
+def _user_cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+
+
 def model_roots() -> dict[str, Path]:
     """Return where models usually lie, by the layout found there.
 
@@ -236,7 +269,7 @@ def model_roots() -> dict[str, Path]:
     below ``HF_HOME``), ``mlc`` that of MLC-LLM (``MLC_LLM_HOME``); the caches default to ``XDG_CACHE_HOME`` or
     ``~/.cache``.
     """
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    cache = _user_cache()
     huggingface = Path(os.environ.get("HF_HOME") or cache / "huggingface")
     return {
         "here": Path.cwd(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import subprocess
@@ -29,7 +30,7 @@ from windlass.demo import model_directory
 from windlass.engine.loop import EngineCore
 from windlass.engine.state import EngineState
 from windlass.native.executor import NativeExecutor
-from windlass.serve import alive, build, engine_base, preparer
+from windlass.serve import alive, build, engine_base, preparer, progress
 from windlass.serve.engine_base import MLCEngineBase
 
 pytestmark = pytest.mark.usefixtures("without_collection")
@@ -39,6 +40,37 @@ def test_L01_a_new_engine_is_ready(face: Face) -> None:
     engine = face.build()
     assert engine.state is EngineState.READY
     assert face.answer(engine) == ANSWER
+
+
+class Terminal(io.StringIO):
+    """What is written to a terminal, or to a pipe."""
+
+    def __init__(self, *, terminal: bool) -> None:
+        super().__init__()
+        self._terminal = terminal
+
+    def isatty(self) -> bool:
+        return self._terminal
+
+
+def test_L02_a_long_load_tells_a_terminal_its_phases(face: Face, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And wipes its line; a short one, or one that writes to a pipe, says nothing."""
+    for terminal, quiet in ((True, 0.0), (True, 1000.0), (False, 0.0)):
+        screen = Terminal(terminal=terminal)
+        monkeypatch.setattr(progress, "QUIET_SECONDS", quiet)
+        monkeypatch.setattr(progress, "REDRAW_SECONDS", 0.0)
+        monkeypatch.setattr(sys, "stderr", screen)
+        engine = face.kind()
+        monkeypatch.undo()
+        engine.terminate()
+        said = screen.getvalue()
+        if terminal and not quiet:
+            phases = ["reading the configuration", "loading the tokenizer", "packing weights"]
+            assert [said.index(phase) for phase in phases] == sorted(said.index(phase) for phase in phases)
+            assert "packing weights 100 %" in said
+            assert said.endswith("\r\x1b[K")
+        else:
+            assert said == ""
 
 
 STEPS: list[tuple[Any, str]] = [
@@ -143,8 +175,6 @@ def test_L01_a_thread_that_cannot_start_leaves_nothing(face: Face, monkeypatch: 
                 raise RuntimeError("can't start new thread")
             original(self)
 
-        if name == "windlass-prepare" and face.name == "sync":
-            continue
         baseline = Baseline()
         monkeypatch.setattr(threading.Thread, "start", failing_start)
         with pytest.raises(RuntimeError, match="can't start"):

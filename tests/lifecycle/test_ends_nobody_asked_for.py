@@ -31,7 +31,6 @@ from support.lifecycle import (
     MIDDLE,
     PROMPT,
     QUESTION,
-    AsyncFace,
     Face,
     Started,
     SyncFace,
@@ -50,6 +49,7 @@ from windlass.engine.loop import EngineCore
 from windlass.engine.state import EngineState
 from windlass.engine.stream import StreamBack
 from windlass.program.executor import Batch
+from windlass.serve.engine_base import MLCEngineBase
 
 # L15: dropped
 
@@ -562,7 +562,7 @@ assert len(ours) == 1, ours
 assert len([one for one in forks if any("windlass" in f.__module__ for f in one.values())]) <= 1
 assert hooks() == before
 mine = [thread for thread in threading.enumerate() if thread.name.startswith("windlass")]
-assert len(mine) == 2 and all(thread.daemon for thread in mine), mine
+assert len(mine) == 3 and all(thread.daemon for thread in mine), mine
 engine.terminate()
 assert hooks() == before
 print("ok")
@@ -574,13 +574,7 @@ def test_L19_no_handlers_no_hooks_but_one_and_only_daemon_threads() -> None:
     assert (result.stdout, result.stderr, result.returncode) == ("ok\n", "", 0)
 
 
-def test_L19_threads_of_the_async_engine_are_daemons() -> None:
-    face = AsyncFace()
-    engine = face.build()
+def test_L19_threads_of_an_engine_are_daemons(face: Face, engine: MLCEngineBase) -> None:
     face.answer(engine, QUESTION)
     assert len(engine._own_threads()) == 3
     assert all(thread.daemon for thread in engine._own_threads())
-    face.finish()
-    one = SyncFace()
-    assert len(one.build()._own_threads()) == 2
-    one.finish()

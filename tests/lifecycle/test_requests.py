@@ -604,15 +604,15 @@ def test_L05_a_drain_does_not_wait_for_a_call_that_was_refused(face: Face) -> No
 
     def refusal() -> EngineError | None:
         looks.append(1)
-        # parts, first look, second look
-        if len(looks) == 3:
+        # before preparation, parts, first look, second look
+        if len(looks) == 4:
             assert wait_for(lambda: bool(core._accounts._idle_waiters))
             draining.set()
         return original()
 
     core.lifecycle.refusal = refusal  # type: ignore[method-assign]
     call = Started(face.create, engine, QUESTION)
-    assert wait_for(lambda: len(looks) == 3)
+    assert wait_for(lambda: len(looks) == 4)
     ending = Started(engine.terminate, drain=True)
     assert draining.wait(LIMIT)
     assert call.ended()

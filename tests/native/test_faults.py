@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from support.faults import native_fault, require_native
-from support.lifecycle import num_mappings, num_threads, resident_bytes, wait_for
+from support.lifecycle import mapped_files, num_mappings, num_threads, resident_bytes, wait_for
 from support.native import KINDS, LittleModel, single
-from windlass.native import NativeExecutor
+from windlass.native import NativeExecutor, PackFile
 from windlass.native.sampling import RowSampler, SamplingRow, SequenceSampler
 
 require_native()
@@ -26,10 +28,16 @@ ERRORS = {
 }
 
 
-def make() -> NativeExecutor:
+def make(pack_file: PackFile | None = None) -> NativeExecutor:
     model = LittleModel(kind=KINDS[6])
     return NativeExecutor(
-        model.program(), model.weights(), num_pages=8, max_tokens=64, max_positions=128, num_threads=4
+        model.program(),
+        model.weights(),
+        num_pages=8,
+        max_tokens=64,
+        max_positions=128,
+        num_threads=4,
+        pack_file=pack_file,
     )
 
 
@@ -58,6 +66,39 @@ def test_a_construction_that_fails_leaves_nothing(kind: str, at_least: int) -> N
     # The C library keeps a heap per thread, and the stacks of some threads.
     assert num_mappings() <= mappings + 8
     assert resident_bytes() - before < 4 << 20
+
+
+@pytest.mark.parametrize(("kind", "at_least"), [("mapping", 5), ("allocation", 10), ("thread", 3)])
+def test_a_construction_from_a_file_that_fails_leaves_nothing(kind: str, at_least: int, tmp_path: Path) -> None:
+    first = make()
+    with (tmp_path / "weights").open("wb") as file:
+        first.write_weights(file.fileno(), bytes(32))
+    first.close()
+    descriptor = os.open(tmp_path / "weights", os.O_RDONLY)
+    threads, mappings, before = num_threads(), num_mappings(), resident_bytes()
+
+    def construct() -> None:
+        executor = make(PackFile(descriptor, bytes(32)))
+        assert executor.weights_mapped
+        executor.close()
+
+    assert every_fault(kind, construct) >= at_least
+    assert str(tmp_path / "weights") not in mapped_files()
+    assert wait_for(lambda: num_threads() == threads)
+    assert num_mappings() <= mappings + 8
+    assert resident_bytes() - before < 4 << 20
+    os.close(descriptor)
+
+
+def test_writing_that_runs_out_of_memory_can_be_repeated(tmp_path: Path) -> None:
+    executor = make()
+
+    def write() -> None:
+        with (tmp_path / "weights").open("wb") as file:
+            executor.write_weights(file.fileno(), bytes(32))
+
+    assert every_fault("allocation", write) >= 5
+    executor.close()
 
 
 @pytest.mark.parametrize(("kind", "at_least"), [("operation", 20), ("piece", 40), ("allocation", 0), ("mapping", 0)])

@@ -43,6 +43,7 @@ INTERRUPTED = 130
     help="Quantize a Hugging Face model while loading, e.g. to q4f16_1.",
 )
 @click.option("--load-format", type=click.Choice(["auto", "dummy"]), help="dummy: random weights from the config.")
+@click.option("--no-pack-cache", is_flag=True, help="Neither use nor keep a file of packed weights.")
 @click.option("--context", type=click.IntRange(min=1), help="Longest conversation in tokens.")
 @click.option("--kv-cache-dtype", type=click.Choice(["auto", "f32", "f16", "bf16"]), help="Type of the KV cache.")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads that compute.")
@@ -89,6 +90,7 @@ def _open_engine(model: str | None, device: str, mode: str, options: dict[str, A
         "max_single_sequence_length": options["context"],
         "kv_cache_dtype": options["kv_cache_dtype"],
         "num_threads": options["threads"],
+        "pack_cache": not options["no_pack_cache"],
     }
     try:
         config = EngineConfig(**{name: value for name, value in settings.items() if value is not None})

@@ -21,7 +21,8 @@ class Accounts:
     def __init__(self, *, max_waiting_requests: int, max_waiting_tokens: int | None) -> None:
         self._max_waiting_requests = max_waiting_requests
         self._max_waiting_tokens = max_waiting_tokens
-        self._lock = threading.Lock()
+        # Reentrant: the garbage collector may run a finalizer that calls, wherever it happens to be.
+        self._lock = threading.RLock()
         self._open: dict[str, tuple[Request, ...]] = {}
         self._waiting: dict[Request, None] = {}
         # Queues and not events: an event takes a lock, which whoever is interrupted by the waking may hold.

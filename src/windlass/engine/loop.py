@@ -19,7 +19,7 @@ from windlass.engine.request import SPENT, FinishReason, Output, Request
 from windlass.engine.runtime import Runtime
 from windlass.engine.state import EngineState, Lifecycle
 from windlass.engine.stream import StreamBack, TokenEvent
-from windlass.engine.threads import join_started
+from windlass.engine.threads import EndOfThread, EngineThread, join_started
 from windlass.engine.tracing import TraceRecorder
 from windlass.errors import (
     ContextLengthError,
@@ -79,16 +79,14 @@ class EngineCore:
         self._silent_but_for: tuple[threading.Thread, ...] | None = None
         self._publish_metrics()
 
-    def init_threaded_engine(self) -> tuple[threading.Thread, threading.Thread]:
+    def init_threaded_engine(self) -> tuple[EngineThread, EngineThread]:
         """Start the engine thread and the stream-back thread, daemons both, and return them.
 
         Raises:
             RuntimeError: a thread could not be started; none is left.
         """
-        loop = threading.Thread(target=self.run_background_loop, name="windlass-engine", daemon=True)
-        stream_back = threading.Thread(
-            target=self.run_background_stream_back_loop, name="windlass-stream-back", daemon=True
-        )
+        loop = EngineThread(self.run_background_loop, "windlass-engine")
+        stream_back = EngineThread(self.run_background_stream_back_loop, "windlass-stream-back")
         self._threads = (loop, stream_back)
         try:
             stream_back.start()
@@ -242,7 +240,7 @@ class EngineCore:
     def _refuse(self) -> None:
         if self._silent_but_for is not None and threading.current_thread().daemon:
             if threading.current_thread() in self._silent_but_for:
-                raise SystemExit
+                raise EndOfThread
             SimpleQueue[None]().get()
         error = self.lifecycle.refusal()
         if error is not None:

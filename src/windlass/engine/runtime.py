@@ -67,7 +67,7 @@ class Runtime:
         """
         pool = PagePool(num_pages, prefix_cache=prefix_cache)
         scheduler = Scheduler(pool, max_num_sequence=max_num_sequence, max_tokens=max_tokens)
-        return cls(executor, scheduler, Sampler(active_vocab_size, kernels), speculator, draft_executor)
+        return cls(executor, scheduler, Sampler(active_vocab_size, kernels, executor), speculator, draft_executor)
 
     def cancel(self) -> None:
         """Make ``run`` raise ``StepCancelledError`` soon. From any thread; takes no lock."""

@@ -8,14 +8,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from windlass.engine.scheduler import Chunk
+from windlass.native import NativeExecutor
 from windlass.native.sampling import RowSampler, SampledToken, SamplingRow
+from windlass.program.executor import Executor
 
 
 class Sampler:
-    """Draws tokens. Ids from ``active_vocab_size`` on, the padding of the vocabulary, are never drawn."""
+    """Draws tokens. Ids from ``active_vocab_size`` on, the padding of the vocabulary, are never drawn.
 
-    def __init__(self, active_vocab_size: int, kernels: str | None = None) -> None:
-        self._rows = RowSampler(active_vocab_size, kernels=kernels)
+    With a native executor several rows are shared among its threads.
+    """
+
+    def __init__(self, active_vocab_size: int, kernels: str | None = None, executor: Executor | None = None) -> None:
+        threads = executor if isinstance(executor, NativeExecutor) else None
+        self._rows = RowSampler(active_vocab_size, kernels=kernels, executor=threads)
 
     def sample(self, logits: NDArray[np.float32], chunks: Sequence[Chunk]) -> list[list[SampledToken]]:
         """Return the next tokens of each chunk's request: its drafts as far as they are drawn too, and one more.

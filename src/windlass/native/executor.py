@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -33,6 +34,18 @@ KVDtype: TypeAlias = Literal["f32", "f16", "bf16", "int8"]
 _NO_WEIGHT = -1
 
 
+@dataclass(frozen=True, slots=True)
+class PackFile:
+    """An open file that ``NativeExecutor.write_weights`` made, perhaps in another process, perhaps damaged since.
+
+    ``descriptor`` is needed during the construction of an executor only. ``identity`` are 32 bytes that say what
+    weights they are, to be the same as when it was written.
+    """
+
+    descriptor: int
+    identity: bytes
+
+
 class NativeExecutor:
     """Runs one program over one paged KV cache, on threads of its own; implements ``Executor``.
 
@@ -40,6 +53,8 @@ class NativeExecutor:
     ``close`` are called by one thread at a time (a second one gets ``RuntimeError``); ``cancel``, ``clear_cancel`` and
     the properties by any thread at any time, also after ``close``. In a forked child ``run`` raises
     ``EngineForkedError`` and ``close`` does nothing.
+
+    ``weights_mapped`` tells whether the weights are those of a file instead of packed memory.
 
     For one build, kernel table, set of weights and ``kv_dtype``, the logits of a token are the same bits whatever else
     is in the batch, however the sequence is cut into steps, and for any ``num_threads``.
@@ -56,13 +71,14 @@ class NativeExecutor:
         num_threads: int | None = None,
         kv_dtype: KVDtype = "f16",
         kernels: str | None = None,
+        pack_file: PackFile | None = None,
     ) -> None:
-        """Start the threads, reserve the KV cache and pack the weights.
+        """Start the threads, reserve the KV cache and map or pack the weights.
 
         Args:
             program: what to run.
             weights: every weight of ``program.weights`` once, in any order. Taken one by one: each is packed, and no
-                reference to it kept, before the next one is asked for.
+                reference to it kept, before the next one is asked for. Not touched when ``pack_file`` has them.
             num_pages: pages of the KV cache. Memory is reserved now and used as pages are first written.
             max_tokens: the most tokens, and the most logit rows, of one batch.
             max_positions: the most positions of a sequence.
@@ -70,6 +86,7 @@ class NativeExecutor:
                 that this process may use.
             kv_dtype: how keys and values are stored; ``int8`` has a scale per token and KV head, for each of the two.
             kernels: name of a kernel table (``cpu_info().kernels``); by default the best one.
+            pack_file: the same weights, packed; ignored when it is damaged, or made for another layout.
 
         Raises:
             ValueError: a size is out of range; a weight is missing, left over, or has the wrong shape or dtypes; or
@@ -77,6 +94,7 @@ class NativeExecutor:
             MemoryError: there is not enough memory.
         """
         self._vocab_size = program.vocab_size
+        self._num_weights = len(program.weights)
         self._pid = os.getpid()
         self._core = _core.Executor(
             _translate(program),
@@ -91,7 +109,11 @@ class NativeExecutor:
             for index, table in enumerate(program.ropes):
                 cos, sin = table.cos_sin(max_positions)
                 self._core.set_rope(index, np.ascontiguousarray(cos), np.ascontiguousarray(sin))
-            self._pack(program.weights, weights.items() if isinstance(weights, Mapping) else weights)
+            self.weights_mapped = pack_file is not None and self._core.map_weights(
+                pack_file.descriptor, pack_file.identity
+            )
+            if not self.weights_mapped:
+                self._pack(program.weights, weights.items() if isinstance(weights, Mapping) else weights)
         except BaseException:
             self._core.close()
             raise
@@ -111,6 +133,29 @@ class NativeExecutor:
             del tensor
         if missing:
             raise ValueError(f"weights are missing: {', '.join(sorted(missing))}")
+
+    def write_weights(
+        self, descriptor: int, identity: bytes, *, progress: Callable[[int, int], None] | None = None
+    ) -> None:
+        """Write the packed weights to an empty file, from which a ``PackFile`` maps them.
+
+        A file that this did not finish, here or on the disk, is not taken for a whole one.
+
+        Args:
+            descriptor: open for writing; stays open.
+            identity: see ``PackFile``.
+            progress: told (weights written, weights in all); what it raises ends the writing.
+
+        Raises:
+            OSError: the file cannot be written.
+            RuntimeError: the executor is closed, or in use by another thread.
+        """
+        for index in range(self._num_weights):
+            self._core.write_weight(descriptor, index)
+            if progress is not None:
+                progress(index + 1, self._num_weights)
+        os.fsync(descriptor)
+        self._core.write_header(descriptor, identity)
 
     def run(self, batch: Batch) -> NDArray[np.float32]:
         """Run one forward step and return the logits, float32 [R, vocab_size]; see ``Executor.run``.

@@ -19,10 +19,12 @@ from windlass.machine import available_bytes, total_bytes
 from windlass.models.definition import ModelDefinition
 from windlass.models.registry import define_model
 from windlass.native.executor import NativeExecutor, kv_bytes_per_page
+from windlass.native.quantize import quantize
 from windlass.program.executor import Executor
 from windlass.program.reference import ReferenceExecutor
 from windlass.quantization import Format, Scheme, Tensor, get_scheme
 from windlass.serve import alive
+from windlass.serve.kept_weights import kept_weights, load_cache
 from windlass.serve.progress import Interruptible, Progress, TerminalProgress
 from windlass.text.text_model import TextModel
 from windlass.weights.directory import ModelDirectory, open_model_directory
@@ -174,7 +176,13 @@ def _describe(path: Path, config: EngineConfig, progress: Progress, stack: ExitS
     if config.load_format != "dummy":
         source = stack.enter_context(closing(directory.open_weights()))
     progress("loading the tokenizer", 0, 0)
-    text = TextModel.load(directory.path, directory.config, directory.mlc, dummy=config.load_format == "dummy")
+    text = TextModel.load(
+        directory.path,
+        directory.config,
+        directory.mlc,
+        dummy=config.load_format == "dummy",
+        cache=load_cache(config),
+    )
     return _Described(
         path=path,
         directory=directory,
@@ -268,6 +276,7 @@ def _weights(model: _Described, progress: Progress) -> Iterable[tuple[str, Tenso
         model.source,
         model.scheme,
         ignored=model.definition.ignored_tensors,
+        quantizer=quantize,
         progress=lambda done, total: progress("packing weights", done, total),
     )
 
@@ -292,16 +301,24 @@ def _make_executor(
                 max_positions=sizes.max_single_sequence_length,
                 kv_dtype=model.kv_dtype,
             )
-        return NativeExecutor(
-            model.definition.program,
-            weights,
-            num_pages=sizes.num_pages,
-            max_tokens=max_tokens,
-            max_positions=sizes.max_single_sequence_length,
-            num_threads=config.num_threads or default_threads(),
-            kv_dtype=model.kv_dtype,
-            kernels=config.kernels,
-        )
+        kept = None
+        if model.source is not None:
+            kept = kept_weights(config, model.definition, model.scheme, model.source, model.weight_bytes)
+        with ExitStack() as stack:
+            executor = NativeExecutor(
+                model.definition.program,
+                weights,
+                num_pages=sizes.num_pages,
+                max_tokens=max_tokens,
+                max_positions=sizes.max_single_sequence_length,
+                num_threads=config.num_threads or default_threads(),
+                kv_dtype=model.kv_dtype,
+                kernels=config.kernels,
+                pack_file=stack.enter_context(kept.opened()) if kept is not None else None,
+            )
+        if kept is not None and not executor.weights_mapped:
+            kept.keep(executor, progress)
+        return executor
     except MemoryError as error:
         reason = f"there is not enough memory for the weights and the KV cache{alive.hint()}"
         raise LoadError(model.path, reason) from error

@@ -239,8 +239,18 @@ class Host(Protocol):
         ...
 
 
+class SyncHost(Host, Protocol):
+    """An engine whose callers are threads."""
+
+    def _prepare(
+        self, start: Callable[[], Call[SyncMailbox, Chunk_co, Response_co]]
+    ) -> Call[SyncMailbox, Chunk_co, Response_co]:
+        """Run ``start`` in a thread of the engine; when the caller is interrupted meanwhile, abort what it started."""
+        ...
+
+
 class AsyncHost(Host, Protocol):
-    """An engine that prepares its calls off the event loop."""
+    """An engine whose callers are tasks."""
 
     async def _prepare(
         self, start: Callable[[], Call[AsyncMailbox, Chunk_co, Response_co]]

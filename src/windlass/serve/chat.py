@@ -12,7 +12,7 @@ from typing_extensions import Unpack
 from windlass.errors import InvalidRequestError
 from windlass.protocol.arguments import ChatArguments, check_arguments
 from windlass.protocol.responses import ChatCompletion, ChatCompletionChunk
-from windlass.serve.call import AsyncHost, AsyncStream, Box, Call, Host, Stream, wait, wait_async
+from windlass.serve.call import AsyncHost, AsyncStream, Box, Call, Host, Stream, SyncHost, wait, wait_async
 from windlass.serve.chat_format import ChatFormat
 from windlass.serve.mailbox import AsyncMailbox, SyncMailbox
 from windlass.serve.submit import counted, start_call
@@ -74,7 +74,7 @@ def _for_template(message: dict[str, Any]) -> dict[str, Any]:
 class ChatCompletions:
     """``engine.chat.completions`` of the sync engine."""
 
-    def __init__(self, engine: Host) -> None:
+    def __init__(self, engine: SyncHost) -> None:
         self._engine = engine
 
     @overload
@@ -97,7 +97,8 @@ class ChatCompletions:
             InvalidRequestError, ContextLengthError: the request is refused; ``param`` names the argument.
             EngineError: the engine does not accept requests now, or ended before the answer did.
         """
-        call = start_chat(self._engine, arguments, partial(SyncMailbox, whole=not stream))
+        mailbox = partial(SyncMailbox, whole=not stream)
+        call = self._engine._prepare(partial(start_chat, self._engine, arguments, mailbox))
         return Stream(call, self._engine) if stream else wait(call)
 
 
@@ -129,7 +130,7 @@ class AsyncChatCompletions:
 class Chat:
     """``engine.chat`` of the sync engine. Made anew at each access, so that engines are in no reference cycle."""
 
-    def __init__(self, engine: Host) -> None:
+    def __init__(self, engine: SyncHost) -> None:
         self.completions = ChatCompletions(engine)
 
 

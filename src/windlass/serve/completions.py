@@ -12,7 +12,7 @@ from windlass.errors import InvalidRequestError
 from windlass.protocol.arguments import CompletionArguments, Prompt, check_arguments
 from windlass.protocol.responses import Completion, CompletionChoice, CompletionLogprobs, Usage
 from windlass.serve.build import LoadedModel
-from windlass.serve.call import AsyncHost, AsyncStream, Box, Call, CallInfo, Host, Stream, wait, wait_async
+from windlass.serve.call import AsyncHost, AsyncStream, Box, Call, CallInfo, Host, Stream, SyncHost, wait, wait_async
 from windlass.serve.mailbox import AsyncMailbox, Piece, SyncMailbox
 from windlass.serve.submit import counted, start_call
 
@@ -131,7 +131,7 @@ def _prompt_ids(prompt: Prompt, model: LoadedModel) -> list[int]:
 class Completions:
     """``engine.completions`` of the sync engine."""
 
-    def __init__(self, engine: Host) -> None:
+    def __init__(self, engine: SyncHost) -> None:
         self._engine = engine
 
     @overload
@@ -152,7 +152,8 @@ class Completions:
             InvalidRequestError, ContextLengthError: the request is refused; ``param`` names the argument.
             EngineError: the engine does not accept requests now, or ended before the continuation did.
         """
-        call = start_completion(self._engine, arguments, partial(SyncMailbox, whole=not stream))
+        mailbox = partial(SyncMailbox, whole=not stream)
+        call = self._engine._prepare(partial(start_completion, self._engine, arguments, mailbox))
         return Stream(call, self._engine) if stream else wait(call)
 
 

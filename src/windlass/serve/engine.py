@@ -13,7 +13,7 @@ from windlass.serve.call import Call, Chunk_co, Response_co
 from windlass.serve.chat import AsyncChat, Chat
 from windlass.serve.completions import AsyncCompletions, Completions
 from windlass.serve.engine_base import MLCEngineBase
-from windlass.serve.mailbox import AsyncMailbox
+from windlass.serve.mailbox import AsyncMailbox, SyncMailbox
 from windlass.serve.preparer import run_in_thread
 
 
@@ -70,6 +70,12 @@ class MLCEngine(MLCEngineBase):
         """Abort every open request with ``RequestAbortedError``; the engine goes on serving."""
         self._parts()[0].reset()
 
+    def _prepare(
+        self, start: Callable[[], Call[SyncMailbox, Chunk_co, Response_co]]
+    ) -> Call[SyncMailbox, Chunk_co, Response_co]:
+        """Run ``start`` in the engine's own thread; when the caller is interrupted meanwhile, abort what it started."""
+        return self._preparing().call(start, Call.abort)
+
     def __enter__(self) -> Self:
         return self
 
@@ -87,8 +93,6 @@ class AsyncMLCEngine(MLCEngineBase):
         async for chunk in stream:
             print(chunk.choices[0].delta.content or "", end="")
     """
-
-    _prepares_in_thread = True
 
     @property
     def chat(self) -> AsyncChat:
@@ -138,10 +142,7 @@ class AsyncMLCEngine(MLCEngineBase):
         self, start: Callable[[], Call[AsyncMailbox, Chunk_co, Response_co]]
     ) -> Call[AsyncMailbox, Chunk_co, Response_co]:
         """Run ``start`` in the engine's own thread; when the task is cancelled meanwhile, abort what it started."""
-        self._check_process()
-        preparer = self._preparer
-        if preparer is None:
-            raise self._lifecycle.terminated()
+        preparer = self._preparing()
         loop = asyncio.get_running_loop()
 
         def start_for_loop() -> Call[AsyncMailbox, Chunk_co, Response_co]:

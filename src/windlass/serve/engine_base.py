@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from windlass.engine.exit import forget, stop_at_exit
 from windlass.engine.loop import EngineCore
 from windlass.engine.metrics import EngineMetrics
 from windlass.engine.state import EngineState, Lifecycle
+from windlass.engine.threads import EngineThread, join
 from windlass.engine.tracing import TraceRecorder
 from windlass.errors import EngineError, InvalidRequestError
 from windlass.serve import alive
@@ -30,14 +32,11 @@ DEMO_NAME = "windlass-demo"
 
 
 class MLCEngineBase:
-    """An engine: a loaded model, an engine thread that serves it, a stream-back thread that delivers.
+    """An engine: a loaded model, and a thread each that prepares calls, serves them, and delivers.
 
     ``terminate()`` is the documented way to end it; ``with`` does it at the end of a block. The threads know the core
     only, never this object, so that dropping the last reference ends them too (with a ``ResourceWarning``).
     """
-
-    _prepares_in_thread = False
-    """True for a face that must not block its caller while a call is prepared."""
 
     def __init__(
         self,
@@ -116,10 +115,9 @@ class MLCEngineBase:
             trace=self._trace,
         )
         self._core = core
-        if self._prepares_in_thread:
-            self._preparer = Preparer()
+        self._preparer = Preparer()
         self._background_loop_thread, self._background_stream_back_loop_thread = core.init_threaded_engine()
-        stop_at_exit(core, self._own_threads(), self._preparer.stop if self._preparer is not None else _nothing)
+        stop_at_exit(core, self._own_threads(), self._preparer.stop)
         alive.add(self)
         self._ffi: dict[str, Callable[..., Any]] = {
             "init_threaded_engine": core.init_threaded_engine,
@@ -135,7 +133,7 @@ class MLCEngineBase:
         }
         self._lifecycle.advance(EngineState.READY)
 
-    def _own_threads(self) -> tuple[threading.Thread, ...]:
+    def _own_threads(self) -> tuple[EngineThread, ...]:
         """Return the threads that were started; they end with the engine."""
         parts = self.__dict__
         loops = [parts.get("_background_loop_thread"), parts.get("_background_stream_back_loop_thread")]
@@ -196,6 +194,19 @@ class MLCEngineBase:
         core = self._core
         if core is not None:
             core.count_refusal(error)
+
+    def _preparing(self) -> Preparer:
+        """Return who prepares calls, or raise why none is accepted."""
+        refusal = self._lifecycle.refusal()
+        if refusal is not None:
+            # Whoever tries again without a pause lets the engine's threads go on that load a model, or end, meanwhile:
+            # Python alone would have them wait for 5 ms, times the number of such callers, at every lock they take.
+            time.sleep(0)
+            self._count_refusal(refusal)
+            raise refusal
+        if self._preparer is None:
+            raise self._lifecycle.terminated()
+        return self._preparer
 
     def _metrics(self) -> EngineMetrics:
         core = self._core
@@ -261,6 +272,7 @@ class MLCEngineBase:
         self._ffi["exit_background_loop"]()
         if self._preparer is not None:
             self._preparer.stop()
+            self._preparer.fail_all(self._lifecycle.terminated)
 
     @contextmanager
     def _loading(self) -> Iterator[None]:
@@ -323,7 +335,7 @@ class MLCEngineBase:
 
     def _join_loops(self) -> None:
         for thread in self._own_threads():
-            thread.join()
+            join(thread)
             if self._core is not None and thread is getattr(self, "_background_loop_thread", None):
                 # However the engine thread came to its end.
                 self._core.stop_delivery()

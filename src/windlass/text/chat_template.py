@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +25,30 @@ if TYPE_CHECKING:
 _RESERVED = frozenset({"messages", "tools", "documents", "add_generation_prompt", "raise_exception", "strftime_now"})
 
 
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What rendering a template has shown: whether it takes None for tools, and the attributes of ``ChatTemplate``."""
+
+    takes_no_tools: bool
+    habits: Habits
+    stop_strings: tuple[str, ...]
+    stop_token_ids: tuple[int, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """As an object of JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Findings:
+        """What ``to_json`` gave, when JSON has carried it."""
+        return cls(
+            takes_no_tools=values["takes_no_tools"],
+            habits=Habits(**values["habits"]),
+            stop_strings=tuple(values["stop_strings"]),
+            stop_token_ids=tuple(values["stop_token_ids"]),
+        )
+
+
 class ChatTemplate:
     """A model's Jinja chat template.
 
@@ -35,6 +61,8 @@ class ChatTemplate:
         special_tokens: named special tokens, instead of the tokenizer's.
         origin: the file it came from, for errors.
         clock: the local time for ``strftime_now``; None leaves that function undefined.
+        findings: what the constructor found out about the same template and tokenizer before; the template is then
+            compiled when it is first needed.
 
     Raises:
         LoadError: the source is not valid Jinja.
@@ -48,25 +76,41 @@ class ChatTemplate:
         special_tokens: Mapping[str, Any] | None = None,
         origin: str | PathLike[str] = "chat template",
         clock: Callable[[], dt.datetime] | None = dt.datetime.now,
+        findings: Findings | None = None,
     ) -> None:
-        from windlass.text.template_env import compile_template  # Jinja takes 50 ms to import
-
         sources = {"default": source} if isinstance(source, str) else dict(source)
         if "default" not in sources:
             raise LoadError(origin, f"has no chat template named 'default', only {', '.join(sources) or 'none'}")
         self.sources = {name: text for name, text in sources.items() if name in ("default", "tool_use")}
         self.origin = origin
         self.special_tokens = dict(special_tokens or (tokenizer.special_tokens if tokenizer else {}))
-        self._compiled: dict[str, jinja2.Template] = {
-            name: compile_template(text, origin, clock) for name, text in self.sources.items()
-        }
-        # Transformers passes None when there are no tools; a template made for tools only may not take that.
-        self._no_tools: dict[str, None] = {"tools": None}
-        if not renders(self.render):
-            self._no_tools = {}
-        self.thinks = knows_thinking("".join(self.sources.values()))
-        self.habits: Habits = probe_habits(self.render, "".join(self.sources.values()))
-        self.stop_strings, self.stop_token_ids = find_end_of_turn(self.render, tokenizer)
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._compiled: dict[str, jinja2.Template] | None = None
+        source_text = "".join(self.sources.values())
+        self.thinks = knows_thinking(source_text)
+        self._takes_no_tools = findings is None or findings.takes_no_tools
+        if findings is None:
+            findings = self._find_out(source_text, tokenizer)
+        self.findings = findings
+        self.habits: Habits = findings.habits
+        self.stop_strings, self.stop_token_ids = findings.stop_strings, findings.stop_token_ids
+
+    def _find_out(self, source_text: str, tokenizer: Tokenizer | None) -> Findings:
+        self._takes_no_tools = renders(self.render)
+        habits = probe_habits(self.render, source_text)
+        stop_strings, stop_token_ids = find_end_of_turn(self.render, tokenizer)
+        return Findings(self._takes_no_tools, habits, stop_strings, stop_token_ids)
+
+    def _templates(self) -> dict[str, jinja2.Template]:
+        from windlass.text.template_env import compile_template  # Jinja takes 50 ms to import
+
+        with self._lock:
+            if self._compiled is None:
+                self._compiled = {
+                    name: compile_template(text, self.origin, self._clock) for name, text in self.sources.items()
+                }
+            return self._compiled
 
     @property
     def supports_tools(self) -> bool:
@@ -88,16 +132,19 @@ class ChatTemplate:
         """
         from windlass.text.template_env import render_template
 
-        name = "tool_use" if tools and "tool_use" in self._compiled else "default"
+        compiled = self._templates()
+        name = "tool_use" if tools and "tool_use" in compiled else "default"
         variables = {
             **self.special_tokens,
             "documents": None,
             **template_kwargs,
             "messages": messages,
             "add_generation_prompt": add_generation_prompt,
-            **(self._no_tools if tools is None else {"tools": tools}),
         }
-        return render_template(self._compiled[name], variables)
+        # Transformers passes None when there are no tools; a template made for tools only may not take that.
+        if tools is not None or self._takes_no_tools:
+            variables["tools"] = tools
+        return render_template(compiled[name], variables)
 
     def encode(
         self,
@@ -159,7 +206,9 @@ def _arguments_as_text(call: Mapping[str, Any]) -> dict[str, Any]:
     return {**call, "function": {**function, "arguments": json.dumps(function["arguments"], ensure_ascii=False)}}
 
 
-def read_chat_template(directory: Path, tokenizer: Tokenizer | None) -> ChatTemplate | None:
+def read_chat_template(
+    directory: Path, tokenizer: Tokenizer | None, findings: Findings | None = None
+) -> ChatTemplate | None:
     """The chat template of a Hugging Face directory, or None.
 
     ``chat_template.jinja`` and ``additional_chat_templates/*.jinja`` come before ``tokenizer_config.json``, which comes
@@ -171,11 +220,12 @@ def read_chat_template(directory: Path, tokenizer: Tokenizer | None) -> ChatTemp
     path = directory / "chat_template.jinja"
     if path.is_file():
         named = {file.stem: _read_text(file) for file in sorted(directory.glob("additional_chat_templates/*.jinja"))}
-        return ChatTemplate({**named, "default": _read_text(path)}, tokenizer=tokenizer, origin=path)
+        return ChatTemplate({**named, "default": _read_text(path)}, tokenizer=tokenizer, origin=path, findings=findings)
     for name in ("tokenizer_config.json", "chat_template.json"):
         source = read_json_object(directory / name, missing_ok=True).get("chat_template")
         if source:
-            return ChatTemplate(_named_sources(source, directory / name), tokenizer=tokenizer, origin=directory / name)
+            sources = _named_sources(source, directory / name)
+            return ChatTemplate(sources, tokenizer=tokenizer, origin=directory / name, findings=findings)
     return None
 
 

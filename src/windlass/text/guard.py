@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from windlass.errors import InvalidRequestError
-from windlass.text.tokenizer import MARK
+from windlass.text.tokenizer_facts import MARK
 
 _TAG = re.compile(r"<[^<>\n]{1,64}>")
 _MAX_DEPTH = 64

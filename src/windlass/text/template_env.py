@@ -22,7 +22,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 from windlass.errors import InvalidRequestError, LoadError
-from windlass.text.tokenizer import MARK
+from windlass.text.tokenizer_facts import MARK
 
 # Characters; far more than any context holds.
 MAX_OUTPUT = 16 << 20

@@ -10,11 +10,12 @@ from typing import Any
 from windlass.errors import InvalidRequestError
 from windlass.text.answer import AnswerParser, ends_in_reasoning
 from windlass.text.byte_decoding import ByteDecoding
-from windlass.text.chat_template import read_chat_template
+from windlass.text.chat_template import ChatTemplate, Findings, read_chat_template
 from windlass.text.conv_template import ConversationTemplate
 from windlass.text.detokenizer import IncrementalDetokenizer
 from windlass.text.generation import GenerationDefaults, read_generation_defaults
 from windlass.text.prompt_template import PromptTemplate
+from windlass.text.text_pack import TextCache, TextPack
 from windlass.text.tokenizer import Tokenizer
 
 # Tokens at the end of a prompt that may hold an open <think>, which most vocabularies have as one token.
@@ -74,7 +75,13 @@ class TextModel:
 
     @classmethod
     def load(
-        cls, directory: Path, config: Mapping[str, Any], mlc_config: Mapping[str, Any] | None, *, dummy: bool = False
+        cls,
+        directory: Path,
+        config: Mapping[str, Any],
+        mlc_config: Mapping[str, Any] | None,
+        *,
+        dummy: bool = False,
+        cache: TextCache | None = None,
     ) -> TextModel:
         """The text side of a model directory.
 
@@ -83,6 +90,7 @@ class TextModel:
             config: the architecture's config.json.
             mlc_config: the mlc-chat-config.json of an MLC directory, else None.
             dummy: a directory without tokenizer files gets a placeholder.
+            cache: where what takes long to make is looked for and kept.
 
         Raises:
             LoadError: a file is missing, broken, or says what this engine does not know.
@@ -93,10 +101,13 @@ class TextModel:
         if dummy and not Tokenizer.is_in(directory):
             tokenizer = PlaceholderTokenizer()
         else:
-            tokenizer = Tokenizer.from_directory(directory)
-            template = load_prompt_template(directory, mlc_config, tokenizer)
+            pack = TextPack.open(directory, cache)
+            tokenizer = pack.tokenizer
+            template = load_prompt_template(directory, mlc_config, tokenizer, pack.findings)
             if isinstance(template, ConversationTemplate) and not template.supports_tools:
-                tools_template = read_chat_template(directory, tokenizer)
+                tools_template = read_chat_template(directory, tokenizer, pack.findings)
+            made = next((one for one in (template, tools_template) if isinstance(one, ChatTemplate)), None)
+            pack.keep(None if made is None else made.findings)
         defaults = read_generation_defaults(directory, config, mlc_config, tokenizer.eos_id)
         return cls(
             tokenizer=tokenizer,
@@ -172,7 +183,7 @@ class TextModel:
 
 
 def load_prompt_template(
-    directory: Path, mlc_config: Mapping[str, Any] | None, tokenizer: Tokenizer
+    directory: Path, mlc_config: Mapping[str, Any] | None, tokenizer: Tokenizer, findings: Findings | None = None
 ) -> PromptTemplate | None:
     """The ``conv_template`` of an MLC directory, else the chat template of Hugging Face files, else None.
 
@@ -183,4 +194,4 @@ def load_prompt_template(
     if conversation is not None:
         path = directory / "mlc-chat-config.json"
         return ConversationTemplate.from_json(conversation, path=path, tokenizer=tokenizer)
-    return read_chat_template(directory, tokenizer)
+    return read_chat_template(directory, tokenizer, findings)

@@ -1,31 +1,34 @@
-"""Text to tokens: a thin layer over the ``tokenizers`` library.
+"""Text to tokens: special tokens are kept apart from the encoder, which sees plain text only.
 
-The library itself is never asked to recognise special tokens, so text from outside can never turn into one. Where a
-chat template writes a special token, :meth:`Tokenizer.encode_template` splits the text there and puts the id in.
+The encoder is never asked to recognise special tokens, so text from outside can never turn into one. Where a chat
+template writes a special token, :meth:`Tokenizer.encode_template` splits the text there and puts the id in.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
-import tokenizers
-from tokenizers import AddedToken
-from tokenizers import Tokenizer as _Backend
+from windlass.errors import InvalidRequestError
+from windlass.text.byte_decoding import ByteDecoding
+from windlass.text.tokenizer_facts import BOUNDARY, MARK, TokenizerFacts
 
-from windlass.errors import InvalidRequestError, LoadError
-from windlass.json_files import read_json_object
-from windlass.text.byte_decoding import ByteDecoding, read_decoder
 
-# Unicode noncharacters (U+FDD0 to U+FDEF are reserved for use inside a program). _BOUNDARY stands before a stretch of
-# text that does not begin the prompt, so that the backend adds no leading space to it where it should not; MARK breaks
-# the special tokens that occur in text from outside (see guard.py). Both are dropped from text from outside.
-_BOUNDARY = "\ufdd0"
-MARK = "\ufdd1"
+class Encoder(Protocol):
+    """What turns plain text into ids. Safe to use from many threads."""
 
-_NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+    def entry(self, token_id: int) -> str | None:
+        """How the vocabulary writes a token, or None when there is no such id."""
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of plain text, with ``BOUNDARY`` as a token of its own.
+
+        Raises:
+            TypeError: the text holds a lone surrogate.
+        """
 
 
 class Tokenizer:
@@ -41,27 +44,18 @@ class Tokenizer:
         decoding: how tokens become bytes.
     """
 
-    def __init__(self, backend: _Backend, path: Path, config: Mapping[str, Any]) -> None:
+    def __init__(self, encoder: Encoder, facts: TokenizerFacts, path: Path) -> None:
         self.path = path
-        self._backend = backend
-        backend.no_truncation()
-        backend.no_padding()
-        self.special_tokens = _named_special_tokens(config)
-        _mark_special(backend, self.special_tokens, config)
-        added = backend.get_added_tokens_decoder()
-        self.vocab_size = max([backend.get_vocab_size() - 1, *added]) + 1
-        self._added_ids = {token.content: token_id for token_id, token in added.items()}
-        self._specials = {token.content: token for token in added.values() if token.special and token.content}
-        self.special_ids = frozenset(self._added_ids[content] for content in self._specials)
-        self._special_pattern = _alternatives(self._specials)
-        self.decoding: ByteDecoding = read_decoder(_decoder_state(backend), path)
-        backend.encode_special_tokens = True
-        backend.add_tokens([AddedToken(_BOUNDARY, normalized=False, special=False)])
-        self._boundary_id = backend.token_to_id(_BOUNDARY)
+        self._encoder = encoder
+        self._facts = facts
+        self.vocab_size = facts.vocab_size
+        self.special_tokens = facts.special_tokens
+        self.special_ids = frozenset(special.token_id for special in facts.specials.values())
+        self.bos_id = facts.bos_id
+        self.eos_id = facts.eos_id
+        self.bos_prefix = facts.bos_prefix
+        self.decoding: ByteDecoding = facts.decoding
         self._bytes: dict[int, bytes | None] = {}
-        self.bos_id = self._id_of_named("bos_token")
-        self.eos_id = self._id_of_named("eos_token")
-        self.bos_prefix = self._find_bos_prefix(config.get("add_bos_token"))
 
     @classmethod
     def from_directory(cls, directory: str | Path) -> Tokenizer:
@@ -70,23 +64,19 @@ class Tokenizer:
         Raises:
             LoadError: no tokenizer that this engine can read, or a broken one.
         """
-        directory = Path(directory)
-        config = _read_config(directory)
-        path = directory / "tokenizer.json"
-        try:
-            if path.is_file():
-                return cls(_Backend.from_file(str(path)), path, config)
-            if (directory / "vocab.json").is_file() and (directory / "merges.txt").is_file():
-                path = directory / "vocab.json"
-                return cls(_byte_level_bpe(directory, config), path, config)
-        except (LoadError, MemoryError):
-            raise
-        except Exception as error:  # the library raises bare Exception for a malformed file
-            raise LoadError(path, f"is not a tokenizer that the tokenizers library can read: {error}") from error
-        accepted = "accepted are tokenizer.json, or vocab.json with merges.txt (byte-level BPE)"
-        if (directory / "tokenizer.model").is_file():
-            raise LoadError(directory / "tokenizer.model", f"a SentencePiece model alone cannot be read; {accepted}")
-        raise LoadError(directory, f"has no tokenizer; {accepted}")
+        from windlass.text.library_tokenizer import read_library_tokenizer  # the library takes 30 ms to import
+
+        return cls(*read_library_tokenizer(Path(directory)))
+
+    @property
+    def facts(self) -> TokenizerFacts:
+        """What is known of the tokenizer besides its vocabulary."""
+        return self._facts
+
+    @property
+    def encoder(self) -> Encoder:
+        """What encodes plain text."""
+        return self._encoder
 
     @staticmethod
     def is_in(directory: Path) -> bool:
@@ -115,10 +105,10 @@ class Tokenizer:
         ids: list[int] = []
         start = 0
         for match in self._special_pattern.finditer(text):
-            token = self._specials[match[0]]
+            token = self._facts.specials[match[0]]
             before = text[start : match.start()]
             ids += self._encode_part(before.rstrip() if token.lstrip else before, first=start == 0)
-            ids.append(self._added_ids[match[0]])
+            ids.append(token.token_id)
             start = match.end()
             if token.rstrip:
                 start += len(text) - start - len(text[start:].lstrip())
@@ -167,12 +157,12 @@ class Tokenizer:
 
     def added_token_id(self, text: str) -> int | None:
         """The id of the special or otherwise added token written exactly ``text``, or None."""
-        return self._added_ids.get(text)
+        return self._facts.added_ids.get(text)
 
     @property
     def special_texts(self) -> tuple[str, ...]:
         """How the special tokens are written."""
-        return tuple(self._specials)
+        return tuple(self._facts.specials)
 
     def special_at_start(self, text: str) -> str | None:
         """The special token that ``text`` begins with, or None."""
@@ -180,98 +170,27 @@ class Tokenizer:
         return match[0] if match else None
 
     def _entry(self, token_id: int) -> str | None:
-        return self._backend.id_to_token(token_id) if token_id < self.vocab_size else None
+        return self._encoder.entry(token_id) if token_id < self.vocab_size else None
 
     def _encode_part(self, text: str, *, first: bool) -> list[int]:
         text = text.replace(MARK, "")
         if not text:
             return []
-        return self._encode(text if first else _BOUNDARY + text)
+        return self._encode(text if first else BOUNDARY + text)
 
     def _encode(self, text: str) -> list[int]:
         try:
-            ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+            ids = self._encoder.encode(text)
         except TypeError as error:
             raise InvalidRequestError("the text is not valid Unicode (it holds a lone surrogate)") from error
-        return [token_id for token_id in ids if token_id != self._boundary_id] if _BOUNDARY in text else ids
+        return [token_id for token_id in ids if token_id != self._facts.boundary_id] if BOUNDARY in text else ids
 
-    def _id_of_named(self, name: str) -> int | None:
-        content = self.special_tokens.get(name)
-        return self._backend.token_to_id(content) if isinstance(content, str) else None
-
-    def _find_bos_prefix(self, add_bos_token: object) -> tuple[int, ...]:
-        """What the post-processor puts before a text; ``add_bos_token`` of tokenizer_config.json overrules it."""
-        if isinstance(add_bos_token, bool):
-            return (self.bos_id,) if add_bos_token and self.bos_id is not None else ()
-        plain: list[int] = self._backend.encode("a", add_special_tokens=False).ids
-        full: list[int] = self._backend.encode("a", add_special_tokens=True).ids
-        count = len(full) - len(plain)
-        starts = [start for start in range(count + 1) if full[start : start + len(plain)] == plain]
-        return tuple(full[: starts[0]]) if starts else ()
-
-
-def _read_config(directory: Path) -> dict[str, Any]:
-    """tokenizer_config.json, with names that only the older special_tokens_map.json gives."""
-    config = read_json_object(directory / "tokenizer_config.json", missing_ok=True)
-    older = read_json_object(directory / "special_tokens_map.json", missing_ok=True)
-    return {**older, **config}
-
-
-def _content(token: object) -> str | None:
-    if isinstance(token, Mapping):
-        token = token.get("content")
-    return token if isinstance(token, str) and token else None
-
-
-def _named_special_tokens(config: Mapping[str, Any]) -> dict[str, str | list[str]]:
-    named: dict[str, str | list[str]] = {}
-    for name in _NAMED:
-        if (content := _content(config.get(name))) is not None:
-            named[name] = content
-    additional = config.get("additional_special_tokens") or config.get("extra_special_tokens")
-    if isinstance(additional, Mapping):  # newer files name the extra tokens
-        named.update({str(name): content for name, token in additional.items() if (content := _content(token))})
-    elif isinstance(additional, list):
-        contents = [content for token in additional if (content := _content(token)) is not None]
-        if contents:
-            named["additional_special_tokens"] = contents
-    return named
-
-
-def _mark_special(backend: _Backend, named: Mapping[str, str | list[str]], config: Mapping[str, Any]) -> None:
-    """Tells the backend of special tokens that only tokenizer_config.json knows; never makes a new id."""
-    contents = [text for value in named.values() for text in ([value] if isinstance(value, str) else value)]
-    declared = config.get("added_tokens_decoder")
-    if isinstance(declared, Mapping):
-        special = [token for token in declared.values() if isinstance(token, Mapping) and token.get("special") is True]
-        contents += [content for token in special if (content := _content(token)) is not None]
-    known = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
-    missing = [text for text in dict.fromkeys(contents) if text not in known and backend.token_to_id(text) is not None]
-    backend.add_special_tokens([AddedToken(text, normalized=False, special=True) for text in missing])
-
-
-def _decoder_state(backend: _Backend) -> bytes | None:
-    decoder = backend.decoder
-    return None if decoder is None else bytes(decoder.__getstate__())
+    @cached_property
+    def _special_pattern(self) -> re.Pattern[str]:
+        return _alternatives(self._facts.specials)
 
 
 def _alternatives(texts: Iterable[str]) -> re.Pattern[str]:
     """Matches the longest of ``texts`` at the leftmost place, and nothing when there are none."""
     ordered = sorted(texts, key=len, reverse=True)
     return re.compile("|".join(map(re.escape, ordered)) if ordered else r"(?!)")
-
-
-def _byte_level_bpe(directory: Path, config: Mapping[str, Any]) -> _Backend:
-    """GPT-2's tokenizer from its three files."""
-    model = tokenizers.models.BPE.from_file(str(directory / "vocab.json"), str(directory / "merges.txt"))
-    backend = _Backend(model)
-    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=config.get("add_prefix_space", False))
-    backend.decoder = tokenizers.decoders.ByteLevel()
-    added = read_json_object(directory / "added_tokens.json", missing_ok=True)
-    size = backend.get_vocab_size()
-    for text, token_id in sorted(added.items(), key=lambda item: item[1]):
-        backend.add_special_tokens([AddedToken(text, normalized=False, special=True)])
-        if backend.token_to_id(text) != token_id:
-            reason = f"token {text!r} has id {token_id}, but the ids after the {size} of vocab.json must be contiguous"
-            raise LoadError(directory / "added_tokens.json", reason)
-    return backend

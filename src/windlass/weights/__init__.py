@@ -2,6 +2,7 @@
 
 from windlass.weights.directory import ModelDirectory, open_model_directory
 from windlass.weights.dummy import dummy_weights
+from windlass.weights.file_cache import FileCache
 from windlass.weights.hub import resolve_model
 from windlass.weights.loader import Progress, WeightSpec, check_weights, count_parameters, load_weights
 from windlass.weights.mlc import MlcWriter, open_mlc
@@ -9,6 +10,7 @@ from windlass.weights.safetensors import open_safetensors
 from windlass.weights.source import StoredTensor, WeightSource
 
 __all__ = [
+    "FileCache",
     "MlcWriter",
     "ModelDirectory",
     "Progress",

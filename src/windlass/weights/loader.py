@@ -10,11 +10,15 @@ from typing import Protocol, TypeAlias
 import numpy as np
 
 from windlass.errors import LoadError
-from windlass.quantization import Format, Scheme, Tensor, bf16_to_f32, cast, mlc_shapes, mlc_unpack, quantize
+from windlass.quantization import Format, Scheme, Tensor, cast, mlc_shapes, mlc_unpack, quantize
 from windlass.weights.source import StoredTensor, WeightSource
 
 Progress: TypeAlias = Callable[[int, int], None]
 """Called with (bytes read so far, bytes in all), counted in the files."""
+
+
+Quantizer: TypeAlias = Callable[[Tensor, Scheme], Tensor]
+"""Does what ``windlass.quantization.quantize`` does."""
 
 
 class WeightSpec(Protocol):
@@ -47,6 +51,7 @@ def load_weights(
     scheme: Scheme | None = None,
     *,
     ignored: Sequence[str] = (),
+    quantizer: Quantizer = quantize,
     progress: Progress | None = None,
 ) -> Iterator[tuple[str, Tensor]]:
     """Check the source against the specs, at once, and return an iterator that loads weight by weight, in their order.
@@ -57,6 +62,7 @@ def load_weights(
         scheme: what to quantize Hugging Face weights to; None keeps the dtype they are stored in. An MLC directory
             has its scheme, and only that one may be given.
         ignored: see ``check_weights``.
+        quantizer: what quantizes.
         progress: told after every weight.
 
     Returns:
@@ -74,7 +80,7 @@ def load_weights(
             f"these weights are stored as {stored.name} and cannot become {scheme.name}; quantize the original model",
         )
     check_weights(specs, source, ignored=ignored)
-    return _load(specs, source, scheme, progress)
+    return _load(specs, source, scheme, quantizer, progress)
 
 
 def check_weights(specs: Sequence[WeightSpec], source: WeightSource, *, ignored: Sequence[str] = ()) -> None:
@@ -103,43 +109,69 @@ def check_weights(specs: Sequence[WeightSpec], source: WeightSource, *, ignored:
 
 
 def _load(
-    specs: Sequence[WeightSpec], source: WeightSource, scheme: Scheme | None, progress: Progress | None
+    specs: Sequence[WeightSpec],
+    source: WeightSource,
+    scheme: Scheme | None,
+    quantizer: Quantizer,
+    progress: Progress | None,
 ) -> Iterator[tuple[str, Tensor]]:
     total = sum(source.info(name).nbytes for spec in specs for name in _stored_names(spec, source))
     done = 0
     for spec in specs:
         names = _stored_names(spec, source)
-        tensor = _read(spec, source)
+        parts = _read(spec, source)
         reason = None
-        if scheme is not None and source.scheme is None:
-            try:
-                tensor = quantize(tensor, scheme) if scheme.quantizes(spec.role) else cast(tensor, scheme.model_dtype)
-            except ValueError as error:
-                reason = str(error)
+        try:
+            # Part by part: rows are quantized by themselves, and codes are less to join than floats.
+            tensor = _joined([_converted(part, spec, source, scheme, quantizer) for part in parts])
+        except ValueError as error:
+            reason = str(error)
+        del parts
         if reason is not None:
             # Raised here, not above: an error that someone keeps must not keep the mapped file through its frames.
-            del tensor
             raise LoadError(source.info(names[0]).file, f"tensor {_some(list(names))}: {reason}")
         yield spec.name, tensor
         del tensor
-        done += sum(source.info(name).nbytes for name in names)
+        for name in names:
+            source.let_go(name)
+            done += source.info(name).nbytes
         if progress is not None:
             progress(done, total)
 
 
-def _read(spec: WeightSpec, source: WeightSource) -> Tensor:
-    """Read one weight in the format it is stored in."""
+def _read(spec: WeightSpec, source: WeightSource) -> list[Tensor]:
+    """Read the parts of one weight in the format they are stored in."""
     names = _stored_names(spec, source)
-    arrays = [source.read(name) for name in names]
-    if source.scheme is not None and len(arrays) == 2:
+    if source.scheme is not None and len(names) == 2:
         rows, columns = spec.shape
-        return mlc_unpack(arrays[0], arrays[1], (rows, columns), source.scheme, role=spec.role)
-    formats = {_float_format(source.info(name)) for name in names}
-    stored = formats.pop()
-    if formats:  # parts of different dtypes: float32 holds them all
-        stored = Format.F32
-        arrays = [bf16_to_f32(array) if array.dtype == np.uint16 else array.astype(np.float32) for array in arrays]
-    return Tensor(stored, spec.shape, arrays[0] if len(arrays) == 1 else np.concatenate(arrays))
+        words, scales = source.read(names[0]), source.read(names[1])
+        return [mlc_unpack(words, scales, (rows, columns), source.scheme, role=spec.role)]
+    infos = [source.info(name) for name in names]
+    return [Tensor(_float_format(info), info.shape, source.read(info.name)) for info in infos]
+
+
+def _converted(
+    part: Tensor, spec: WeightSpec, source: WeightSource, scheme: Scheme | None, quantizer: Quantizer
+) -> Tensor:
+    if scheme is None or source.scheme is not None:
+        return part
+    return quantizer(part, scheme) if scheme.quantizes(spec.role) else cast(part, scheme.model_dtype)
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """Put the rows of one tensor below those of the next; parts of different float formats become float32."""
+    if len(parts) == 1:
+        return parts[0]
+    if len({part.format for part in parts}) > 1:
+        parts = [Tensor(Format.F32, part.shape, part.dequantize()) for part in parts]
+    first = parts[0]
+    data = np.concatenate([part.data for part in parts])
+    shape = (sum(part.shape[0] for part in parts), *first.shape[1:])
+    if first.scales is None:
+        return Tensor(first.format, shape, data)
+    scales = np.concatenate([part.scales for part in parts if part.scales is not None])
+    zeros = None if first.zeros is None else np.broadcast_to(first.zeros[:1, :1], scales.shape)
+    return Tensor(first.format, shape, data, first.group_size, scales, zeros)
 
 
 def _stored_names(spec: WeightSpec, source: WeightSource) -> tuple[str, ...]:

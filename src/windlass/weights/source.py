@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import math
 import mmap
+import os
 from collections.abc import Iterable, KeysView
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,7 @@ StoredType = Literal["float32", "float16", "bfloat16", "uint32"]
 _NUMPY_TYPES: dict[StoredType, str] = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2", "uint32": "<u4"}
 _FORMATS: dict[StoredType, Format] = {"float32": Format.F32, "float16": Format.F16, "bfloat16": Format.BF16}
 _MAX_DIMENSIONS = 8
+_SAMPLE = 256
 _MAX_MAPPINGS = 32
 """Files mapped at once. Each costs a descriptor, and a large MLC model has more shards than a process may open."""
 
@@ -93,6 +96,40 @@ class WeightSource:
             array = array.copy()
         array.flags.writeable = False
         return array.reshape(tensor.shape)
+
+    def fingerprint(self) -> bytes:
+        """Return a hash of 32 bytes that other tensors do not have, without reading all of them.
+
+        It is made from the table, the sizes and times of the files, and a few bytes out of the middle of each tensor;
+        where the files lie does not matter.
+
+        Raises:
+            LoadError: a file cannot be read.
+        """
+        digest = hashlib.sha256()
+        by_file: dict[Path, list[StoredTensor]] = {}
+        for tensor in self._tensors.values():
+            by_file.setdefault(tensor.file, []).append(tensor)
+        for file, tensors in sorted(by_file.items()):
+            try:
+                with file.open("rb", buffering=0) as opened:
+                    status = os.fstat(opened.fileno())
+                    digest.update(repr((file.name, status.st_size, status.st_mtime_ns)).encode())
+                    for tensor in tensors:
+                        table = (tensor.name, tensor.offset, tensor.nbytes, tensor.shape, tensor.dtype, tensor.widened)
+                        digest.update(repr(table).encode())
+                        digest.update(os.pread(opened.fileno(), _SAMPLE, tensor.offset + tensor.nbytes // 2))
+            except OSError as error:
+                raise LoadError(file, f"cannot be read: {error.strerror}") from error
+        return digest.digest()
+
+    def let_go(self, name: str) -> None:
+        """Give the memory of a tensor that was read back to the system. Views of it stay valid: they are read again."""
+        tensor = self._tensors[name]
+        mapping = self._mappings.get(tensor.file)
+        if tensor.nbytes and mapping is not None and hasattr(mmap, "MADV_DONTNEED"):
+            start = tensor.offset // mmap.PAGESIZE * mmap.PAGESIZE
+            mapping.madvise(mmap.MADV_DONTNEED, start, tensor.offset + tensor.nbytes - start)
 
     def close(self) -> None:
         """Unmap every file of which no view is left; the others go with their last view. Repeatable."""

@@ -1,0 +1,1 @@
+"""Windlass beside other CPU engines on the same work; ``benchmarks/compare.py`` is the command."""

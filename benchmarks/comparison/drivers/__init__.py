@@ -1,0 +1,1 @@
+"""One file per engine, each run by that engine's own Python: ``python <driver>.py <request as JSON>``."""

@@ -1,0 +1,296 @@
+// Checks every function of every kernel table that this processor can run against plain scalar code in exact integers
+// and doubles. Needs no Python, so that it also runs in an emulator (scripts/aarch64) and under sanitizers
+// (scripts/sanitize). Exits with 1 at the first mismatch, and says where.
+#include "tests/kernels.h"
+
+#include <algorithm>
+
+#include "executor/weight.h"
+#include "kernels/dispatch.h"
+
+namespace windlass {
+namespace {
+
+struct Kind {
+    const char* name;
+    Format format;
+    ScaleType scales = ScaleType::kNone;
+    bool own_zeros = false;
+
+    bool codes() const { return scales != ScaleType::kNone; }
+};
+constexpr Kind kKinds[] = {{"f32", Format::kF32},
+                           {"f16", Format::kF16},
+                           {"bf16", Format::kBF16},
+                           {"int8, f16 scales", Format::kInt8, ScaleType::kF16},
+                           {"int8, f32 scales", Format::kInt8, ScaleType::kF32},
+                           {"int4, f16 scales", Format::kInt4, ScaleType::kF16},
+                           {"int4, f32 scales", Format::kInt4, ScaleType::kF32},
+                           {"int4, f16 scales and own zeros", Format::kInt4, ScaleType::kF16, true},
+                           {"int4, f32 scales and own zeros", Format::kInt4, ScaleType::kF32, true}};
+
+struct Shape {
+    std::int64_t rows, columns, group;
+};
+constexpr Shape kShapes[] = {{1, 1, 32},    {31, 7, 32},    {32, 32, 32},    {33, 40, 32},
+                             {64, 256, 64}, {97, 129, 64},  {40, 300, 128},  {33, 300, 300},
+                             {65, 200, 40}, {34, 520, 256}, {100, 300, 100}, {35, 37, 9}};
+
+// kIdentity shows the activations themselves, kLargest makes sums of products as large as they can be.
+enum class Fill { kRandom, kIdentity, kLargest };
+
+struct Matrix {
+    Weight packed;
+    Doubles values;  // [rows][columns]
+
+    const PackedMatrix& matrix() const { return packed.matrix(); }
+};
+
+Matrix make_floats(const Kind& kind, const Shape& shape, bool every_half, ThreadPool& pool) {
+    Matrix result;
+    const std::int64_t size = kind.format == Format::kF32 ? 4 : 2;
+    Bytes data;
+    for (std::int64_t i = 0; i < shape.rows * shape.columns; ++i) {
+        float value = random_floats(1, 1)[0];
+        const std::uint32_t exponent =
+            static_cast<std::uint32_t>(kind.format == Format::kF16 ? below(18) << 10 : 0x3F00);
+        const std::uint16_t half = static_cast<std::uint16_t>(every_half ? i : (generator() & 0x83FF) ^ exponent);
+        if (kind.format != Format::kF32) value = half_value(kind.format, half);
+        const std::uint8_t* const from =
+            size == 4 ? reinterpret_cast<const std::uint8_t*>(&value) : reinterpret_cast<const std::uint8_t*>(&half);
+        data.insert(data.end(), from, from + size);
+        result.values.push_back(value);
+    }
+    SourceTensor source;
+    source.format = kind.format;
+    source.rows = shape.rows;
+    source.columns = shape.columns;
+    source.data = {data.data(), shape.columns * size, size};
+    result.packed = Weight::pack_matrix(source, pool);
+    return result;
+}
+
+Matrix make_codes(const Kind& kind, const Shape& shape, Fill fill, ThreadPool& pool) {
+    const auto [rows, columns, group] = shape;
+    const bool int4 = kind.format == Format::kInt4, half_scales = kind.scales == ScaleType::kF16;
+    const std::int64_t groups = (columns - 1) / group + 1, row_bytes = int4 ? (columns + 1) / 2 : columns;
+    const std::uint8_t shared_zero = static_cast<std::uint8_t>(below(15));
+    Bytes data(rows * row_bytes), zeros(rows * groups);
+    std::vector<std::uint16_t> halves(zeros.size());
+    Floats scales(zeros.size());
+    for (std::size_t i = 0; i < zeros.size(); ++i) {
+        zeros[i] = kind.own_zeros ? static_cast<std::uint8_t>(below(15)) : shared_zero;
+        halves[i] = fill == Fill::kIdentity ? 0x3C00 : static_cast<std::uint16_t>(generator() & 0xBFFF);
+        scales[i] = half_value(Format::kF16, halves[i]) * (half_scales || fill == Fill::kIdentity ? 1.0F : 0.7F);
+    }
+    Matrix result;
+    for (std::int64_t r = 0; r < rows; ++r) {
+        for (std::int64_t c = 0; c < columns; ++c) {
+            const std::int64_t own = r * groups + c / group;
+            const int zero = int4 ? zeros[own] : 0;
+            const int code = fill == Fill::kIdentity  ? zero + (r == c ? 1 : 0)
+                             : fill == Fill::kLargest ? (int4 ? 15 : -128)
+                             : int4                   ? static_cast<int>(below(16))
+                                                      : static_cast<int>(below(256)) - 128;
+            std::uint8_t& byte = data[r * row_bytes + (int4 ? c / 2 : c)];
+            byte = static_cast<std::uint8_t>(int4 && c % 2 == 1 ? byte | code << 4 : code);
+            result.values.push_back(static_cast<double>(code - zero) * scales[own]);
+        }
+    }
+    SourceTensor source;
+    source.format = kind.format;
+    source.rows = rows;
+    source.columns = columns;
+    source.group = group;
+    source.data = {data.data(), row_bytes, 1};
+    source.scale_type = kind.scales;
+    source.scales = {reinterpret_cast<const std::uint8_t*>(scales.data()), groups * 4, 4};
+    if (half_scales) source.scales = {reinterpret_cast<const std::uint8_t*>(halves.data()), groups * 2, 2};
+    source.zeros = {zeros.data(), groups, 1};
+    result.packed = Weight::pack_matrix(source, pool);
+    return result;
+}
+
+// One token's activations as they meet a matrix of codes.
+Doubles quantized(const PackedMatrix& matrix, const float* x) {
+    const float largest = matrix.format == Format::kInt4 ? 127.0F : 16256.0F;
+    Doubles result;
+    for (std::int64_t block = 0; block < matrix.columns; block += matrix.group * matrix.block_records) {
+        const std::int64_t end = std::min(block + matrix.group * matrix.block_records, matrix.columns);
+        float magnitude = 0;
+        bool finite = true;
+        for (std::int64_t c = block; c < end; ++c) {
+            finite = finite && std::isfinite(x[c]);
+            magnitude = std::max(magnitude, std::abs(x[c]));
+        }
+        const bool nothing = magnitude < 0x1p-100F;
+        const float scale = !finite ? kNaN : nothing ? 0 : magnitude / largest;
+        for (std::int64_t c = block; c < end; ++c) {
+            const float code = !finite || nothing ? 0 : std::nearbyint(x[c] * (largest / magnitude));
+            result.push_back(static_cast<double>(code) * scale);
+        }
+    }
+    return result;
+}
+
+// Tokens with the activations `x`, in one job or one for each half of the panels; [tokens][rows].
+Floats multiply(const KernelTable& table, const PackedMatrix& matrix, const float* x, std::int64_t x_stride, int tokens,
+                const float* bias, bool halves) {
+    const std::int64_t y_stride = matrix.rows + 3, panels = (matrix.rows - 1) / kPanelRows + 1;
+    Floats y(tokens * y_stride, kUntouched);
+    const Scratch scratch(table.linear_scratch);
+    LinearJob job = {};
+    Bytes tiles;
+    if (matrix.scale_type != ScaleType::kNone) {
+        const int most = table.tile_tokens(matrix);
+        job.tile_stride = static_cast<std::int64_t>(table.tile_bytes(matrix, most));
+        for (int t = 0; t < tokens; t += most) {
+            const int count = std::min(most, tokens - t);
+            Bytes tile(table.tile_bytes(matrix, count), 0xFF);
+            for (int i = count - 1; i >= 0; --i) {
+                table.quantize({&matrix, x + (t + i) * x_stride, tile.data(), count, i});
+            }
+            tiles.insert(tiles.end(), tile.begin(), tile.end());
+        }
+    }
+    job.matrix = &matrix;
+    job.x = x;
+    job.x_stride = x_stride;
+    job.tiles = tiles.data();
+    job.tokens = tokens;
+    job.y = y.data();
+    job.y_stride = y_stride;
+    job.bias = bias;
+    job.scratch = scratch.data();
+    for (const std::int64_t end : {halves ? panels / 2 : panels, panels}) {
+        job.panel_end = end;
+        if (job.panel_begin < end) table.linear(job);
+        job.panel_begin = end;
+    }
+    Floats result;
+    for (int t = 0; t < tokens; ++t) {
+        const auto row = y.begin() + t * y_stride;
+        result.insert(result.end(), row, row + matrix.rows);
+        for (int i = 0; i < 3; ++i) expect_equal(row[matrix.rows + i], kUntouched, t);
+    }
+    return result;
+}
+
+void check_quantize(const KernelTable& table, ThreadPool& pool) {
+    for (const Kind& kind : kKinds) {
+        for (const Shape& shape : kShapes) {
+            if (!kind.codes()) continue;
+            const std::int64_t n = shape.columns;
+            const Matrix identity = make_codes(kind, {n, n, shape.group}, Fill::kIdentity, pool);
+            const int tokens = 6;
+            Floats x = random_floats(tokens * n, 1);
+            for (int t = 0; t < tokens; ++t) {
+                float* const row = x.data() + t * n;
+                const float factor = t % 3 == 0 ? 1.0F : t % 3 == 1 ? 1e-31F : 1e30F;
+                for (std::int64_t c = 0; c < std::min<std::int64_t>(n, 150); ++c) row[c] *= factor;
+                if (t >= 3) row[below(n)] = t == 3 ? kInfinity : t == 4 ? -kNaN : 0.0F;
+            }
+            begin(table, std::string("quantize for ") + kind.name, {{"columns", n}, {"group", shape.group}});
+            const Floats y = multiply(table, identity.matrix(), x.data(), n, tokens, nullptr, false);
+            for (int t = 0; t < tokens; ++t) {
+                const Doubles want = quantized(identity.matrix(), x.data() + t * n);
+                const bool broken =
+                    std::any_of(want.begin(), want.end(), [](double value) { return std::isnan(value); });
+                for (std::int64_t c = 0; c < n; ++c) {
+                    const double value = broken ? static_cast<double>(kNaN) : want[c];
+                    expect_equal(y[t * n + c], static_cast<float>(value), t * n + c);
+                }
+            }
+        }
+    }
+}
+
+void check_linear(const KernelTable& table, const Kind& kind, const Shape& shape, const Matrix& weight, const Floats& x,
+                  int tokens) {
+    const std::int64_t rows = shape.rows, columns = shape.columns, stride = columns + 5;
+    begin(table, std::string("linear with ") + kind.name,
+          {{"rows", rows}, {"columns", columns}, {"group", shape.group}, {"tokens", tokens}});
+    const Floats numbers = random_floats(rows, 1);
+    const float* const bias = columns % 2 == 0 ? numbers.data() : nullptr;
+    const Floats all = multiply(table, weight.matrix(), x.data(), stride, tokens, bias, false);
+    for (int t = 0; t < tokens; ++t) {
+        const float* const row = x.data() + t * stride;
+        const Doubles inputs = kind.codes() ? quantized(weight.matrix(), row) : Doubles(row, row + columns);
+        for (std::int64_t r = 0; r < rows; ++r) {
+            double want = bias ? bias[r] : 0, size = std::abs(want);
+            for (std::int64_t c = 0; c < columns; ++c) {
+                const double product = inputs[c] * weight.values[r * columns + c];
+                want += product;
+                size += std::abs(product);
+            }
+            expect_near(all[t * rows + r], want, 2e-6 * size, t * rows + r);
+        }
+    }
+    // The same bits, whatever is beside a token.
+    for (int count = 1; count < tokens; ++count) {
+        const int first = tokens - count;
+        const Floats some =
+            multiply(table, weight.matrix(), x.data() + first * stride, stride, count, bias, count % 2 == 0);
+        now = std::string(table.name) + ": linear with " + kind.name + ", the last " + std::to_string(count) +
+              " tokens of " + std::to_string(tokens) + ", columns " + std::to_string(columns);
+        for (std::int64_t i = 0; i < std::ssize(some); ++i) expect_bits(some[i], all[first * rows + i], i);
+    }
+}
+
+void check_matrices(const KernelTable& table, ThreadPool& pool) {
+    for (const Kind& kind : kKinds) {
+        for (const Shape& shape : kShapes) {
+            const Matrix weight =
+                kind.codes() ? make_codes(kind, shape, Fill::kRandom, pool) : make_floats(kind, shape, false, pool);
+            // Two of the largest tiles and some, or all that a job may have.
+            const int tokens = shape.columns == 40 ? kLinearTokens
+                               : kind.codes()      ? table.tile_tokens(weight.matrix()) * 2 + 3
+                                                   : 27;
+            check_linear(table, kind, shape, weight, random_floats(tokens * (shape.columns + 5), 1), tokens);
+            begin(table, std::string("embed with ") + kind.name, {{"rows", shape.rows}, {"columns", shape.columns}});
+            Floats row(shape.columns);
+            for (std::int64_t r = 0; r < shape.rows; ++r) {
+                table.embed(weight.matrix(), r, row.data());
+                for (std::int64_t c = 0; c < shape.columns; ++c) {
+                    const std::int64_t i = r * shape.columns + c;
+                    expect_equal(row[c], static_cast<float>(weight.values[i]), i);
+                }
+            }
+        }
+        if (!kind.codes()) continue;
+        const Shape shape = {40, 300, 128};
+        Floats ones(2 * (shape.columns + 5), 1.0F);
+        std::fill(ones.begin() + shape.columns + 5, ones.end(), -1.0F);
+        check_linear(table, kind, shape, make_codes(kind, shape, Fill::kLargest, pool), ones, 2);
+    }
+    for (const Kind& kind : {kKinds[1], kKinds[2]}) {
+        const Matrix weight = make_floats(kind, {64, 1024, 0}, true, pool);
+        begin(table, std::string("embed with every ") + kind.name, {});
+        Floats row(1024);
+        for (std::int64_t i = 0; i < 65536; ++i) {
+            if (i % 1024 == 0) table.embed(weight.matrix(), i / 1024, row.data());
+            expect_equal(row[i % 1024], weight.values[i], i);
+        }
+    }
+}
+
+void check(const KernelTable& table) {
+    cases.clear();
+    ThreadPool pool(1);
+    check_quantize(table, pool);
+    check_matrices(table, pool);
+    check_rows(table);
+    std::printf("  %s:", table.name);
+    for (const auto& [function, number] : cases) std::printf(" %s %d", function.c_str(), number);
+    std::puts("");
+    std::fflush(stdout);
+}
+
+}  // namespace
+}  // namespace windlass
+
+int main() {
+    for (const windlass::KernelTable* table : windlass::available_kernels()) windlass::check(*table);
+    std::puts("  nothing wrong");
+    return 0;
+}

@@ -1,0 +1,254 @@
+// Checks of the kernels that have no weights (csrc/tests/kernels.cpp).
+#include <algorithm>
+
+#include "executor/kv_cache.h"
+#include "tests/kernels.h"
+
+namespace windlass {
+namespace {
+
+// The nearest number of `bits` bits whose smallest normal exponent is `lowest`, ties to even.
+float nearest(float x, int bits, int lowest, double end) {
+    if (!std::isfinite(x) || x == 0.0F) return x;
+    const int exponent = std::max(std::ilogb(x), lowest) - bits + 1;
+    const double rounded = std::ldexp(std::nearbyint(std::ldexp(static_cast<double>(x), -exponent)), exponent);
+    return std::abs(rounded) >= end ? std::copysign(kInfinity, x) : static_cast<float>(rounded);
+}
+
+// One token's keys or values of a head as the KV cache keeps them.
+Floats stored(KVType type, Floats x) {
+    if (type == KVType::kF32) return x;
+    float magnitude = 0;
+    bool finite = true;
+    for (float& value : x) {
+        finite = finite && std::isfinite(value);
+        magnitude = std::max(magnitude, std::abs(value));
+        if (type == KVType::kF16) value = nearest(value, 11, -14, 65536);
+        if (type == KVType::kBF16) value = nearest(value, 8, -126, 0x1p128);
+    }
+    if (type != KVType::kInt8) return x;
+    const float scale = magnitude < 0x1p-100F ? 0 : magnitude / 127;
+    for (float& value : x) value = !finite ? kNaN : scale == 0 ? 0 : std::nearbyint(value * (1 / scale)) * scale;
+    return x;
+}
+
+// A sequence in a cache of one layer and one KV head, its pages in no order and full of NaN where nothing is stored.
+class Sequence {
+  public:
+    Sequence(const KernelTable& table, KVType type, int head_dim, std::int64_t positions)
+        : table_(table), shape_{1, 1, head_dim, type}, ids_((positions - 1) / kPageSize + 1) {
+        for (std::int64_t i = 0; i < std::ssize(ids_); ++i) ids_[i] = static_cast<std::int32_t>(i);
+        std::shuffle(ids_.begin(), ids_.end(), generator);
+        memory_.assign(ids_.size() * shape_.page_bytes(), 0xFF);
+    }
+
+    void store(std::int64_t position, const Floats& k, const Floats& v) {
+        std::uint8_t* const page = memory_.data() + ids_[position / kPageSize] * shape_.page_bytes();
+        table_.store_kv(
+            {k.data(), v.data(), page, static_cast<int>(position % kPageSize), shape_.head_dim, shape_.type});
+    }
+
+    // `heads` query heads of the tokens from `position` on, segment by segment; [tokens][heads][head_dim].
+    Floats attend(const float* q, std::int64_t q_stride, int tokens, int heads, std::int64_t position, float scale,
+                  std::int64_t window) const {
+        const std::size_t floats = table_.attention_state(shape_.head_dim) * (tokens * heads);
+        const Scratch scratch(table_.attention_scratch(shape_.head_dim)), states(floats), later(floats);
+        const std::int64_t oldest = window > 0 ? std::max<std::int64_t>(0, position - window + 1) : 0;
+        const std::int64_t begin = oldest / kPageSize, end = (position + tokens - 1) / kPageSize + 1;
+        const std::int64_t first = begin / kSegmentPages;
+        for (std::int64_t segment = first; segment * kSegmentPages < end; ++segment) {
+            table_.attention({q, q_stride, tokens, position, heads, shape_.head_dim, scale, window, memory_.data(),
+                              shape_.page_bytes(), ids_.data(), std::max(begin, segment * kSegmentPages),
+                              std::min(end, (segment + 1) * kSegmentPages), shape_.type,
+                              segment == first ? states.data() : later.data(), scratch.data()});
+            if (segment > first) table_.merge_attention(states.data(), later.data(), tokens * heads, shape_.head_dim);
+        }
+        Floats out(tokens * heads * shape_.head_dim);
+        table_.finish_attention(states.data(), tokens, heads, shape_.head_dim, out.data(), heads * shape_.head_dim);
+        return out;
+    }
+
+  private:
+    const KernelTable& table_;
+    KVCache::Shape shape_;
+    std::vector<std::int32_t> ids_;
+    Bytes memory_;
+};
+
+// With a single key, attention gives back what was stored as its value.
+void check_store(const KernelTable& table, KVType type) {
+    begin(table, "store_kv", {{"type", static_cast<int>(type)}});
+    for (int round = 0; round < 200; ++round) {
+        const int head_dim = round < 100 ? 256 : 1 + round % 40;
+        const float factor = std::ldexp(1.0F, static_cast<int>(below(60)) - 40);
+        Floats v = random_floats(head_dim, round == 0 ? 0 : factor);
+        for (float& value : v) {
+            const std::uint16_t half = static_cast<std::uint16_t>(generator());
+            const Format format = round % 2 == 0 ? Format::kF16 : Format::kBF16;
+            // Halfway between two numbers of 16 bits.
+            const std::uint16_t next = static_cast<std::uint16_t>(half + 1);
+            if (round % 4 >= 2) value = half_value(format, half) / 2 + half_value(format, next) / 2;
+        }
+        Sequence sequence(table, type, head_dim, 1);
+        sequence.store(0, Floats(head_dim, 1.0F), v);
+        const Floats q(head_dim, 1.0F);
+        const Floats out = sequence.attend(q.data(), head_dim, 1, 1, 0, 1.0F, 0), want = stored(type, v);
+        for (std::int64_t i = 0; i < std::ssize(out); ++i) expect_equal(out[i], want[i], i);
+    }
+}
+
+struct AttentionSizes {
+    int head_dim, heads, tokens;
+    std::int64_t position, window;
+};
+// Head sizes that pad, queries shared or not, windows that end within pages, blocks and segments, up to three segments.
+constexpr AttentionSizes kAttentions[] = {
+    {1, 1, 1, 0, 0},    {20, 3, 5, 0, 0},    {16, 2, 3, 5, 0},    {64, 4, 8, 60, 0},   {80, 3, 5, 130, 33},
+    {24, 5, 2, 515, 1}, {32, 2, 8, 515, 10}, {128, 8, 8, 508, 0}, {64, 2, 8, 1030, 0}, {64, 1, 8, 1100, 600}};
+
+void check_attention(const KernelTable& table, KVType type, const AttentionSizes& sizes) {
+    const int head_dim = sizes.head_dim, heads = sizes.heads, tokens = sizes.tokens;
+    const std::int64_t position = sizes.position, window = sizes.window;
+    begin(table, "attention",
+          {{"type", static_cast<int>(type)},
+           {"head_dim", head_dim},
+           {"heads", heads},
+           {"tokens", tokens},
+           {"position", position},
+           {"window", window}});
+    const auto oldest = [&](std::int64_t of) { return window > 0 ? std::max<std::int64_t>(0, of - window + 1) : 0; };
+    const float scale = 1 / std::sqrt(static_cast<float>(head_dim));
+    const std::int64_t end = position + tokens, width = std::int64_t{heads} * head_dim, q_stride = width + 3;
+    Sequence sequence(table, type, head_dim, end);
+    std::map<std::int64_t, Floats> keys, values;
+    for (std::int64_t p = oldest(position); p < end; ++p) {
+        const Floats k = random_floats(head_dim, 2), v = random_floats(head_dim, 1);
+        sequence.store(p, k, v);
+        keys[p] = stored(type, k);
+        values[p] = stored(type, v);
+    }
+    const Floats q = random_floats(tokens * q_stride, 1);
+    const Floats out = sequence.attend(q.data(), q_stride, tokens, heads, position, scale, window);
+    for (int i = 0; i < tokens * heads; ++i) {
+        const std::int64_t token = i / heads, head = i % heads, last = position + token;
+        const float* const query = q.data() + token * q_stride + head * head_dim;
+        Doubles scores, sums(head_dim);
+        for (std::int64_t p = oldest(last); p <= last; ++p) {
+            double score = 0;
+            for (int d = 0; d < head_dim; ++d) score += double{query[d]} * keys[p][d];
+            scores.push_back(score * scale);
+        }
+        const double largest = *std::max_element(scores.begin(), scores.end());
+        double total = 0;
+        for (std::int64_t p = oldest(last); p <= last; ++p) {
+            const double weight = std::exp(scores[p - oldest(last)] - largest);
+            total += weight;
+            for (std::int64_t d = 0; d < std::ssize(sums); ++d) sums[d] += weight * values[p][d];
+        }
+        for (std::int64_t d = 0; d < std::ssize(sums); ++d) {
+            const std::int64_t at = std::int64_t{i} * head_dim + d;
+            expect_near(out[at], sums[d] / total, 2e-5, at);
+        }
+        // The same bits, whatever else is in the job.
+        const Floats alone = sequence.attend(query, q_stride, 1, 1, last, scale, window);
+        for (std::int64_t d = 0; d < std::ssize(alone); ++d) {
+            const std::int64_t at = std::int64_t{i} * head_dim + d;
+            expect_bits(alone[d], out[at], at);
+        }
+    }
+}
+
+void check_width(const KernelTable& table, std::int64_t width) {
+    Floats x = random_floats(2 * width, 20), y = random_floats(width, 1), out(width + 1, kUntouched);
+    begin(table, "rms_norm", {{"width", width}});
+    double squares = 0;
+    for (std::int64_t i = 0; i < width; ++i) squares += double{x[i]} * x[i];
+    table.rms_norm(x.data(), y.data(), 50, width, out.data());
+    for (std::int64_t i = 0; i < width; ++i) {
+        const double want = x[i] / std::sqrt(squares / static_cast<double>(width) + 50) * y[i];
+        expect_near(out[i], want, 4e-6 * std::abs(want), i);
+    }
+
+    begin(table, "silu_gate", {{"width", width}});
+    x[0] = width % 2 == 0 ? -200.0F : kNaN;
+    table.silu_gate(x.data(), width, out.data());
+    for (std::int64_t i = 0; i < width; ++i) {
+        const double want = x[i] / (1 + std::exp(-double{x[i]})) * x[width + i];
+        expect_near(out[i], want, 2e-6 * std::abs(want) + 1e-33, i);
+    }
+
+    begin(table, "add", {{"width", width}});
+    Floats sum = x;
+    table.add(sum.data(), y.data(), width);
+    for (std::int64_t i = 0; i < 2 * width; ++i) expect_equal(sum[i], i < width ? x[i] + y[i] : x[i], i);
+    expect_equal(out[width], kUntouched, width);
+}
+
+// Rotates the first 2 * half columns of each head.
+void check_rope(const KernelTable& table, std::int64_t heads, std::int64_t head_dim, std::int64_t half) {
+    begin(table, "rope", {{"heads", heads}, {"head_dim", head_dim}, {"half", half}});
+    const Floats before = random_floats(heads * head_dim, 1), cos = random_floats(half, 1),
+                 sin = random_floats(half, 1);
+    Floats x = before;
+    table.rope(x.data(), cos.data(), sin.data(), heads, head_dim, half);
+    for (std::int64_t at = 0; at < heads * head_dim; ++at) {
+        const std::int64_t d = at % head_dim, angle = d % half;
+        if (d >= 2 * half) {
+            expect_equal(x[at], before[at], at);
+            continue;
+        }
+        const double other = d < half ? -double{before[at + half]} : double{before[at - half]};
+        expect_near(x[at], double{before[at]} * cos[angle] + other * sin[angle], 3e-6, at);
+    }
+}
+
+void check_sampling(const KernelTable& table, std::int64_t count) {
+    Floats x = random_floats(count, 100);
+    begin(table, "block_maxima", {{"count", count}});
+    if (count > 1) x[0] = -kInfinity;
+    const std::int64_t blocks = (count - 1) / kSamplingBlock + 1;
+    Floats maxima(blocks);
+    expect_equal(table.block_maxima(x.data(), count, maxima.data()), true, 0);
+    for (std::int64_t block = 0; block < blocks; ++block) {
+        const auto from = x.begin() + block * kSamplingBlock;
+        const auto to = x.begin() + std::min(count, (block + 1) * kSamplingBlock);
+        expect_equal(maxima[block], *std::max_element(from, to), block);
+    }
+    for (std::int64_t i = 0; i < std::min<std::int64_t>(count, 200); ++i) {
+        Floats broken = x;
+        broken[i] = i % 2 == 0 ? kNaN : -kNaN;
+        expect_equal(table.block_maxima(broken.data(), count, maxima.data()), false, i);
+    }
+
+    begin(table, "likelihoods", {{"count", count}});
+    const float largest = *std::max_element(x.begin(), x.end());
+    for (const double inverse_temperature : {0.5, 1.0, 5.0}) {
+        Doubles out(x.size());
+        const double sum = table.likelihoods(x.data(), count, largest, inverse_temperature, out.data());
+        double total = 0;
+        for (std::int64_t i = 0; i < std::ssize(out); ++i) {
+            const double want = std::exp(double{x[i] - largest} * inverse_temperature);
+            expect_near(out[i], want, 5e-16 * want + 1e-307, i);
+            if (x[i] == largest) expect_equal(out[i], 1, i);
+            total += out[i];
+        }
+        expect_near(sum, total, 1e-14 * total, count);
+    }
+}
+
+}  // namespace
+
+void check_rows(const KernelTable& table) {
+    for (const KVType type : {KVType::kF32, KVType::kF16, KVType::kBF16, KVType::kInt8}) {
+        check_store(table, type);
+        for (const AttentionSizes& sizes : kAttentions) check_attention(table, type, sizes);
+    }
+    for (const std::int64_t width : {1, 3, 4, 8, 15, 16, 17, 40, 127, 1000}) {
+        check_width(table, width);
+        check_rope(table, 3, 2 * width, width);
+        check_rope(table, 2, 2 * width + 5, width);
+    }
+    for (const std::int64_t count : {1, 3, 8, 17, 63, 64, 65, 128, 1000, 20'000}) check_sampling(table, count);
+}
+
+}  // namespace windlass

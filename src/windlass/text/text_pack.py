@@ -1,0 +1,159 @@
+"""The parts of a model's text side that take long to make, from one load to the next: vocabulary and chat template."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from windlass.text.chat_template import Findings
+from windlass.text.packed_bpe import PackedBpe, pack_bpe
+from windlass.text.tokenizer import Tokenizer
+from windlass.text.tokenizer_facts import TokenizerFacts
+
+LEAST_BYTES = 1 << 20
+"""Tokenizers in smaller files are read in a moment."""
+
+_REVISION = 1
+"""To be raised when the same files give another pack than before."""
+
+_MAGIC = b"WLTEXT01"
+_HEAD = struct.Struct("=8sIIQ")  # magic, checksum of what follows it, bytes of JSON, bytes of tables
+
+_FILES = (
+    "tokenizer.json",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+
+
+class TextCache(Protocol):
+    """Files by name that can be made again; see ``windlass.weights.FileCache``."""
+
+    def open(self, name: str) -> int | None:
+        """Return a descriptor for reading, which the caller closes, or None."""
+
+    def write(self, name: str, size: int, fill: Callable[[int], None]) -> bool:
+        """Make the file with what ``fill`` writes to the descriptor."""
+
+
+@dataclass(slots=True)
+class TextPack:
+    """The tokenizer of a model directory, and what is known of its chat template, from a file or made anew.
+
+    A file has the hash of all that it was made from in its name and a checksum over all of it; a damaged one is not
+    used. ``findings`` is None when nothing is known.
+    """
+
+    tokenizer: Tokenizer
+    findings: Findings | None
+    _cache: TextCache | None
+    _name: str | None
+    """Under which to keep it; None when it is kept already, or shall not be."""
+
+    @classmethod
+    def open(cls, directory: Path, cache: TextCache | None) -> TextPack:
+        """The pack of a model directory.
+
+        Raises:
+            LoadError: no tokenizer that this engine can read, or a broken one.
+        """
+        name = None if cache is None else _name(directory)
+        if cache is not None and name is not None:
+            known = _restored(directory, _read(cache, name))
+            if known is not None:
+                return cls(*known, cache, None)
+        return cls(Tokenizer.from_directory(directory), None, cache, name)
+
+    def keep(self, findings: Findings | None) -> None:
+        """Keep a pack that was made anew, if it is of a kind that can be kept.
+
+        Args:
+            findings: what became known of the chat template.
+        """
+        from windlass.text.library_tokenizer import LibraryEncoder  # the library takes 30 ms to import
+
+        cache, name, encoder = self._cache, self._name, self.tokenizer.encoder
+        if cache is None or name is None or not isinstance(encoder, LibraryEncoder):
+            return
+        entries = [encoder.entry(token_id) for token_id in range(self.tokenizer.vocab_size)]
+        packed = pack_bpe(encoder.to_json(), entries)
+        if packed is None:
+            return
+        meta, tables = packed
+        values = {
+            "file": self.tokenizer.path.name,
+            "facts": self.tokenizer.facts.to_json(),
+            "findings": None if findings is None else findings.to_json(),
+            "bpe": meta,
+        }
+        text = json.dumps(values).encode()
+        checksum = zlib.crc32(tables, zlib.crc32(text))
+        data = _HEAD.pack(_MAGIC, checksum, len(text), len(tables)) + text + tables
+        cache.write(name, len(data), lambda descriptor: _write(descriptor, data))
+
+
+def _name(directory: Path) -> str | None:
+    """The name for the pack of a directory, made from the contents of its files; None when it is not worth keeping."""
+    digest = hashlib.sha256(str(_REVISION).encode())
+    size = 0
+    try:
+        for file in [
+            *(directory / name for name in _FILES),
+            *sorted(directory.glob("additional_chat_templates/*.jinja")),
+        ]:
+            try:
+                content = file.read_bytes()
+            except FileNotFoundError:
+                continue
+            size += len(content)
+            digest.update(repr((file.name, len(content))).encode())
+            digest.update(content)
+    except OSError:
+        return None  # whoever reads the file says what is wrong
+    return f"{digest.hexdigest()}.text" if size >= LEAST_BYTES else None
+
+
+def _read(cache: TextCache, name: str) -> bytes | None:
+    descriptor = cache.open(name)
+    if descriptor is None:
+        return None
+    try:
+        with os.fdopen(descriptor, "rb") as file:
+            return file.read()
+    except OSError:
+        return None
+
+
+def _write(descriptor: int, data: bytes) -> None:
+    with os.fdopen(descriptor, "wb", closefd=False) as file:
+        file.write(data)
+
+
+def _restored(directory: Path, data: bytes | None) -> tuple[Tokenizer, Findings | None] | None:
+    """What a file holds, or None when it is damaged."""
+    if data is None or len(data) < _HEAD.size:
+        return None
+    magic, checksum, text_bytes, table_bytes = _HEAD.unpack_from(data)
+    body = memoryview(data)[_HEAD.size :]
+    if magic != _MAGIC or len(body) != text_bytes + table_bytes or zlib.crc32(body) != checksum:
+        return None
+    try:
+        values: dict[str, Any] = json.loads(bytes(body[:text_bytes]))
+        encoder = PackedBpe(values["bpe"], body[text_bytes:])
+        tokenizer = Tokenizer(encoder, TokenizerFacts.from_json(values["facts"]), directory / values["file"])
+        findings = values["findings"]
+        return tokenizer, None if findings is None else Findings.from_json(findings)
+    except (KeyError, TypeError, ValueError):
+        return None

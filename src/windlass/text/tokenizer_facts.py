@@ -1,0 +1,56 @@
+"""What is known of a tokenizer besides its vocabulary."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from windlass.text.byte_decoding import ByteDecoding
+
+# Unicode noncharacters (U+FDD0 to U+FDEF are reserved for use inside a program). BOUNDARY stands before a stretch of
+# text that does not begin the prompt, so that the encoder adds no leading space to it where it should not; MARK breaks
+# the special tokens that occur in text from outside (see guard.py). Both are dropped from text from outside.
+BOUNDARY = "\ufdd0"
+MARK = "\ufdd1"
+
+
+@dataclass(frozen=True, slots=True)
+class SpecialToken:
+    """A special token: its id, and whether it swallows the white space before and behind it."""
+
+    token_id: int
+    lstrip: bool
+    rstrip: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenizerFacts:
+    """Attributes as of ``Tokenizer``; ``added_ids`` are all added tokens, ``specials`` those that are special."""
+
+    vocab_size: int
+    added_ids: dict[str, int]
+    specials: dict[str, SpecialToken]
+    special_tokens: dict[str, str | list[str]]
+    boundary_id: int | None
+    bos_id: int | None
+    eos_id: int | None
+    bos_prefix: tuple[int, ...]
+    decoding: ByteDecoding
+
+    def to_json(self) -> dict[str, Any]:
+        """As an object of JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> TokenizerFacts:
+        """What ``to_json`` gave, when JSON has carried it."""
+        decoding = dict(values["decoding"])
+        decoding["replacements"] = tuple((old, new) for old, new in decoding["replacements"])
+        return cls(
+            **{
+                **values,
+                "specials": {content: SpecialToken(**special) for content, special in values["specials"].items()},
+                "bos_prefix": tuple(values["bos_prefix"]),
+                "decoding": ByteDecoding(**decoding),
+            }
+        )
