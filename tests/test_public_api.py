@@ -90,7 +90,7 @@ CONFIG_DEFAULTS = {
     "attention_sink_size": None,
     "max_history_size": None,
     "kv_state_kind": None,
-    "speculative_mode": "disable",
+    "speculative_mode": "ngram",
     "spec_draft_length": 0,
     "spec_tree_width": 1,
     "prefill_mode": "hybrid",

@@ -13,9 +13,11 @@ KVDType = Literal["auto", "f32", "f16", "bf16", "int8"]
 PrefixCacheMode = Literal["disable", "radix"]
 LoadFormat = Literal["auto", "dummy"]
 ExecutorName = Literal["native", "reference"]
+SpeculativeMode = Literal["disable", "ngram", "small_draft"]
 
 PAGE_TOKENS = 16
 DEFAULT_PREFILL_CHUNK = 512
+MAX_DRAFT_LENGTH = 32
 LOCAL_TOKENS = 8192
 
 
@@ -65,20 +67,25 @@ class EngineConfig:
     """``reference`` is the slow numpy oracle, for tests."""
     kernels: str | None = None
     """Instruction set of the kernels, one of those ``windlass doctor`` lists; None is the best of this CPU."""
-    additional_models: tuple[str, ...] = ()
+    speculative_mode: SpeculativeMode = "ngram"
+    """Guess tokens ahead and check them together; the answers are the same to the last token. ``ngram`` guesses what
+    followed earlier in the same sequence, ``small_draft`` asks a smaller model (``additional_models``)."""
+    spec_draft_length: int = 0
+    """Tokens to guess at a time; 0 guesses as many as pay, by what guesses were worth and what steps cost here."""
+    additional_models: tuple[str | tuple[str, str], ...] = ()
+    """For ``small_draft``, the draft model: a directory or ``HF://org/name``, of the same vocabulary as the model. In a
+    pair, as MLC-LLM has them, the second is ignored."""
     tensor_parallel_shards: int | None = None
     pipeline_parallel_stages: int | None = None
     sliding_window_size: int | None = None
     attention_sink_size: int | None = None
     max_history_size: int | None = None
     kv_state_kind: str | None = None
-    speculative_mode: str = "disable"
-    spec_draft_length: int = 0
     spec_tree_width: int = 1
     prefill_mode: str = "hybrid"
     prefix_cache_max_num_recycling_seqs: int | None = None
     opt: str | None = None
-    """From ``additional_models`` to here: fields of MLC-LLM's that have one possible value in Windlass (``_ONLY``)."""
+    """From ``tensor_parallel_shards`` to here: fields of MLC-LLM's with one possible value in Windlass (``_ONLY``)."""
     pack_cache: bool = True
     """Keep a model's packed weights in a file, in ``cache_directory()``, that later loads map."""
     verbose: bool = True
@@ -90,6 +97,7 @@ class EngineConfig:
         _check_choice(self, "prefix_cache_mode", get_args(PrefixCacheMode))
         _check_choice(self, "kv_cache_dtype", get_args(KVDType))
         _check_choice(self, "executor", get_args(ExecutorName))
+        _check_speculation(self)
         for name, accepted in _ONLY.items():
             _check_choice(self, name, accepted)
         for name in (
@@ -116,6 +124,13 @@ class EngineConfig:
                 f"EngineConfig.max_single_sequence_length ({single}) is larger than max_total_sequence_length ({total})"
             )
 
+    @property
+    def draft_model(self) -> str | None:
+        """The model of ``additional_models`` that drafts, if there is one."""
+        for model in self.additional_models:
+            return model if isinstance(model, str) else model[0]
+        return None
+
     def with_arguments(self, **arguments: Any) -> EngineConfig:
         """Return a copy in which the constructor's arguments are filled in.
 
@@ -134,15 +149,12 @@ class EngineConfig:
 
 
 _ONLY: dict[str, tuple[Any, ...]] = {
-    "additional_models": ((), []),
     "tensor_parallel_shards": (None, 1),
     "pipeline_parallel_stages": (None, 1),
     "sliding_window_size": (None,),
     "attention_sink_size": (None,),
     "max_history_size": (None, 0),
     "kv_state_kind": (None, "kv_cache"),
-    "speculative_mode": ("disable",),
-    "spec_draft_length": (0,),
     "spec_tree_width": (1,),
     "prefill_mode": ("hybrid",),
     "prefix_cache_max_num_recycling_seqs": (None, -1),
@@ -271,6 +283,26 @@ def _check_choice(config: EngineConfig, name: str, choices: tuple[Any, ...]) -> 
     if value not in choices:
         accepted = ", ".join(repr(choice) for choice in choices)
         raise ValueError(f"EngineConfig.{name} must be one of {accepted}, not {value!r}")
+
+
+def _check_speculation(config: EngineConfig) -> None:
+    _check_choice(config, "speculative_mode", get_args(SpeculativeMode))
+    length = config.spec_draft_length
+    if not isinstance(length, int) or isinstance(length, bool) or not 0 <= length <= MAX_DRAFT_LENGTH:
+        raise ValueError(f"EngineConfig.spec_draft_length must lie in 0 .. {MAX_DRAFT_LENGTH}, not {length!r}")
+    models = config.additional_models
+    if not isinstance(models, (list, tuple)) or not all(_names_model(model) for model in models):
+        raise ValueError(f"EngineConfig.additional_models must be a list of models, not {models!r}")
+    wanted = 1 if config.speculative_mode == "small_draft" else 0
+    if len(models) != wanted:
+        raise ValueError(
+            f"EngineConfig.additional_models must name {wanted or 'no'} model for speculative_mode "
+            f"{config.speculative_mode!r}, not {len(models)}"
+        )
+
+
+def _names_model(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, (list, tuple)) and len(value) == 2)
 
 
 def _mib(size: int) -> str:

@@ -58,13 +58,13 @@ class _Held:
 
 @pytest.fixture(scope="module")
 def expected() -> dict[str, list[Any]]:
-    """For each kernel table, what each request gives alone, on an engine of its own, without a prefix cache."""
+    """For each kernel table, what each request gives alone, on an engine of its own, nothing cached or drafted."""
     return {}
 
 
 def alone(face: Face, expected: dict[str, list[Any]], kernels: str) -> list[Any]:
     if kernels not in expected:
-        engine = face.build(kernels=kernels, prefix_cache_mode="disable", num_threads=1)
+        engine = face.build(kernels=kernels, prefix_cache_mode="disable", speculative_mode="disable", num_threads=1)
         expected[kernels] = [outcome(face, engine, request) for request in REQUESTS]
         engine.terminate()
     return expected[kernels]
@@ -151,6 +151,50 @@ def test_L26_with_aborts_and_terminations_beside_it(face: Face, expected: dict[s
     del reader
     assert [call.result(3 * LIMIT) for call in calls] == wanted * 3
     assert idle_and_whole(engine)
+
+
+@pytest.mark.parametrize("kernels", cpu_info().kernels)
+@pytest.mark.parametrize("length", [0, 1, 3, 8])
+def test_L26_with_ngram_drafts(face: Face, expected: dict[str, list[Any]], kernels: str, length: int) -> None:
+    wanted = alone(face, expected, kernels)
+    engine = face.build(kernels=kernels, spec_draft_length=length, max_num_sequence=8)
+    for size in (1, 3, 8):
+        requests = [REQUESTS[(size + i) % len(REQUESTS)] for i in range(size)]
+        assert together(face, engine, requests) == [wanted[(size + i) % len(REQUESTS)] for i in range(size)], size
+    if length:
+        assert core_of(engine).metrics().accepted_draft_tokens_sum > 0
+    assert idle_and_whole(engine)
+
+
+@pytest.mark.parametrize("length", [2, 6])
+def test_L26_with_drafts_and_preemption_and_aborts(face: Face, expected: dict[str, list[Any]], length: int) -> None:
+    wanted = alone(face, expected, cpu_info().kernels[-1])
+    engine = face.build(
+        spec_draft_length=length, max_num_sequence=7, max_total_sequence_length=192, max_single_sequence_length=176
+    )
+    for number in range(6):
+        calls = [Started(outcome, face, engine, request) for request in REQUESTS]
+        reader = face.stream(engine, LONG, request_id=f"abort-{number}", max_tokens=100)
+        reader.next()
+        if number % 2:
+            face.call(engine, "abort", f"abort-{number}")
+        else:
+            reader.close()
+        assert [call.result(3 * LIMIT) for call in calls] == wanted
+    metrics = core_of(engine).metrics()
+    assert metrics.num_preemptions > 0
+    assert metrics.accepted_draft_tokens_sum > 0
+    assert idle_and_whole(engine)
+
+
+def test_L26_stop_strings_end_an_answer_at_the_same_place_with_drafts(face: Face) -> None:
+    text = "Repeat after me: red green blue red green blue red green blue red green blue"
+    outcomes = []
+    for settings in ({"speculative_mode": "disable"}, {"spec_draft_length": 6}, {"spec_draft_length": 0}):
+        engine = face.build(**settings)
+        outcomes.append([outcome(face, engine, {"text": text, "stop": stop}) for stop in (["ue red"], ["n b"], ["zz"])])
+    assert outcomes[0] == outcomes[1] == outcomes[2]
+    assert outcomes[0][0][0]["finish_reason"] == "stop"
 
 
 @pytest.mark.parametrize("kv_cache_dtype", ["f32", "f16", "bf16", "int8"])

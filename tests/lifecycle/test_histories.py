@@ -51,10 +51,14 @@ class History(RuleBasedStateMachine):
         self.number = 0
         self.drains: list[Started] = []
 
-    @initialize(face=strategies.sampled_from([*FACES]), sequences=strategies.sampled_from([1, 3]))
-    def build(self, face: str, sequences: int) -> None:
+    @initialize(
+        face=strategies.sampled_from([*FACES]),
+        sequences=strategies.sampled_from([1, 3]),
+        drafts=strategies.sampled_from([0, 1, 5]),
+    )
+    def build(self, face: str, sequences: int, drafts: int) -> None:
         self.face = FACES[face]()
-        self.engine = self.face.build(max_num_sequence=sequences)
+        self.engine = self.face.build(max_num_sequence=sequences, spec_draft_length=drafts)
 
     @rule()
     @precondition(lambda self: self.number > 1)

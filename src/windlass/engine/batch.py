@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -10,24 +11,45 @@ from windlass.engine.scheduler import Chunk
 from windlass.program.executor import Batch
 
 
+class Span(NamedTuple):
+    """Tokens of one sequence from ``position`` on, whose pages are ``pages``; logits of the last ``num_logits``."""
+
+    token_ids: Sequence[int]
+    position: int
+    pages: Sequence[int]
+    num_logits: int
+
+
 def make_batch(chunks: Sequence[Chunk]) -> Batch:
-    """Lay the chunks out as one ragged batch; logits are wanted for the last token of each that completes."""
+    """Lay the chunks out as one ragged batch.
+
+    Logits are wanted for the last token of each chunk that completes, and for each of its drafts, in order.
+    """
+    spans = []
+    for chunk in chunks:
+        request = chunk.request
+        start = request.num_computed
+        token_ids = request.token_ids[start : start + chunk.num_tokens]
+        token_ids += chunk.drafts
+        spans.append(Span(token_ids, start, request.pages, 1 + len(chunk.drafts) if chunk.completes else 0))
+    return lay_out(spans)
+
+
+def lay_out(spans: Sequence[Span]) -> Batch:
+    """One ragged batch of ``spans``, each of another sequence, in order."""
     token_ids: list[int] = []
     positions: list[int] = []
     token_starts = [0]
     page_ids: list[int] = []
     page_starts = [0]
     logit_rows: list[int] = []
-    for chunk in chunks:
-        request = chunk.request
-        start, end = request.num_computed, request.num_computed + chunk.num_tokens
-        token_ids += request.token_ids[start:end]
-        positions += range(start, end)
+    for span in spans:
+        token_ids += span.token_ids
+        positions += range(span.position, span.position + len(span.token_ids))
         token_starts.append(len(token_ids))
-        page_ids += request.pages
+        page_ids += span.pages
         page_starts.append(len(page_ids))
-        if chunk.completes:
-            logit_rows.append(len(token_ids) - 1)
+        logit_rows += range(len(token_ids) - span.num_logits, len(token_ids))
     return Batch(
         token_ids=np.array(token_ids, dtype=np.int32),
         positions=np.array(positions, dtype=np.int32),

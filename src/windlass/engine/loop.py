@@ -251,7 +251,7 @@ class EngineCore:
     def _cancel_step(self) -> None:
         runtime = self._runtime
         if runtime is not None:
-            runtime.executor.cancel()
+            runtime.cancel()
 
     def _perform(self, command: Callable[[], None]) -> None:
         """Have the engine thread run ``command``, and wait until it has; when that thread has ended, run it here.
@@ -356,7 +356,7 @@ class EngineCore:
 
     def _install(self, runtime: Runtime) -> None:
         if self._ended or self._runtime is not None:
-            runtime.executor.close()
+            runtime.close()
         else:
             self._runtime = runtime
 
@@ -370,7 +370,7 @@ class EngineCore:
         runtime, self._runtime = self._runtime, None
         self._publish_metrics()
         if runtime is not None:
-            runtime.executor.close()
+            runtime.close()
 
     def _step(self) -> None:
         runtime = self._runtime

@@ -5,6 +5,7 @@ A request is one sequence here: a call with ``n=4`` counts as four.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -57,11 +58,16 @@ class EngineMetrics(Mapping[str, Any]):
         prompt_tokens_sum: prompts that were processed to their end, with what the prefix cache had of them.
         completion_tokens_sum: generated, without stop tokens.
         prefill_tokens_sum: run through the model in prefill, with what was computed anew after a preemption.
-        decode_tokens_sum: run through the model one by one.
+        decode_tokens_sum: run through the model one by one, and drafts that were accepted.
         prefill_tokens_per_s, decode_tokens_per_s: those two by their times; 0 before the first one.
         prefix_cache_queries, prefix_cache_hits: prompt tokens looked for in the prefix cache, and found.
         num_steps: steps that ran; num_cancelled_steps: steps that an abort cut short.
         num_preemptions: how often a request gave its pages back to an older one.
+        num_drafts: how often a request had draft tokens in a step.
+        draft_tokens_by_position: first, second .. draft of a step (from 0): how many there were, and were accepted.
+        draft_tokens_sum, accepted_draft_tokens_sum: those by position, summed up.
+        draft_acceptance_rate: the second by the first; 0 before the first draft.
+        spec_decode: the same as MLC-LLM gives it.
         requests_finished: by ``FinishReason``.
         requests_aborted: by ``AbortCause``.
         requests_refused: calls that were not accepted, by ``RefusalCause``.
@@ -94,11 +100,13 @@ class EngineMetrics(Mapping[str, Any]):
     num_steps: int
     num_cancelled_steps: int
     num_preemptions: int
+    num_drafts: int
     requests_finished: Mapping[str, int]
     requests_aborted: Mapping[str, int]
     requests_refused: Mapping[str, int]
     last_finished_request: Mapping[str, float]
     decode_steps_by_batch_size: Mapping[int, tuple[int, float]]
+    draft_tokens_by_position: Mapping[int, tuple[int, int]]
     time_to_first_token_seconds: Histogram
     inter_token_latency_seconds: Histogram
     e2e_request_latency_seconds: Histogram
@@ -117,6 +125,44 @@ class EngineMetrics(Mapping[str, Any]):
     def decode_tokens_per_s(self) -> float:
         """Tokens per second of decoding; 0 before the first."""
         return rate(self.decode_tokens_sum, self.engine_decode_time_sum)
+
+    @property
+    def draft_tokens_sum(self) -> int:
+        """Draft tokens that the model was run on."""
+        return sum(drafted for drafted, _ in self.draft_tokens_by_position.values())
+
+    @property
+    def accepted_draft_tokens_sum(self) -> int:
+        """Draft tokens that the model drew too."""
+        return sum(accepted for _, accepted in self.draft_tokens_by_position.values())
+
+    @property
+    def draft_acceptance_rate(self) -> float:
+        """Which part of the draft tokens was accepted; 0 before the first."""
+        return rate(self.accepted_draft_tokens_sum, self.draft_tokens_sum)
+
+    @property
+    def spec_decode(self) -> dict[str, Any]:
+        """The drafts as MLC-LLM gives them; step 0 is the token that comes without a draft, which always stands.
+
+        ``draft_count`` and ``accept_count`` are lists by step; ``accept_prob["accept_prob{step=i}"]`` is their ratio,
+        ``accept_rate`` the part of those accepted at the step before that is accepted at this one, and ``accept_len``
+        the tokens of a step with so many drafts, on average. All are empty before the first draft.
+        """
+        steps = [steps for _, steps in sorted(self.draft_tokens_by_position.items())]
+        if steps:
+            steps.insert(0, (self.num_drafts, self.num_drafts))
+        probabilities = [rate(accepted, drafted) for drafted, accepted in steps]
+        rates = [rate(now, before) for before, now in zip([1.0, *probabilities], probabilities, strict=False)]
+        lengths = list(itertools.accumulate(probabilities))
+        return {
+            "draft_count": [drafted for drafted, _ in steps],
+            "accept_count": [accepted for _, accepted in steps],
+            **{
+                name: {f"{name}{{step={step}}}": value for step, value in enumerate(values)}
+                for name, values in (("accept_prob", probabilities), ("accept_rate", rates), ("accept_len", lengths))
+            },
+        }
 
     @property
     def decode_time_by_batch_size(self) -> dict[str, dict[str, float]]:
@@ -159,6 +205,10 @@ class EngineMetrics(Mapping[str, Any]):
         text.add("counter", "request_aborts_total", "Requests that ended otherwise.", aborted)
         refused = [({"cause": cause}, count) for cause, count in self.requests_refused.items()]
         text.add("counter", "request_refusals_total", "Calls that were not accepted.", refused)
+        drafts = sorted(self.draft_tokens_by_position.items())
+        accepted_at = [({"position": str(position)}, accepted) for position, (_, accepted) in drafts]
+        name = "spec_decode_num_accepted_tokens_per_pos_total"
+        text.add("counter", name, "Accepted draft tokens, by their place in the draft.", accepted_at)
         decodes = sorted(self.decode_steps_by_batch_size.items())
         text.add_summary(
             "decode_step_seconds",
@@ -186,14 +236,17 @@ class EngineMetrics(Mapping[str, Any]):
         )
 
 
-_PROPERTIES = ("prefill_tokens_per_s", "decode_tokens_per_s", "decode_time_by_batch_size")
+_PROPERTIES = (
+    *("prefill_tokens_per_s", "decode_tokens_per_s", "decode_time_by_batch_size"),
+    *("draft_tokens_sum", "accepted_draft_tokens_sum", "draft_acceptance_rate", "spec_decode"),
+)
 _NAMES = dict.fromkeys((*(field.name for field in fields(EngineMetrics)), *_PROPERTIES))
 
 _COUNTERS = {
     "prompt_tokens_total": ("prompt_tokens_sum", "Tokens of prompts that were processed."),
     "generation_tokens_total": ("completion_tokens_sum", "Tokens generated, without stop tokens."),
     "prefill_tokens_total": ("prefill_tokens_sum", "Tokens run through the model in prefill."),
-    "decode_tokens_total": ("decode_tokens_sum", "Tokens run through the model one by one."),
+    "decode_tokens_total": ("decode_tokens_sum", "Tokens run through the model one by one, and accepted drafts."),
     "prefill_seconds_total": ("engine_prefill_time_sum", "Time the model spent on prefill."),
     "decode_seconds_total": ("engine_decode_time_sum", "Time the model spent on decoding."),
     "prefix_cache_queries_total": ("prefix_cache_queries", "Prompt tokens looked for in the prefix cache."),
@@ -201,6 +254,9 @@ _COUNTERS = {
     "num_preemptions_total": ("num_preemptions", "How often a request gave its pages back to an older one."),
     "steps_total": ("num_steps", "Steps that ran."),
     "cancelled_steps_total": ("num_cancelled_steps", "Steps that an abort cut short."),
+    "spec_decode_num_drafts_total": ("num_drafts", "How often a request had draft tokens in a step."),
+    "spec_decode_num_draft_tokens_total": ("draft_tokens_sum", "Draft tokens that the model was run on."),
+    "spec_decode_num_accepted_tokens_total": ("accepted_draft_tokens_sum", "Draft tokens that the model drew too."),
 }
 
 _HISTOGRAMS = {

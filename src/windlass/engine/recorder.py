@@ -39,6 +39,7 @@ _TIMES = ("engine_prefill_time_sum", "engine_decode_time_sum")
 _COUNTS = (
     *("prompt_tokens_sum", "completion_tokens_sum", "prefill_tokens_sum", "decode_tokens_sum"),
     *("prefix_cache_queries", "prefix_cache_hits", "num_steps", "num_cancelled_steps", "num_preemptions"),
+    "num_drafts",
 )
 
 
@@ -113,6 +114,7 @@ class _Totals:
         self.refused = {cause.value: 0 for cause in RefusalCause}
         self.last_finished: Mapping[str, float] = {}
         self.decode_steps: dict[int, tuple[int, float]] = {}
+        self.drafts: dict[int, tuple[int, int]] = {}
         self.observations = {name: _Observations(bounds) for name, bounds in _BOUNDS.items()}
 
     def observe(self, name: str, value: float) -> None:
@@ -127,6 +129,7 @@ class _Totals:
             "requests_refused": self.refused.copy(),
             "last_finished_request": self.last_finished,
             "decode_steps_by_batch_size": self.decode_steps.copy(),
+            "draft_tokens_by_position": self.drafts.copy(),
             **{name: observations.freeze() for name, observations in self.observations.items()},
         }
 
@@ -203,7 +206,10 @@ class MetricsRecorder:
             count, total = self._totals.decode_steps.get(num_decode, (0, 0.0))
             self._totals.decode_steps[num_decode] = (count + 1, total + seconds)
         if self._trace is not None:
-            self._trace.step("step", started, ended, prefill_tokens=num_prefill, decode_tokens=num_decode)
+            num_drafts = sum(len(chunk.drafts) for chunk in chunks)
+            self._trace.step(
+                "step", started, ended, prefill_tokens=num_prefill, decode_tokens=num_decode, draft_tokens=num_drafts
+            )
 
     def step_cancelled(self, started: float, ended: float) -> None:
         """A step was cut short."""
@@ -217,6 +223,14 @@ class MetricsRecorder:
         timeline = self._open.get(request)
         if self._trace is not None and timeline is not None:
             self._trace.mark(timeline.track, "preempted", self.now())
+
+    def drafted(self, num_drafts: int, num_accepted: int) -> None:
+        """A request had ``num_drafts`` drafts in the step that was recorded last, of which the first were right."""
+        self._totals.sums["decode_tokens_sum"] += num_accepted
+        self._totals.sums["num_drafts"] += 1
+        for position in range(num_drafts):
+            drafted, accepted = self._totals.drafts.get(position, (0, 0))
+            self._totals.drafts[position] = (drafted + 1, accepted + (position < num_accepted))
 
     def token(self, request: Request, *, stop: bool) -> None:
         """A token of ``request`` was drawn in the step that was recorded last; ``stop``: it is a stop token."""

@@ -6,6 +6,7 @@ import enum
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from windlass.engine.ngram import NgramDrafter
 from windlass.engine.pages import CachedPage
 from windlass.native.sampling import SequenceSampler, TokenLogprobs
 
@@ -106,6 +107,12 @@ class Request:
     ended: bool = field(init=False, default=False)
     sequence: SequenceSampler = field(init=False)
     """Draws its tokens, and knows which of them are penalized."""
+    drafter: NgramDrafter | None = field(init=False, default=None)
+    """Guesses its next tokens, once the speculator has asked for them."""
+    num_draft_computed: int = field(init=False, default=0)
+    """Positions that are in the draft model's KV cache too, if there is a draft model."""
+    draft_acceptance: float = field(init=False, default=0.7)
+    """Which part of the draft model's guesses has been right lately."""
 
     def __post_init__(self) -> None:
         self.token_ids = list(self.prompt_ids)

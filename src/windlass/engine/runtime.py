@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 
 from windlass.engine.batch import make_batch
 from windlass.engine.pages import PagePool
@@ -10,6 +11,7 @@ from windlass.engine.recorder import MetricsRecorder
 from windlass.engine.request import FinishReason, Request
 from windlass.engine.sampler import Sampler
 from windlass.engine.scheduler import Chunk, Scheduler
+from windlass.engine.speculation import Speculator
 from windlass.engine.stream import TokenEvent
 from windlass.native.sampling import SampledToken
 from windlass.program.executor import Executor, StepCancelledError
@@ -25,15 +27,24 @@ PACE_TOKENS = 16
 
 
 class Runtime:
-    """What a loaded model brings to the core. The engine thread alone uses it, and closes the executor.
+    """What a loaded model brings to the core. The engine thread alone uses it, and closes it.
 
     A step is ``schedule`` and then ``run`` of what it chose.
     """
 
-    def __init__(self, executor: Executor, scheduler: Scheduler, sampler: Sampler) -> None:
+    def __init__(
+        self,
+        executor: Executor,
+        scheduler: Scheduler,
+        sampler: Sampler,
+        speculator: Speculator | None = None,
+        draft_executor: Executor | None = None,
+    ) -> None:
         self.executor = executor
+        self._executors = (executor,) if draft_executor is None else (executor, draft_executor)
         self.scheduler = scheduler
         self.sampler = sampler
+        self.speculator = speculator
         self._seconds_per_token = 0.0
 
     @classmethod
@@ -47,11 +58,27 @@ class Runtime:
         active_vocab_size: int,
         prefix_cache: bool = True,
         kernels: str | None = None,
+        speculator: Speculator | None = None,
+        draft_executor: Executor | None = None,
     ) -> Runtime:
-        """Put a scheduler over ``num_pages`` pages and a sampler that uses ``kernels`` beside an executor."""
+        """Put a scheduler over ``num_pages`` pages and a sampler that uses ``kernels`` beside an executor.
+
+        ``draft_executor`` is the one that ``speculator`` uses, if it does; it is cancelled and closed with the other.
+        """
         pool = PagePool(num_pages, prefix_cache=prefix_cache)
         scheduler = Scheduler(pool, max_num_sequence=max_num_sequence, max_tokens=max_tokens)
-        return cls(executor, scheduler, Sampler(active_vocab_size, kernels, executor))
+        return cls(executor, scheduler, Sampler(active_vocab_size, kernels, executor), speculator, draft_executor)
+
+    def cancel(self) -> None:
+        """Make ``run`` raise ``StepCancelledError`` soon. From any thread; takes no lock."""
+        for executor in self._executors:
+            executor.cancel()
+
+    def close(self) -> None:
+        """Free everything. Not to be called during ``run``."""
+        with ExitStack() as stack:
+            for executor in self._executors:
+                stack.callback(executor.close)
 
     def schedule(self, recorder: MetricsRecorder) -> list[Chunk]:
         """Choose the next step. Empty only when nothing waits or runs."""
@@ -68,20 +95,43 @@ class Runtime:
         """
         started = recorder.now()
         try:
+            if self.speculator is not None:
+                chunks = self.speculator.draft(chunks, self.scheduler)
             logits = self.executor.run(make_batch(chunks))
         except StepCancelledError:
+            # One of the executors has heard; for the others, whoever cancelled has left its reasons before it did.
+            for executor in self._executors:
+                executor.clear_cancel()
             recorder.step_cancelled(started, recorder.now())
             raise
         ended = recorder.now()
         recorder.step(chunks, started, ended)
-        self._pace(sum(chunk.num_tokens for chunk in chunks), ended - started)
-        completed = [chunk.request for chunk in chunks if chunk.completes]
+        self._pace(sum(chunk.num_tokens + len(chunk.drafts) for chunk in chunks), ended - started)
+        completed = [chunk for chunk in chunks if chunk.completes]
         for chunk in chunks:
-            self.scheduler.advance(chunk)
-        tokens = self.sampler.sample(logits, completed)
-        return [self._take(request, token, recorder) for request, token in zip(completed, tokens, strict=True)]
+            self.scheduler.advance(chunk.request, chunk.num_tokens)
+        drawn = self.sampler.sample(logits, completed)
+        events: list[TokenEvent] = []
+        for chunk, tokens in zip(completed, drawn, strict=True):
+            events += self._take(chunk, tokens, recorder)
+        if self.speculator is not None:
+            self.speculator.learn(chunks, recorder.now() - started)
+        return events
 
-    def _take(self, request: Request, token: SampledToken, recorder: MetricsRecorder) -> TokenEvent:
+    def _take(self, chunk: Chunk, tokens: Sequence[SampledToken], recorder: MetricsRecorder) -> list[TokenEvent]:
+        """Give a request its next tokens, of which all but the last are drafts that were right."""
+        request = chunk.request
+        if chunk.drafts:
+            recorder.drafted(len(chunk.drafts), len(tokens) - 1)
+        events = []
+        for number, token in enumerate(tokens):
+            if number:
+                # The token before this one was drafted: its keys and values are in the cache.
+                self.scheduler.advance(request, 1)
+            events.append(self._take_one(request, token, recorder))
+        return events
+
+    def _take_one(self, request: Request, token: SampledToken, recorder: MetricsRecorder) -> TokenEvent:
         """Give ``request`` its next token, which may be its last."""
         token_id, logprobs = token
         request.token_ids.append(token_id)

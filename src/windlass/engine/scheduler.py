@@ -11,10 +11,12 @@ from windlass.program.executor import PAGE_SIZE
 
 
 class Chunk(NamedTuple):
-    """``num_tokens`` of ``request`` from its position ``request.num_computed`` on."""
+    """``num_tokens`` of ``request`` from its position ``request.num_computed`` on, and ``drafts`` to follow them."""
 
     request: Request
     num_tokens: int
+    drafts: tuple[int, ...] = ()
+    """Guesses of the tokens that come next; only a chunk that completes has any."""
 
     @property
     def completes(self) -> bool:
@@ -80,10 +82,20 @@ class Scheduler:
             room -= self._prefill(request, room, chunks)
         return self._still_running(chunks)
 
-    def advance(self, chunk: Chunk) -> None:
-        """Account for a chunk that ran; pages it filled become part of the prefix tree."""
+    def reserve_drafts(self, chunk: Chunk, count: int) -> int:
+        """Take the pages for up to ``count`` drafts behind a chosen chunk; return for how many there are any.
+
+        No request gives a page back for drafts. The pages stay with the request, whatever becomes of the drafts.
+        """
         request = chunk.request
-        request.num_computed += chunk.num_tokens
+        missing = self._pages_missing(request, chunk.num_tokens + count)
+        if missing > 0:
+            request.pages.extend(self.pool.take(min(missing, self.pool.num_available)) or ())
+        return min(count, len(request.pages) * PAGE_SIZE - request.num_computed - chunk.num_tokens)
+
+    def advance(self, request: Request, num_tokens: int) -> None:
+        """Account for ``num_tokens`` of ``request`` that were computed; pages now full join the prefix tree."""
+        request.num_computed += num_tokens
         while (len(request.cached) + 1) * PAGE_SIZE <= request.num_computed:
             index = len(request.cached)
             tokens = request.token_ids[index * PAGE_SIZE : (index + 1) * PAGE_SIZE]
@@ -115,7 +127,7 @@ class Scheduler:
         """
         request.cached = self.pool.match(request.token_ids)
         request.pages = [page.page for page in request.cached]
-        request.num_computed = len(request.pages) * PAGE_SIZE
+        request.num_computed = request.num_draft_computed = len(request.pages) * PAGE_SIZE
         if self.running and self._pages_missing(request, request.num_pending) > self.pool.num_available:
             self._free_pages(request)
             return False
@@ -148,6 +160,7 @@ class Scheduler:
 
     @staticmethod
     def _pages_missing(request: Request, tokens: int) -> int:
+        """Pages that ``tokens`` more need; below 0 when drafts that failed have left some."""
         return -(-(request.num_computed + tokens) // PAGE_SIZE) - len(request.pages)
 
     def _reserve(self, request: Request, tokens: int) -> bool:
@@ -155,7 +168,7 @@ class Scheduler:
         if request not in self.running:
             return False
         missing = self._pages_missing(request, tokens)
-        if not missing:
+        if missing <= 0:
             return True
         while (pages := self.pool.take(missing)) is None:
             victim = self.running[-1]

@@ -61,6 +61,11 @@ class SequenceSampler:
         self._counts_tokens = presence_penalty != 0.0 or frequency_penalty != 0.0 or repetition_penalty != 1.0
         self._num_noted = 0
 
+    @property
+    def counts_tokens(self) -> bool:
+        """True when a draw depends on the tokens before it, which ``follow`` counts, and not on the logits alone."""
+        return self._counts_tokens
+
     def follow(self, token_ids: Sequence[int], num_prompt: int) -> None:
         """Count the tokens that came since the last call, for the penalties.
 
@@ -74,6 +79,12 @@ class SequenceSampler:
             self._num_noted = num_prompt
         self.core.note_generated(token_ids[self._num_noted :])
         self._num_noted = len(token_ids)
+
+    def follow_one(self, token_id: int) -> None:
+        """Count one more generated token, after all those that ``follow`` was given."""
+        if self._counts_tokens:
+            self.core.note_generated([token_id])
+            self._num_noted += 1
 
 
 class SamplingRow(NamedTuple):

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Literal
 
 from windlass.config import EngineConfig, Sizes, default_threads, settle_sizes
+from windlass.engine.draft_model import ModelSpeculator
 from windlass.engine.runtime import Runtime
+from windlass.engine.speculation import NgramSpeculator, Speculator
 from windlass.errors import LoadError
 from windlass.machine import available_bytes, total_bytes
 from windlass.models.definition import ModelDefinition
@@ -21,11 +23,12 @@ from windlass.native.quantize import quantize
 from windlass.program.executor import Executor
 from windlass.quantization import Format, Scheme, Tensor, get_scheme
 from windlass.serve import alive
-from windlass.serve.kept_weights import KeptWeights, kept_weights, load_cache
+from windlass.serve.kept_weights import kept_weights, load_cache
 from windlass.serve.progress import Interruptible, Progress, TerminalProgress
 from windlass.text.text_model import TextModel
 from windlass.weights.directory import ModelDirectory, open_model_directory
 from windlass.weights.dummy import dummy_weights
+from windlass.weights.hub import resolve_model
 from windlass.weights.loader import load_weights
 from windlass.weights.source import WeightSource
 
@@ -34,7 +37,7 @@ KVStorage = Literal["f32", "f16", "bf16", "int8"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LoadedModel:
-    """A model with everything an engine needs to serve it. The engine's core runs the executor and closes it."""
+    """A model with everything an engine needs to serve it. The engine's core runs the executors and closes them."""
 
     name: str
     definition: ModelDefinition
@@ -43,6 +46,11 @@ class LoadedModel:
     sizes: Sizes
     config: EngineConfig
     active_vocab_size: int
+    draft_executor: Executor | None = None
+
+    def close(self) -> None:
+        """Free weights and KV cache of a model that no engine's core has."""
+        _close(self.executor, self.draft_executor)
 
     def runtime(self) -> Runtime:
         """Return what the engine's core needs of it."""
@@ -54,7 +62,45 @@ class LoadedModel:
             active_vocab_size=self.active_vocab_size,
             prefix_cache=self.config.prefix_cache_mode == "radix",
             kernels=self.config.kernels,
+            speculator=self._speculator(),
+            draft_executor=self.draft_executor,
         )
+
+    def _speculator(self) -> Speculator | None:
+        length = self.config.spec_draft_length
+        if self.draft_executor is not None:
+            return ModelSpeculator(
+                self.draft_executor, self.active_vocab_size, length=length, kernels=self.config.kernels
+            )
+        return NgramSpeculator(length) if self.config.speculative_mode == "ngram" else None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Described:
+    """A model of which everything is known but the weights."""
+
+    path: Path
+    directory: ModelDirectory
+    definition: ModelDefinition
+    scheme: Scheme | None
+    source: WeightSource | None
+    kv_dtype: KVStorage
+    text: TextModel
+
+    @property
+    def weight_bytes(self) -> int:
+        """Estimate of the packed weights' size."""
+        return _weight_bytes(self.definition, self.scheme, _float_format(self.scheme, self.source, self.definition))
+
+    @property
+    def page_bytes(self) -> int:
+        """Size of one page of its KV cache."""
+        return kv_bytes_per_page(self.definition.program, self.kv_dtype)
+
+    @property
+    def active_vocab_size(self) -> int:
+        """How many ids may be drawn."""
+        return _active_vocab_size(self.directory, self.definition, self.text)
 
 
 def load_model(
@@ -84,44 +130,75 @@ def load_model(
             progress = stack.enter_context(closing(TerminalProgress(enabled=config.verbose)))
         if interrupt is not None:
             progress = Interruptible(progress, interrupt)
-        progress("reading the configuration", 0, 0)
-        directory = open_model_directory(path)
-        definition = define_model(
-            directory.model_type, directory.config, directory.config_path, dialect=directory.dialect
-        )
-        scheme = _wanted_scheme(directory, config)
-        source = None
-        if config.load_format != "dummy":
-            source = stack.enter_context(closing(directory.open_weights()))
-        progress("loading the tokenizer", 0, 0)
-        text = TextModel.load(
-            directory.path,
-            directory.config,
-            directory.mlc,
-            dummy=config.load_format == "dummy",
-            cache=load_cache(config),
-        )
-        kv_dtype = _kv_storage(config, scheme, source, definition)
-        sizes = _settle(path, config, definition, scheme, source, kv_dtype)
-        weights = _weights(definition, scheme, source, progress)
-        kept = None
-        if source is not None and config.executor == "native":
-            size = _weight_bytes(definition, scheme, _float_format(scheme, source, definition))
-            kept = kept_weights(config, definition, scheme, source, size)
-        executor = _make_executor(path, config, definition, weights, sizes, kv_dtype, kept, progress)
+        model = _describe(path, config, progress, stack)
+        draft = None
+        if config.draft_model is not None:
+            draft = _describe(resolve_model(config.draft_model), config, progress, stack)
+            _check_draft(draft, model)
+        sizes = _settle(config, model, draft)
+        executor = _make_executor(config, model, sizes, sizes.prefill_chunk_size, progress)
         on_failure = stack.enter_context(ExitStack())
         on_failure.callback(executor.close)
+        draft_executor = None
+        if draft is not None:
+            most_tokens = ModelSpeculator.most_tokens(sizes.prefill_chunk_size, sizes.max_num_sequence)
+            draft_executor = _make_executor(config, draft, sizes, most_tokens, progress)
+            on_failure.callback(draft_executor.close)
         loaded = LoadedModel(
             name=name,
-            definition=definition,
-            text=text,
+            definition=model.definition,
+            text=model.text,
             executor=executor,
             sizes=sizes,
-            config=_completed(config, path, sizes, kv_dtype, executor),
-            active_vocab_size=_active_vocab_size(directory, definition, text),
+            config=_completed(config, path, sizes, model.kv_dtype, executor),
+            active_vocab_size=model.active_vocab_size,
+            draft_executor=draft_executor,
         )
         on_failure.pop_all()
         return loaded
+
+
+def _close(*executors: Executor | None) -> None:
+    with ExitStack() as stack:
+        for executor in executors:
+            if executor is not None:
+                stack.callback(executor.close)
+
+
+def _describe(path: Path, config: EngineConfig, progress: Progress, stack: ExitStack) -> _Described:
+    """Read what stands beside the weights in the directory ``path``; ``stack`` closes the files of the weights."""
+    progress("reading the configuration", 0, 0)
+    directory = open_model_directory(path)
+    definition = define_model(directory.model_type, directory.config, directory.config_path, dialect=directory.dialect)
+    scheme = _wanted_scheme(directory, config)
+    source = None
+    if config.load_format != "dummy":
+        source = stack.enter_context(closing(directory.open_weights()))
+    progress("loading the tokenizer", 0, 0)
+    text = TextModel.load(
+        directory.path,
+        directory.config,
+        directory.mlc,
+        dummy=config.load_format == "dummy",
+        cache=load_cache(config),
+    )
+    return _Described(
+        path=path,
+        directory=directory,
+        definition=definition,
+        scheme=scheme,
+        source=source,
+        kv_dtype=_kv_storage(config, scheme, source, definition),
+        text=text,
+    )
+
+
+def _check_draft(draft: _Described, model: _Described) -> None:
+    """Raise LoadError unless ``draft`` can write what ``model`` reads."""
+    theirs, ours = draft.active_vocab_size, model.active_vocab_size
+    if theirs != ours:
+        reason = f"a draft model needs the vocabulary of the model, which has {ours} tokens; this one has {theirs}"
+        raise LoadError(draft.path, reason)
 
 
 def _wanted_scheme(directory: ModelDirectory, config: EngineConfig) -> Scheme | None:
@@ -161,44 +238,43 @@ def _weight_bytes(definition: ModelDefinition, scheme: Scheme | None, float_form
     return total
 
 
-def _settle(
-    path: Path,
-    config: EngineConfig,
-    definition: ModelDefinition,
-    scheme: Scheme | None,
-    source: WeightSource | None,
-    kv_dtype: KVStorage,
-) -> Sizes:
-    weights = _weight_bytes(definition, scheme, _float_format(scheme, source, definition))
+def _settle(config: EngineConfig, model: _Described, draft: _Described | None) -> Sizes:
+    models = [model] if draft is None else [model, draft]
+    weights = sum(one.weight_bytes for one in models)
+    page_bytes = sum(one.page_bytes for one in models)
     available = available_bytes()
     if available is None:
         available = total_bytes() // 2
     free = int(available * config.gpu_memory_utilization)
-    page_bytes = kv_bytes_per_page(definition.program, kv_dtype)
     if weights + page_bytes > free:
         raise LoadError(
-            path,
+            model.path,
             f"the weights take {weights >> 20} MiB, but {free >> 20} MiB of memory are available{alive.hint()}",
         )
-    return settle_sizes(
+    sizes = settle_sizes(
         config,
-        context_length=definition.context_length,
+        context_length=model.definition.context_length,
         kv_bytes_per_page=page_bytes,
         free_bytes=free - weights,
     )
+    if draft is not None and draft.definition.context_length < sizes.max_single_sequence_length:
+        raise LoadError(
+            draft.path,
+            f"the draft model's context of {draft.definition.context_length} tokens is shorter than the longest "
+            f"sequence; set EngineConfig.max_single_sequence_length to it, or lower",
+        )
+    return sizes
 
 
-def _weights(
-    definition: ModelDefinition, scheme: Scheme | None, source: WeightSource | None, progress: Progress
-) -> Iterable[tuple[str, Tensor]]:
-    specs = definition.program.weights
-    if source is None:
-        return _reported(dummy_weights(specs, scheme), len(specs), progress)
+def _weights(model: _Described, progress: Progress) -> Iterable[tuple[str, Tensor]]:
+    specs = model.definition.program.weights
+    if model.source is None:
+        return _reported(dummy_weights(specs, model.scheme), len(specs), progress)
     return load_weights(
         specs,
-        source,
-        scheme,
-        ignored=definition.ignored_tensors,
+        model.source,
+        model.scheme,
+        ignored=model.definition.ignored_tensors,
         quantizer=quantize,
         progress=lambda done, total: progress("packing weights", done, total),
     )
@@ -211,36 +287,33 @@ def _reported(weights: Iterable[tuple[str, Tensor]], total: int, progress: Progr
 
 
 def _make_executor(
-    path: Path,
-    config: EngineConfig,
-    definition: ModelDefinition,
-    weights: Iterable[tuple[str, Tensor]],
-    sizes: Sizes,
-    kv_dtype: KVStorage,
-    kept: KeptWeights | None,
-    progress: Progress,
+    config: EngineConfig, model: _Described, sizes: Sizes, max_tokens: int, progress: Progress
 ) -> Executor:
+    weights = _weights(model, progress)
     try:
         if config.executor == "reference":
             from windlass.program.reference import ReferenceExecutor  # for tests only
 
             return ReferenceExecutor(
-                definition.program,
+                model.definition.program,
                 weights,
                 num_pages=sizes.num_pages,
-                max_tokens=sizes.prefill_chunk_size,
+                max_tokens=max_tokens,
                 max_positions=sizes.max_single_sequence_length,
-                kv_dtype=kv_dtype,
+                kv_dtype=model.kv_dtype,
             )
+        kept = None
+        if model.source is not None:
+            kept = kept_weights(config, model.definition, model.scheme, model.source, model.weight_bytes)
         with ExitStack() as stack:
             executor = NativeExecutor(
-                definition.program,
+                model.definition.program,
                 weights,
                 num_pages=sizes.num_pages,
-                max_tokens=sizes.prefill_chunk_size,
+                max_tokens=max_tokens,
                 max_positions=sizes.max_single_sequence_length,
                 num_threads=config.num_threads or default_threads(),
-                kv_dtype=kv_dtype,
+                kv_dtype=model.kv_dtype,
                 kernels=config.kernels,
                 pack_file=stack.enter_context(kept.opened()) if kept is not None else None,
             )
@@ -249,7 +322,7 @@ def _make_executor(
         return executor
     except MemoryError as error:
         reason = f"there is not enough memory for the weights and the KV cache{alive.hint()}"
-        raise LoadError(path, reason) from error
+        raise LoadError(model.path, reason) from error
 
 
 def _completed(config: EngineConfig, path: Path, sizes: Sizes, kv_dtype: KVStorage, executor: Executor) -> EngineConfig:

@@ -101,7 +101,7 @@ class MLCEngineBase:
             if self._preparer is not None:
                 self._preparer.stop()
             self._join_loops()
-            loaded.executor.close()
+            loaded.close()
             self._release()
             raise
 

@@ -60,7 +60,7 @@ class Loop:
         self.recorder.step(chunks, started, self.time)
         for chunk in chunks:
             completes = chunk.completes
-            self.scheduler.advance(chunk)
+            self.scheduler.advance(chunk.request, chunk.num_tokens)
             if completes:
                 self._draw(chunk.request)
         self.recorder.publish(self.scheduler)

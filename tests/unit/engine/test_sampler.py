@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from support.fakes import RecordingOutput
 from windlass.engine.request import Request, SamplingParams
 from windlass.engine.sampler import Sampler
+from windlass.engine.scheduler import Chunk
 from windlass.native.sampling import uniform
 
 
@@ -17,7 +18,7 @@ def next_token(size: int, logits: np.ndarray, params: SamplingParams, token_ids:
     """Draw the token after ``token_ids``, of which the first are the prompt."""
     request = Request("r", token_ids[:num_prompt], 1000, frozenset(), params, RecordingOutput())
     request.token_ids += token_ids[num_prompt:]
-    (token,) = Sampler(size).sample(logits[None], [request])
+    ((token,),) = Sampler(size).sample(logits[None], [Chunk(request, 1)])
     return token.token_id
 
 

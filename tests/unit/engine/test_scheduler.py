@@ -21,7 +21,7 @@ def run(s: Scheduler, budget: int = 1000) -> dict[str, int]:
     chunks = s.schedule(budget)
     for chunk in chunks:
         completes = chunk.completes
-        s.advance(chunk)
+        s.advance(chunk.request, chunk.num_tokens)
         if completes:
             chunk.request.token_ids.append(0)
     s.check()

@@ -49,7 +49,7 @@ def test_a_request_and_its_steps() -> None:
     ]
     assert found[0]["args"] == {"request_id": 'a"b', "choice": 0, "prompt_tokens": 4}
     assert found[-1]["args"] == {"outcome": "length", "completion_tokens": 1}
-    assert found[4]["args"] == {"prefill_tokens": 4, "decode_tokens": 0}
+    assert found[4]["args"] == {"prefill_tokens": 4, "decode_tokens": 0, "draft_tokens": 0}
     assert found[4]["dur"] == 1.5e6
     assert {event["id"] for event in found if event["ph"] in "ben"} == {"0x1"}
 
