@@ -82,10 +82,12 @@ class TextPack:
         Args:
             findings: what became known of the chat template.
         """
+        cache, name, encoder = self._cache, self._name, self.tokenizer.encoder
+        if cache is None or name is None:
+            return
         from windlass.text.library_tokenizer import LibraryEncoder  # the library takes 30 ms to import
 
-        cache, name, encoder = self._cache, self._name, self.tokenizer.encoder
-        if cache is None or name is None or not isinstance(encoder, LibraryEncoder):
+        if not isinstance(encoder, LibraryEncoder):
             return
         entries = [encoder.entry(token_id) for token_id in range(self.tokenizer.vocab_size)]
         packed = pack_bpe(encoder.to_json(), entries)
