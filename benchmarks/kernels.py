@@ -2,7 +2,8 @@
 
     python benchmarks/kernels.py --format int4 --threads 1 2 --context 128 --prefill 512
 
-Prints a table and, with ``--json``, writes the same figures. Asserts nothing.
+Prints a table, with the shares of the machine's limits measured in the same run (memory read for decoding, int8 dot
+products for prefill), and with ``--json`` writes the same figures. Asserts nothing.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -18,6 +20,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from comparison.limits import build_limits, measure_limits
 from windlass.native import NativeExecutor, cpu_info
 from windlass.program.builder import ProgramBuilder
 from windlass.program.executor import PAGE_SIZE, Batch
@@ -35,6 +38,12 @@ class Shape:
     ffn: int
     vocab: int
 
+    @property
+    def layer_weights(self) -> int:
+        """Weights of the linear layers, without embedding and head."""
+        attention = self.hidden * self.head_dim * 2 * (self.heads + self.kv_heads)
+        return self.layers * (attention + 3 * self.hidden * self.ffn)
+
 
 SHAPES = {
     "llama-1b": Shape(hidden=2048, layers=16, heads=32, kv_heads=8, head_dim=64, ffn=8192, vocab=128256),
@@ -50,8 +59,11 @@ class Row:
     load_seconds: float
     decode_tokens_per_second: float
     decode_gigabytes_per_second: float
+    decode_share_of_read: float
     batched_tokens_per_second: float
     prefill_tokens_per_second: float
+    prefill_gigaops: float
+    prefill_share_of_int8: float
 
 
 @dataclass(frozen=True)
@@ -105,9 +117,9 @@ def random_weights(program: Program, kind: Format, group: int) -> Iterator[tuple
             scales = np.full((rows, groups), deviation / 4.6, dtype=np.float16)
             yield spec.name, Tensor(kind, spec.shape, codes, group, scales, zeros)
         else:
-            codes = np.frombuffer(rng.bytes(rows * columns), dtype=np.int8).reshape(rows, columns)
+            signed = np.frombuffer(rng.bytes(rows * columns), dtype=np.int8).reshape(rows, columns)
             scales = np.full((rows, groups), deviation / 74, dtype=np.float16)
-            yield spec.name, Tensor(kind, spec.shape, codes, group, scales)
+            yield spec.name, Tensor(kind, spec.shape, signed, group, scales)
 
 
 def int32(*values: int) -> NDArray[np.int32]:
@@ -164,16 +176,22 @@ def measure(shape: Shape, arguments: argparse.Namespace, kernels: str, threads: 
             begin = time.perf_counter()
             executor.run(prefill)
             times.append(time.perf_counter() - begin)
+        limits = measure_limits(build_limits(Path(tempfile.gettempdir()) / "windlass-limits"), threads)
         one = decode_seconds(executor, shape, arguments.context, 1, arguments.steps)
         many = decode_seconds(executor, shape, arguments.context, arguments.sequences, arguments.steps)
+        decode_bytes = executor.weight_bytes / one / 1e9
+        gigaops = 2 * shape.layer_weights * arguments.prefill / min(times) / 1e9
         return Row(
             kernels=kernels,
             threads=threads,
             load_seconds=load,
             decode_tokens_per_second=1 / one,
-            decode_gigabytes_per_second=executor.weight_bytes / one / 1e9,
+            decode_gigabytes_per_second=decode_bytes,
+            decode_share_of_read=decode_bytes / limits["read_N"][0],
             batched_tokens_per_second=arguments.sequences / many,
             prefill_tokens_per_second=arguments.prefill / min(times),
+            prefill_gigaops=gigaops,
+            prefill_share_of_int8=gigaops / limits["int8_N"][0],
         )
     finally:
         executor.close()
@@ -199,16 +217,20 @@ def main() -> None:
     print(f"{arguments.shape} {arguments.format}, group {arguments.group}, KV {arguments.kv_dtype}")
     print(f"decode at context {arguments.context}, prefill of {arguments.prefill} tokens; tokens per second")
     together = f"decode x{arguments.sequences}"
-    print(f"{'kernels':10} {'threads':>7} {'load s':>7} {'decode':>8} {'GB/s':>6} {together:>10} {'prefill':>8}")
+    print(
+        f"{'kernels':12} {'threads':>7} {'load s':>7} {'decode':>8} {'GB/s':>6} {'of read':>7} {together:>10} "
+        f"{'prefill':>8} {'GOP/s':>6} {'of int8':>7}"
+    )
     rows = []
     for kernels in arguments.kernels:
         for threads in arguments.threads:
             row = measure(SHAPES[arguments.shape], arguments, kernels, threads)
             rows.append(row)
             print(
-                f"{row.kernels:10} {row.threads:7} {row.load_seconds:7.2f} {row.decode_tokens_per_second:8.2f} "
-                f"{row.decode_gigabytes_per_second:6.2f} {row.batched_tokens_per_second:10.2f} "
-                f"{row.prefill_tokens_per_second:8.2f}",
+                f"{row.kernels:12} {row.threads:7} {row.load_seconds:7.2f} {row.decode_tokens_per_second:8.2f} "
+                f"{row.decode_gigabytes_per_second:6.2f} {row.decode_share_of_read:7.0%} "
+                f"{row.batched_tokens_per_second:10.2f} {row.prefill_tokens_per_second:8.2f} "
+                f"{row.prefill_gigaops:6.0f} {row.prefill_share_of_int8:7.0%}",
                 flush=True,
             )
     if arguments.json:

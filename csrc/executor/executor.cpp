@@ -124,7 +124,9 @@ bool Executor::map_weights(int descriptor, const PackIdentity& identity) {
         if (!weight.layout().is_vector) reserve_tiles(weight.matrix());
         bytes += weight.bytes();
     }
+    auto prefault = std::make_unique<Prefault>(pack->memory.data(), pack->memory.size());
     resources_->pack = std::move(pack->memory);
+    resources_->prefault = std::move(prefault);
     resources_->weights = std::move(pack->weights);
     weight_bytes_ += bytes;
     return true;

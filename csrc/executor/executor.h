@@ -17,6 +17,7 @@
 #include "executor/weight.h"
 #include "kernels/table.h"
 #include "runtime/memory.h"
+#include "runtime/prefault.h"
 #include "runtime/thread_pool.h"
 
 namespace windlass {
@@ -98,6 +99,7 @@ class Executor {
         Mapping partial_states;  // of attention whose segments are shared out
         Mapping tiles;           // quantized activations of one operation
         Mapping pack;  // the file that `weights` borrow from, if they do
+        std::unique_ptr<Prefault> prefault;  // of `pack`
         std::vector<Weight> weights;
         std::vector<RopeTable> ropes;
         std::vector<QueryTile> query_tiles;  // has room for max_tokens

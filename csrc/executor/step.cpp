@@ -14,9 +14,7 @@ namespace {
 constexpr std::int64_t kPieceCost = 100'000;
 // An operation with fewer multiplications is done by the caller alone: waking and waiting would cost more.
 constexpr std::int64_t kSharedCost = 400'000;
-// Bytes of packed weights read in one piece when there are few tokens.
-constexpr std::int64_t kPieceBytes = 32'768;
-// Panels per piece when there are many: what the kernels unpack together.
+// Panels per piece of a product: what the kernels unpack together.
 constexpr std::int64_t kPiecePanels = 2;
 // Up to so many tokens a product waits for the weights.
 constexpr std::int64_t kFewTokens = 16;
@@ -209,37 +207,54 @@ void Step::linear(const PackedMatrix& weights, const float* bias, const float* x
     const std::size_t tile_bytes = codes ? kernels_.tile_bytes(weights, static_cast<int>(tile)) : 0;
     if (codes && quantized_for_ != &weights) quantize(weights, x, x_stride, rows);
     quantized_for_ = nullptr;
+    const std::int64_t panels = (weights.rows + kPanelRows - 1) / kPanelRows;
+    LinearJob job = {};
+    job.matrix = &weights;
+    job.x_stride = x_stride;
+    job.tile_stride = static_cast<std::int64_t>(tile_bytes);
+    job.y_stride = y_stride;
+    job.bias = bias;
+    const auto multiply = [&](int thread, std::int64_t row, std::int64_t count, std::int64_t panel, std::int64_t end) {
+        LinearJob part = job;
+        part.panel_begin = panel;
+        part.panel_end = std::min(end, panels);
+        part.x = x + row * x_stride;
+        part.tiles = resources_.tiles.data() + static_cast<std::size_t>(row / tile) * tile_bytes;
+        part.tokens = static_cast<int>(std::min(count, rows - row));
+        part.y = y + row * y_stride;
+        part.scratch = scratch(thread);
+        kernels_.linear(part);
+    };
+    const std::int64_t panel_cost = kPanelRows * weights.columns;
+    if (rows <= kFewTokens) {
+        // Long stretches of the weights first, which memory serves best, then short ones, to end together. Not when
+        // short ones are so short that several are handed out at a time.
+        const std::int64_t piece_cost = rows * panel_cost * kPiecePanels;
+        const std::int64_t stretches = 2 * piece_cost > kPieceCost ? 2 * resources_.pool->size() : 0;
+        const std::int64_t stretch = stretches > 0 ? panels * 3 / 4 / stretches : 0;
+        const std::int64_t pieces = (panels - stretches * stretch + kPiecePanels - 1) / kPiecePanels;
+        share(stretches + pieces, piece_cost, [&](int thread, std::int64_t begin, std::int64_t end) {
+            const auto first_panel = [&](std::int64_t i) {
+                return i <= stretches ? i * stretch : stretches * stretch + (i - stretches) * kPiecePanels;
+            };
+            multiply(thread, 0, rows, first_panel(begin), first_panel(end));
+        });
+        return;
+    }
     // Blocks of nearly equal size, of whole tiles; those of one piece of the matrix come one after the other, while it
     // is in the cache.
     const std::int64_t most_blocks = (rows + kLinearTokens - 1) / kLinearTokens;
     const std::int64_t tiles = (rows + tile - 1) / tile;
     const std::int64_t block_rows = std::min(rows, (tiles + most_blocks - 1) / most_blocks * tile);
     const std::int64_t blocks = (rows + block_rows - 1) / block_rows;
-    const std::int64_t panels = (weights.rows + kPanelRows - 1) / kPanelRows;
-    const std::int64_t piece_panels =
-        std::max(kPiecePanels, block_rows > kFewTokens ? 0 : kPieceBytes / weights.panel_bytes);
-    const std::int64_t pieces = (panels + piece_panels - 1) / piece_panels;
-    const std::int64_t cost = block_rows * piece_panels * kPanelRows * weights.columns;
-    share(pieces * blocks, cost, [&](int thread, std::int64_t begin, std::int64_t end) {
-        for (std::int64_t i = begin; i < end; ++i) {
-            const std::int64_t panel = i / blocks * piece_panels;
-            const std::int64_t row = i % blocks * block_rows;
-            LinearJob job = {};
-            job.matrix = &weights;
-            job.panel_begin = panel;
-            job.panel_end = std::min(panel + piece_panels, panels);
-            job.x = x + row * x_stride;
-            job.x_stride = x_stride;
-            job.tiles = resources_.tiles.data() + static_cast<std::size_t>(row / tile) * tile_bytes;
-            job.tile_stride = static_cast<std::int64_t>(tile_bytes);
-            job.tokens = static_cast<int>(std::min(block_rows, rows - row));
-            job.y = y + row * y_stride;
-            job.y_stride = y_stride;
-            job.bias = bias;
-            job.scratch = scratch(thread);
-            kernels_.linear(job);
-        }
-    });
+    const std::int64_t pieces = (panels + kPiecePanels - 1) / kPiecePanels;
+    share(pieces * blocks, block_rows * panel_cost * kPiecePanels,
+          [&](int thread, std::int64_t begin, std::int64_t end) {
+              for (std::int64_t i = begin; i < end; ++i) {
+                  const std::int64_t panel = i / blocks * kPiecePanels;
+                  multiply(thread, i % blocks * block_rows, block_rows, panel, panel + kPiecePanels);
+              }
+          });
 }
 
 void Step::apply(const WriteKV& op) {

@@ -20,8 +20,7 @@ std::int32_t largest_magnitude(const float* x, std::int64_t count) {
         const I32 bits = load_as<I32>(x + i) & 0x7FFFFFFF;
         largest = bits > largest ? bits : largest;
     }
-    std::int32_t result = 0;
-    for (int lane = 0; lane < kLanes; ++lane) result = result > largest[lane] ? result : largest[lane];
+    std::int32_t result = max_lanes(largest);
     for (; i < count; ++i) {
         const std::int32_t bits = load_as<std::int32_t>(x + i) & 0x7FFFFFFF;
         result = result > bits ? result : bits;
@@ -33,28 +32,36 @@ std::int32_t largest_magnitude(const float* x, std::int64_t count) {
 template <int kPlanes>
 WINDLASS_INLINE std::int32_t quantize_run(const float* x, std::int64_t columns, float inverse, std::uint8_t* to,
                                           std::int64_t step) {
-    alignas(64) std::int32_t codes[kRunColumns] = {};
+    typedef std::int8_t Bytes __attribute__((vector_size(kLanes)));
+    std::int8_t planes[kPlanes][kRunColumns] = {};
     I32 sums = {};
-    for (std::int64_t c = 0; c < columns; c += kLanes) {
-        const std::int64_t count = smaller(kLanes, columns - c);
-        const I32 rounded = round_to_integer((count == kLanes ? load(x + c) : load_part(x + c, count)) * inverse);
-        sums += rounded;
-        __builtin_memcpy(codes + c, &rounded, sizeof rounded);
-    }
-    std::int8_t low[kRunColumns], high[kRunColumns];
-    for (int c = 0; c < kRunColumns; ++c) {
-        const std::int32_t top = kPlanes == 2 ? (codes[c] + (1 << (kLowBits - 1))) >> kLowBits : 0;
-        high[c] = static_cast<std::int8_t>(top);
-        low[c] = static_cast<std::int8_t>(codes[c] - top * (1 << kLowBits));
+    const auto add = [&](F32 values, std::int64_t c) WINDLASS_INLINE_LAMBDA {
+        const I32 codes = round_to_integer(values * inverse);
+        sums += codes;
+        I32 low = codes;
+        if constexpr (kPlanes == 2) {
+            const I32 high = (codes + (1 << (kLowBits - 1))) >> kLowBits;
+            const Bytes bytes = __builtin_convertvector(high, Bytes);
+            __builtin_memcpy(planes[1] + c, &bytes, sizeof bytes);
+            low -= high << kLowBits;
+        }
+        const Bytes bytes = __builtin_convertvector(low, Bytes);
+        __builtin_memcpy(planes[0] + c, &bytes, sizeof bytes);
+    };
+    if (columns == kRunColumns) {
+#pragma GCC unroll 8
+        for (std::int64_t c = 0; c < kRunColumns; c += kLanes) add(load(x + c), c);
+    } else {
+        for (std::int64_t c = 0; c < columns; c += kLanes) {
+            const std::int64_t count = smaller(kLanes, columns - c);
+            add(count == kLanes ? load(x + c) : load_part(x + c, count), c);
+        }
     }
     const std::int64_t quads = octets_of(columns) * 2;
     for (std::int64_t q = 0; q < quads; ++q) {
-        __builtin_memcpy(to + q * kPlanes * step, low + q * 4, 4);
-        if constexpr (kPlanes == 2) __builtin_memcpy(to + (q * kPlanes + 1) * step, high + q * 4, 4);
+        for (int plane = 0; plane < kPlanes; ++plane, to += step) __builtin_memcpy(to, planes[plane] + q * 4, 4);
     }
-    std::int32_t sum = 0;
-    for (int lane = 0; lane < kLanes; ++lane) sum += sums[lane];
-    return sum;
+    return sum_lanes(sums);
 }
 
 template <int kPlanes>

@@ -88,20 +88,25 @@ WINDLASS_INLINE Vector rotate(Vector v) {
 #undef WINDLASS_FROM
 }
 
-// Sums and maxima over lanes, always in the same order.
+// Combines all lanes, always in the same order.
+template <typename Vector, typename Combine>
+WINDLASS_INLINE Vector combine_lanes(Vector v, const Combine& combine) {
+    if constexpr (kLanes == 16) v = combine(v, rotate<8>(v));
+    if constexpr (kLanes >= 8) v = combine(v, rotate<4>(v));
+    v = combine(v, rotate<2>(v));
+    return combine(v, rotate<1>(v));
+}
 WINDLASS_INLINE float sum_lanes(F32 v) {
-    if constexpr (kLanes == 16) v += rotate<8>(v);
-    if constexpr (kLanes >= 8) v += rotate<4>(v);
-    v += rotate<2>(v);
-    v += rotate<1>(v);
-    return v[0];
+    return combine_lanes(v, [](F32 a, F32 b) { return a + b; })[0];
+}
+WINDLASS_INLINE std::int32_t sum_lanes(I32 v) {
+    return combine_lanes(v, [](I32 a, I32 b) { return a + b; })[0];
 }
 WINDLASS_INLINE float max_lanes(F32 v) {
-    if constexpr (kLanes == 16) v = maximum(v, rotate<8>(v));
-    if constexpr (kLanes >= 8) v = maximum(v, rotate<4>(v));
-    v = maximum(v, rotate<2>(v));
-    v = maximum(v, rotate<1>(v));
-    return v[0];
+    return combine_lanes(v, [](F32 a, F32 b) { return maximum(a, b); })[0];
+}
+WINDLASS_INLINE std::int32_t max_lanes(I32 v) {
+    return combine_lanes(v, [](I32 a, I32 b) { return a > b ? a : b; })[0];
 }
 
 // kLanes bytes, signed ones as floats and unsigned ones as integers. Compilers take the conversions apart where the

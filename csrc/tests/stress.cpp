@@ -84,7 +84,8 @@ std::vector<float> random_floats(std::mt19937& random, std::size_t count, float 
     return values;
 }
 
-void fill(Executor& executor) {
+// The matrices in floats, or in codes of four bits.
+void fill(Executor& executor, Format format = Format::kF32) {
     std::mt19937 random(1);
     std::int64_t index = 0;
     for (const Program::WeightShape& shape : executor.program().weights) {
@@ -94,6 +95,17 @@ void fill(Executor& executor) {
         source.rows = shape.rows;
         source.columns = shape.columns;
         source.data = {reinterpret_cast<const std::uint8_t*>(values.data()), shape.columns * 4, 4};
+        const float scale = 0.05F;
+        const std::uint8_t zero = 7;
+        if (format == Format::kInt4 && !shape.is_vector) {
+            // Any bytes are codes.
+            source.format = format;
+            source.data = {reinterpret_cast<const std::uint8_t*>(values.data()), (shape.columns + 1) / 2, 1};
+            source.group = 32;
+            source.scale_type = ScaleType::kF32;
+            source.scales = {reinterpret_cast<const std::uint8_t*>(&scale), 0, 0};
+            source.zeros = {&zero, 0, 0};
+        }
         executor.set_weight(index++, source);
     }
     const std::vector<float> angles = random_floats(random, kMaxPositions * kHeadDim / 2, 1);
@@ -119,11 +131,11 @@ struct LittleBatch {
 
 void check_executor(const std::string& kernels) {
     const LittleBatch batch;
-    for (const KVType type : {KVType::kF32, KVType::kF16, KVType::kBF16}) {
+    for (const KVType type : {KVType::kF32, KVType::kF16, KVType::kBF16, KVType::kInt8}) {
         std::vector<float> expected;
         for (int threads = 1; threads <= kThreads; ++threads) {
             Executor executor(little_program(), options(kernels, threads, type));
-            fill(executor);
+            fill(executor, type == KVType::kInt8 ? Format::kInt4 : Format::kF32);
             std::vector<float> logits = batch.room();
             expect(executor.run(batch.view(), logits.data()), "a run ends");
             if (expected.empty()) expected = logits;
@@ -141,7 +153,7 @@ void check_executor(const std::string& kernels) {
 void race_executor(const std::string& kernels, double seconds) {
     const LittleBatch batch;
     Executor executor(little_program(), options(kernels));
-    fill(executor);
+    fill(executor, Format::kInt4);
     std::vector<float> expected = batch.room();
     executor.run(batch.view(), expected.data());
     std::atomic<bool> stop{false};

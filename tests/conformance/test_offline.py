@@ -21,7 +21,10 @@ ENDLESS: dict[str, Any] = {"max_tokens": 40, "debug_config": {"ignore_eos": True
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[MLCEngine]:
-    config = EngineConfig(verbose=False, max_num_sequence=16, max_single_sequence_length=256)
+    # The steps are counted, so none may bring several tokens.
+    config = EngineConfig(
+        verbose=False, max_num_sequence=16, max_single_sequence_length=256, speculative_mode="disable"
+    )
     with MLCEngine(engine_config=config) as one:
         yield one
 

@@ -134,7 +134,7 @@ if how == "fail":
         print(type(error).__name__)
 if how == "leak":
     import ctypes
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(_core.Sampler(active_vocab_size=1, kernels="")))
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(_core.RowSampler(active_vocab_size=1, kernels="")))
 engine.terminate()
 face.finish()
 """

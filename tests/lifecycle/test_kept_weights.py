@@ -12,10 +12,11 @@ import pytest
 
 from support.faults import PYTHON_KINDS, fault, require_native
 from support.lifecycle import ANSWER, Face, ask, core_of, mapped_files, num_mappings, resident_bytes, wait_for
-from windlass import LoadError, MLCEngine
+from windlass import EngineConfig, LoadError, MLCEngine
 from windlass.demo import model_directory
 from windlass.errors import WindlassError
 from windlass.serve import kept_weights
+from windlass.serve.build import load_model
 from windlass.serve.engine_base import MLCEngineBase
 
 SETTINGS: dict[str, Any] = {"quantization": "q4f16_1"}
@@ -54,6 +55,25 @@ def test_the_second_engine_maps_what_the_first_one_packed(face: Face, cache: Pat
     assert first[1] == second[1] != ""
     assert len(kept) == 1
     assert files(cache) == kept
+
+
+def steps_of_a_load() -> list[tuple[str, int, int]]:
+    told: list[tuple[str, int, int]] = []
+    config = EngineConfig(quantization="q4f16_1")
+    loaded = load_model("demo", model_directory(), config, progress=lambda *step: told.append(step))
+    loaded.executor.close()
+    return [step for step in told if step[2]]
+
+
+def test_a_load_tells_how_far_it_is() -> None:
+    first = steps_of_a_load()
+    phases = ["packing weights", "keeping packed weights"]
+    assert list(dict.fromkeys(phase for phase, _, _ in first)) == phases
+    for phase in phases:
+        steps = [(done, total) for name, done, total in first if name == phase]
+        assert steps == sorted(steps)
+        assert steps[-1][0] == steps[-1][1]
+    assert steps_of_a_load() == []
 
 
 def test_logprobs_are_the_same_bits() -> None:

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from windlass.config import EngineConfig, Sizes, default_threads, settle_sizes
+from windlass.config import (
+    EngineConfig,
+    Sizes,
+    cache_directory,
+    cache_limit,
+    default_threads,
+    settle_sizes,
+)
 
 PAGE_BYTES = 1024
 
@@ -99,3 +107,27 @@ def test_threads_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WINDLASS_NUM_THREADS", "many")
     with pytest.raises(ValueError, match="WINDLASS_NUM_THREADS"):
         default_threads()
+
+
+def test_where_files_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("WINDLASS_CACHE_DIR", raising=False)
+    assert cache_directory() == Path("/home/somebody/.cache/windlass")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
+    assert cache_directory() == Path("/caches/windlass")
+    monkeypatch.setenv("WINDLASS_CACHE_DIR", "/mine")
+    assert cache_directory() == Path("/mine")
+
+
+@pytest.mark.parametrize(("value", "limit"), [("", None), ("0", 0), ("1.5", 3 << 29), ("32", 32 << 30)])
+def test_how_much_is_kept(monkeypatch: pytest.MonkeyPatch, value: str, limit: int | None) -> None:
+    monkeypatch.setenv("WINDLASS_CACHE_LIMIT", value)
+    assert cache_limit() == limit
+
+
+@pytest.mark.parametrize("value", ["much", "-1", "nan", "inf", "1e300"])
+def test_a_size_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("WINDLASS_CACHE_LIMIT", value)
+    with pytest.raises(ValueError, match="WINDLASS_CACHE_LIMIT must be a number of GiB"):
+        cache_limit()

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationE
 from typing_extensions import Required, TypedDict
 
 from windlass.errors import InvalidRequestError
+from windlass.protocol.plain import ROLES
 
 MAX_STOPS = 16
 MAX_STOP_BYTES = 256
@@ -22,7 +23,6 @@ MAX_SUFFIX_BYTES = 65536
 
 _STRICT = ConfigDict(extra="forbid")
 
-ROLES = ("system", "developer", "user", "assistant", "tool")
 LogitBias = Annotated[float, Field(ge=-100.0, le=100.0)]
 TokenId = Annotated[int, Field(ge=0)]
 Prompt = str | Annotated[list[TokenId], Field(min_length=1)]

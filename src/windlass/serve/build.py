@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -21,7 +22,6 @@ from windlass.models.registry import define_model
 from windlass.native.executor import NativeExecutor, kv_bytes_per_page
 from windlass.native.quantize import quantize
 from windlass.program.executor import Executor
-from windlass.program.reference import ReferenceExecutor
 from windlass.quantization import Format, Scheme, Tensor, get_scheme
 from windlass.serve import alive
 from windlass.serve.kept_weights import kept_weights, load_cache
@@ -267,7 +267,7 @@ def _settle(config: EngineConfig, model: _Described, draft: _Described | None) -
     return sizes
 
 
-def _weights(model: _Described, progress: Progress) -> Iterable[tuple[str, Tensor]]:
+def _weights(config: EngineConfig, model: _Described, progress: Progress) -> Iterable[tuple[str, Tensor]]:
     specs = model.definition.program.weights
     if model.source is None:
         return _reported(dummy_weights(specs, model.scheme), len(specs), progress)
@@ -276,7 +276,7 @@ def _weights(model: _Described, progress: Progress) -> Iterable[tuple[str, Tenso
         model.source,
         model.scheme,
         ignored=model.definition.ignored_tensors,
-        quantizer=quantize,
+        quantizer=partial(quantize, num_threads=config.num_threads or default_threads()),
         progress=lambda done, total: progress("packing weights", done, total),
     )
 
@@ -290,9 +290,11 @@ def _reported(weights: Iterable[tuple[str, Tensor]], total: int, progress: Progr
 def _make_executor(
     config: EngineConfig, model: _Described, sizes: Sizes, max_tokens: int, progress: Progress
 ) -> Executor:
-    weights = _weights(model, progress)
+    weights = _weights(config, model, progress)
     try:
         if config.executor == "reference":
+            from windlass.program.reference import ReferenceExecutor  # for tests only
+
             return ReferenceExecutor(
                 model.definition.program,
                 weights,

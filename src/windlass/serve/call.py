@@ -6,14 +6,16 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from windlass.engine.loop import EngineCore
 from windlass.engine.request import Request
 from windlass.errors import EngineError, InvalidRequestError
-from windlass.protocol.responses import PromptTokensDetails, Usage
 from windlass.serve.build import LoadedModel
 from windlass.serve.mailbox import AsyncMailbox, Piece, SyncMailbox
+
+if TYPE_CHECKING:
+    from windlass.protocol.responses import Usage
 
 Chunk_co = TypeVar("Chunk_co", covariant=True)
 Response_co = TypeVar("Response_co", covariant=True)
@@ -61,6 +63,8 @@ class Call(Generic[Box, Chunk_co, Response_co]):
 
     def usage(self, completion_tokens: Iterable[int]) -> Usage:
         """Return the token counts of the call, when each choice has come to so many tokens."""
+        from windlass.protocol.responses import PromptTokensDetails, Usage
+
         completed = sum(completion_tokens)
         reused = sum(request.num_reused for request in self.requests[:: self.info.choices_per_prompt])
         return Usage(

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal, overload
-
-from pydantic import BaseModel
-from typing_extensions import Unpack
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from windlass.errors import InvalidRequestError
-from windlass.protocol.arguments import ChatArguments, check_arguments
-from windlass.protocol.responses import ChatCompletion, ChatCompletionChunk
+from windlass.protocol.checks import check_chat_arguments
 from windlass.serve.call import AsyncHost, AsyncStream, Box, Call, Host, Stream, SyncHost, wait, wait_async
-from windlass.serve.chat_format import ChatFormat
 from windlass.serve.mailbox import AsyncMailbox, SyncMailbox
 from windlass.serve.submit import counted, start_call
+
+# pydantic takes longer to import, and to make its types, than the weights take to load.
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from windlass.protocol.arguments import ChatArguments
+    from windlass.protocol.responses import ChatCompletion, ChatCompletionChunk
 
 
 def start_chat(
@@ -27,12 +29,14 @@ def start_chat(
         InvalidRequestError, ContextLengthError: the request is refused; ``param`` names the argument.
         EngineError: the engine does not accept requests now.
     """
+    from windlass.serve.chat_format import ChatFormat
+
     with counted(host):
         core, model = host._parts()
         messages = arguments.get("messages")
         if isinstance(messages, Sequence) and not isinstance(messages, str):
             arguments["messages"] = [_plain(message) for message in messages]
-        arguments = check_arguments(ChatArguments, arguments)
+        arguments = check_chat_arguments(arguments)
         max_tokens, newer = arguments.get("max_tokens"), arguments.get("max_completion_tokens")
         if max_tokens is not None and newer is not None and max_tokens != newer:
             raise InvalidRequestError("max_tokens and max_completion_tokens differ; give one", param="max_tokens")
@@ -63,6 +67,10 @@ def start_chat(
 
 def _plain(message: Any) -> Any:
     """Let an answer's message object be appended to the conversation as it is."""
+    if isinstance(message, dict):
+        return message
+    from pydantic import BaseModel
+
     return message.model_dump(exclude_none=True) if isinstance(message, BaseModel) else message
 
 

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal, cast, overload
-
-from typing_extensions import Unpack
+from typing import TYPE_CHECKING, Literal, cast, overload
 
 from windlass.errors import InvalidRequestError
-from windlass.protocol.arguments import CompletionArguments, Prompt, check_arguments
-from windlass.protocol.responses import Completion, CompletionChoice, CompletionLogprobs, Usage
+from windlass.protocol.checks import check_completion_arguments
 from windlass.serve.build import LoadedModel
 from windlass.serve.call import AsyncHost, AsyncStream, Box, Call, CallInfo, Host, Stream, SyncHost, wait, wait_async
 from windlass.serve.mailbox import AsyncMailbox, Piece, SyncMailbox
 from windlass.serve.submit import counted, start_call
+
+# pydantic takes longer to import, and to make its types, than the weights take to load.
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from windlass.protocol.arguments import CompletionArguments, Prompt
+    from windlass.protocol.responses import Completion, CompletionChoice, CompletionLogprobs, Usage
 
 
 class CompletionFormat:
@@ -43,6 +47,8 @@ class CompletionFormat:
 
     def _choice(self, pieces: Sequence[Piece]) -> CompletionChoice:
         """Return the next part of a choice: the prompt goes before the first, the suffix behind the last."""
+        from windlass.protocol.responses import CompletionChoice
+
         last = pieces[-1]
         before = "" if self._begun[last.index] else self._echoes[last.index // self._info.choices_per_prompt]
         self._begun[last.index] = True
@@ -56,6 +62,8 @@ class CompletionFormat:
         )
 
     def _logprobs(self, pieces: Sequence[Piece]) -> CompletionLogprobs:
+        from windlass.protocol.responses import CompletionLogprobs
+
         scored = [token for piece in pieces for token in piece.scored]
         tokens = [token.token.decode(errors="replace") for token in scored]
         offsets = []
@@ -70,6 +78,8 @@ class CompletionFormat:
         )
 
     def _completion(self, choices: list[CompletionChoice], usage: Usage | None = None) -> Completion:
+        from windlass.protocol.responses import Completion
+
         return Completion(
             id=self._info.id, created=self._info.created, model=self._info.model, choices=choices, usage=usage
         )
@@ -86,7 +96,7 @@ def start_completion(
     """
     with counted(host):
         core, model = host._parts()
-        arguments = check_arguments(CompletionArguments, arguments)
+        arguments = check_completion_arguments(arguments)
         given = arguments["prompt"]
         # A list of numbers is one prompt.
         prompts = cast("list[Prompt]", [given] if isinstance(given, str) or isinstance(given[0], int) else given)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from types import TracebackType
-
-from typing_extensions import Self
+from typing import TYPE_CHECKING
 
 from windlass.engine.metrics import EngineMetrics
 from windlass.serve.call import Call, Chunk_co, Response_co
@@ -15,6 +13,9 @@ from windlass.serve.completions import AsyncCompletions, Completions
 from windlass.serve.engine_base import MLCEngineBase
 from windlass.serve.mailbox import AsyncMailbox, SyncMailbox
 from windlass.serve.preparer import run_in_thread
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class MLCEngine(MLCEngineBase):
@@ -142,6 +143,8 @@ class AsyncMLCEngine(MLCEngineBase):
         self, start: Callable[[], Call[AsyncMailbox, Chunk_co, Response_co]]
     ) -> Call[AsyncMailbox, Chunk_co, Response_co]:
         """Run ``start`` in the engine's own thread; when the task is cancelled meanwhile, abort what it started."""
+        import asyncio  # its user has imported it long ago; an engine without event loops starts without it
+
         preparer = self._preparing()
         loop = asyncio.get_running_loop()
 

@@ -7,18 +7,21 @@ signal handler, and whoever was interrupted in the middle of it can do it again.
 
 from __future__ import annotations
 
-import asyncio
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from queue import SimpleQueue
+from typing import TYPE_CHECKING
 
 from windlass.engine.request import FinishReason, Output
 from windlass.native.sampling import TokenLogprobs
 from windlass.text.detokenizer import IncrementalDetokenizer
 from windlass.text.stop import StopStrings
+
+if TYPE_CHECKING:
+    import asyncio
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +157,8 @@ class AsyncMailbox(Mailbox):
         Raises:
             WindlassError: the error that ended the call.
         """
+        import asyncio  # its user has imported it long ago; an engine without event loops starts without it
+
         while not self._pieces:
             loop = asyncio.get_running_loop()
             self.attach(loop)

@@ -5,15 +5,17 @@ Nothing here takes a lock, so that a signal handler or a finalizer may call, or 
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from queue import SimpleQueue
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from windlass.engine.threads import EndOfThread, EngineThread, join_started
+
+if TYPE_CHECKING:
+    import asyncio
 
 Result = TypeVar("Result")
 
@@ -105,6 +107,8 @@ class _TaskJob(_Job[Result]):
     """A job whose caller is a task of the running event loop."""
 
     def __init__(self, work: Callable[[], Result], undo: Callable[[Result], None]) -> None:
+        import asyncio  # its user has imported it long ago; an engine without event loops starts without it
+
         super().__init__(work, undo)
         self._loop = asyncio.get_running_loop()
         self._over: asyncio.Future[None] = self._loop.create_future()

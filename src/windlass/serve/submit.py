@@ -7,16 +7,18 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from windlass.engine.loop import EngineCore
 from windlass.engine.request import Request, SamplingParams
 from windlass.errors import ContextLengthError, EngineError, InvalidRequestError
-from windlass.protocol.arguments import CommonArguments
 from windlass.serve.build import LoadedModel
 from windlass.serve.call import Box, Call, CallInfo, Chunk_co, Format, Host, Response_co
 from windlass.serve.mailbox import ChoiceOutput
 from windlass.text.stop import StopStrings
+
+if TYPE_CHECKING:
+    from windlass.protocol.arguments import CommonArguments
 
 _SAMPLING_NAMES = (
     "temperature",
@@ -110,6 +112,9 @@ def start_call(
     # Before the request is accepted, so that from then on somebody is there to abort it.
     call = Call(info, core, requests, box, format(info))
     core.add_request(requests)
+    # The first call of a process makes these types, while the engine computes.
+    import windlass.protocol.responses  # noqa: F401
+
     return call
 
 

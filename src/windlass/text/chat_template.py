@@ -7,13 +7,13 @@ import json
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from windlass.errors import InvalidRequestError, LoadError
 from windlass.json_files import read_json_object
-from windlass.text.answer import knows_thinking
 from windlass.text.guard import guard_value, make_guard
 from windlass.text.messages import Message, check_messages, check_tools, joined_text, parse_arguments, text_parts
 from windlass.text.probes import Habits, find_end_of_turn, probe_habits, renders
@@ -88,7 +88,6 @@ class ChatTemplate:
         self._lock = threading.Lock()
         self._compiled: dict[str, jinja2.Template] | None = None
         source_text = "".join(self.sources.values())
-        self.thinks = knows_thinking(source_text)
         self._takes_no_tools = findings is None or findings.takes_no_tools
         if findings is None:
             findings = self._find_out(source_text, tokenizer)
@@ -111,6 +110,13 @@ class ChatTemplate:
                     name: compile_template(text, self.origin, self._clock) for name, text in self.sources.items()
                 }
             return self._compiled
+
+    @cached_property
+    def thinks(self) -> bool:
+        """Whether the template knows of reasoning."""
+        from windlass.text.answer import knows_thinking  # with the parsers of answers, which a start can do without
+
+        return knows_thinking("".join(self.sources.values()))
 
     @property
     def supports_tools(self) -> bool:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from windlass.text.library_tokenizer import Splitter
 
 _MOST_CACHED = 1 << 14
+_LONGEST_CACHED = 32
 _NO_RANK = (1 << 32) - 1
 
 
@@ -100,9 +101,10 @@ class PackedBpe:
         if known is None:
             whole = self._whole(ids) if self._whole_words else None
             known = self._merge(list(ids)) if whole is None else [whole]
-            if len(self._words) >= _MOST_CACHED:
-                self._words.clear()
-            self._words[ids] = known
+            if len(ids) <= _LONGEST_CACHED:
+                if len(self._words) >= _MOST_CACHED:
+                    self._words.clear()
+                self._words[ids] = known
         return known
 
     def _whole(self, ids: tuple[int, ...]) -> int | None:

@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from windlass.errors import InvalidRequestError
-from windlass.text.answer import AnswerParser, ends_in_reasoning
 from windlass.text.byte_decoding import ByteDecoding
 from windlass.text.chat_template import ChatTemplate, Findings, read_chat_template
-from windlass.text.conv_template import ConversationTemplate
 from windlass.text.detokenizer import IncrementalDetokenizer
 from windlass.text.generation import GenerationDefaults, read_generation_defaults
 from windlass.text.prompt_template import PromptTemplate
 from windlass.text.text_pack import TextCache, TextPack
 from windlass.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from windlass.text.answer import AnswerParser
 
 # Tokens at the end of a prompt that may hold an open <think>, which most vocabularies have as one token.
 _TAIL = 8
@@ -104,7 +105,7 @@ class TextModel:
             pack = TextPack.open(directory, cache)
             tokenizer = pack.tokenizer
             template = load_prompt_template(directory, mlc_config, tokenizer, pack.findings)
-            if isinstance(template, ConversationTemplate) and not template.supports_tools:
+            if template is not None and not isinstance(template, ChatTemplate) and not template.supports_tools:
                 tools_template = read_chat_template(directory, tokenizer, pack.findings)
             made = next((one for one in (template, tools_template) if isinstance(one, ChatTemplate)), None)
             pack.keep(None if made is None else made.findings)
@@ -155,6 +156,8 @@ class TextModel:
 
     def answer_parser(self, prompt_ids: Sequence[int], *, tools: bool, parallel_tool_calls: bool) -> AnswerParser:
         """A new parser for one answer to a conversation that ends with ``prompt_ids``."""
+        from windlass.text.answer import AnswerParser, ends_in_reasoning  # for chat only
+
         thinks = self.template is not None and self.template.thinks
         tail = b"".join(self.token_bytes(token_id) for token_id in prompt_ids[-_TAIL:]).decode(errors="replace")
         return AnswerParser(
@@ -192,6 +195,8 @@ def load_prompt_template(
     """
     conversation = (mlc_config or {}).get("conv_template")
     if conversation is not None:
+        from windlass.text.conv_template import ConversationTemplate  # for MLC directories only
+
         path = directory / "mlc-chat-config.json"
         return ConversationTemplate.from_json(conversation, path=path, tokenizer=tokenizer)
     return read_chat_template(directory, tokenizer, findings)

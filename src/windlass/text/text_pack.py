@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
 import struct
@@ -82,10 +83,12 @@ class TextPack:
         Args:
             findings: what became known of the chat template.
         """
+        cache, name, encoder = self._cache, self._name, self.tokenizer.encoder
+        if cache is None or name is None:
+            return
         from windlass.text.library_tokenizer import LibraryEncoder  # the library takes 30 ms to import
 
-        cache, name, encoder = self._cache, self._name, self.tokenizer.encoder
-        if cache is None or name is None or not isinstance(encoder, LibraryEncoder):
+        if not isinstance(encoder, LibraryEncoder):
             return
         entries = [encoder.entry(token_id) for token_id in range(self.tokenizer.vocab_size)]
         packed = pack_bpe(encoder.to_json(), entries)
@@ -106,9 +109,10 @@ class TextPack:
 
 def _name(directory: Path) -> str | None:
     """The name for the pack of a directory, made from the contents of its files; None when it is not worth keeping."""
-    digest = hashlib.sha256(str(_REVISION).encode())
+    digest = hashlib.sha256()
     size = 0
     try:
+        digest.update(repr((_REVISION, _installed("tokenizers"), _installed("jinja2"))).encode())
         for file in [
             *(directory / name for name in _FILES),
             *sorted(directory.glob("additional_chat_templates/*.jinja")),
@@ -123,6 +127,15 @@ def _name(directory: Path) -> str | None:
     except OSError:
         return None  # whoever reads the file says what is wrong
     return f"{digest.hexdigest()}.text" if size >= LEAST_BYTES else None
+
+
+def _installed(library: str) -> tuple[int, int] | None:
+    """What changes when another version of a library is installed, without importing it."""
+    spec = importlib.util.find_spec(library)
+    if spec is None or spec.origin is None:
+        return None
+    status = Path(spec.origin).stat()
+    return status.st_size, status.st_mtime_ns
 
 
 def _read(cache: TextCache, name: str) -> bytes | None:

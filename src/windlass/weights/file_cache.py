@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import secrets
 import time
 from collections.abc import Callable
 from pathlib import Path
-
-_LOG = logging.getLogger(__name__)
 
 _PARTIAL = ".part"
 _ABANDONED_SECONDS = 3600.0
@@ -43,7 +40,7 @@ class FileCache:
         except FileNotFoundError:
             return None
         except OSError as error:
-            _LOG.info("%s cannot be opened: %s", self.directory / name, error)
+            _note("%s cannot be opened: %s", self.directory / name, error)
             return None
         with contextlib.suppress(OSError):
             os.utime(descriptor)  # access times are often not kept
@@ -70,7 +67,7 @@ class FileCache:
                 os.close(descriptor)
             partial.replace(self.directory / name)
         except OSError as error:
-            _LOG.info("%s cannot be kept: %s", self.directory / name, error)
+            _note("%s cannot be kept: %s", self.directory / name, error)
             _remove(partial)
             return False
         except BaseException:
@@ -85,7 +82,7 @@ class FileCache:
             system = os.statvfs(self.directory)
             limit = min(32 << 30, system.f_blocks * system.f_frsize // 10)
         if size > limit:
-            _LOG.info("%s: %d bytes are more than the cache may hold (%d)", name, size, limit)
+            _note("%s: %d bytes are more than the cache may hold (%d)", name, size, limit)
             return False
         files = []
         now = time.time()
@@ -110,3 +107,9 @@ class FileCache:
 def _remove(path: Path) -> None:
     with contextlib.suppress(OSError):
         path.unlink()
+
+
+def _note(message: str, *arguments: object) -> None:
+    import logging  # takes 5 ms to import, for a line that is hardly ever written
+
+    logging.getLogger(__name__).info(message, *arguments)

@@ -75,7 +75,7 @@ def test_options_reach_the_engine_and_the_call(use: Use) -> None:
     engine = use(["ok"])
     options = "--system Brief. --temperature 0.5 --top-p 0.9 --max-tokens 7 --seed 3 --stop A --stop B --device cpu"
     more = "--quantization q4f16_1 --load-format dummy --context 64 --kv-cache-dtype f32 --threads 2 --mode local"
-    assert main(["chat", "some/dir", "-p", "hi", *options.split(), *more.split()]) == 0
+    assert main(["chat", "some/dir", "-p", "hi", *options.split(), *more.split(), "--no-pack-cache"]) == 0
     call = engine.calls[0]
     assert call["messages"][0] == {"role": "system", "content": "Brief."}
     assert {name: call[name] for name in ("temperature", "top_p", "max_tokens", "seed", "stop")} == {
@@ -91,7 +91,11 @@ def test_options_reach_the_engine_and_the_call(use: Use) -> None:
         "mode": "local",
         "quantization": "q4f16_1",
         "engine_config": EngineConfig(
-            load_format="dummy", max_single_sequence_length=64, kv_cache_dtype="f32", num_threads=2
+            load_format="dummy",
+            max_single_sequence_length=64,
+            kv_cache_dtype="f32",
+            num_threads=2,
+            pack_cache=False,
         ),
     }
 

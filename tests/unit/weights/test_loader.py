@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import weakref
 from pathlib import Path
 from typing import Any
@@ -284,3 +285,49 @@ def test_a_bad_number_names_its_tensor_and_keeps_nothing_open(tmp_path: Path) ->
 
 def test_counting() -> None:
     assert count_parameters(SPECS) == 10 * 64 + 12 * 64 + 12 + 64 + 10 * 64
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_a_load_holds_the_pages_of_one_tensor_at_a_time(tmp_path: Path) -> None:
+    """Of the mapped file too: pages that were read are let go of, and come back when they are read again."""
+    arrays = {f"{i}.weight": np.full((1 << 11, 1 << 10), i, np.float32) for i in range(16)}  # 8 MiB each
+    with hf(tmp_path, arrays) as source:
+        specs = [WeightSpec(name, array.shape, (name,)) for name, array in arrays.items()]
+        kept = []
+        before = resident_bytes()
+        for i, (_, tensor) in enumerate(load_weights(specs, source)):
+            assert (tensor.data == i).all()
+            kept.append(tensor)
+            assert resident_bytes() - before < 24 << 20
+        assert all((tensor.data == i).all() for i, tensor in enumerate(kept))
+
+
+def fingerprint(directory: Path) -> bytes:
+    with open_safetensors(directory) as source:
+        return source.fingerprint()
+
+
+def test_a_fingerprint_tells_tensors_apart(tmp_path: Path) -> None:
+    hf(tmp_path, HF).close()
+    file = tmp_path / "model.safetensors"
+    times = file.stat()
+    first = fingerprint(tmp_path)
+    assert fingerprint(tmp_path) == first
+    os.utime(file, ns=(0, times.st_mtime_ns + 1))
+    touched = fingerprint(tmp_path)
+    data = bytearray(file.read_bytes())
+    data[len(data) * 3 // 4 :] = bytes(len(data) - len(data) * 3 // 4)
+    file.write_bytes(data)
+    os.utime(file, ns=(0, times.st_mtime_ns))
+    changed = fingerprint(tmp_path)
+    assert len({first, touched, changed}) == 3
+
+
+def test_a_file_that_has_gone_has_no_fingerprint(tmp_path: Path) -> None:
+    with hf(tmp_path, HF) as source:
+        (tmp_path / "model.safetensors").unlink()
+        with pytest.raises(LoadError, match="cannot be read"):
+            source.fingerprint()
