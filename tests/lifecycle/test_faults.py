@@ -17,6 +17,7 @@ from support.baseline import Baseline
 from support.faults import NATIVE_KINDS, PYTHON_KINDS, fault, native_fault, require_native
 from support.lifecycle import (
     ANSWER,
+    DRAFT_MODEL,
     LIMIT,
     LONG,
     Face,
@@ -34,9 +35,10 @@ CONSTRUCTION = tuple(kind for kind in NATIVE_KINDS if kind not in ("operation", 
 pytestmark = pytest.mark.usefixtures("without_collection")
 
 
+@pytest.mark.parametrize("settings", [{}, DRAFT_MODEL], ids=["", "draft model"])
 @pytest.mark.parametrize("kind", [*CONSTRUCTION, *PYTHON_KINDS])
-def test_L01_a_construction_that_fails_anywhere_leaves_nothing(face: Face, kind: str) -> None:
-    face.build(num_threads=3, tracked=False).terminate()
+def test_L01_a_construction_that_fails_anywhere_leaves_nothing(face: Face, kind: str, settings: dict[str, Any]) -> None:
+    face.build(num_threads=3, tracked=False, **settings).terminate()
     baseline = Baseline()
     failed = 0
     for turn in itertools.count(1):
@@ -44,7 +46,7 @@ def test_L01_a_construction_that_fails_anywhere_leaves_nothing(face: Face, kind:
         engine, message = None, None
         with fault(kind, turn) as fired:
             try:
-                engine = face.build(num_threads=3, tracked=False)
+                engine = face.build(num_threads=3, tracked=False, **settings)
             except (WindlassError, MemoryError, OSError, RuntimeError) as error:
                 message = str(error)
             happened = fired()

@@ -18,6 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from support.lifecycle import (
     ANSWER,
+    DRAFT_MODEL,
     ENDLESS,
     FACES,
     LIMIT,
@@ -55,10 +56,11 @@ class History(RuleBasedStateMachine):
         face=strategies.sampled_from([*FACES]),
         sequences=strategies.sampled_from([1, 3]),
         drafts=strategies.sampled_from([0, 1, 5]),
+        settings=strategies.sampled_from([{}, DRAFT_MODEL]),
     )
-    def build(self, face: str, sequences: int, drafts: int) -> None:
+    def build(self, face: str, sequences: int, drafts: int, settings: dict[str, Any]) -> None:
         self.face = FACES[face]()
-        self.engine = self.face.build(max_num_sequence=sequences, spec_draft_length=drafts)
+        self.engine = self.face.build(max_num_sequence=sequences, spec_draft_length=drafts, **settings)
 
     @rule()
     @precondition(lambda self: self.number > 1)
@@ -196,9 +198,12 @@ class History(RuleBasedStateMachine):
         self.readers.clear()
         if self.serving:
             assert idle_and_whole(self.engine)
-        self.face.finish()
+        for engine in self.face.engines:
+            engine.terminate()
+        # Before the face ends its event loop, on which they wait.
         for drain in self.drains:
             drain.result()
+        self.face.finish()
         assert wait_for(lambda: num_threads() <= self.threads)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from windlass import AsyncMLCEngine, EngineConfig, MLCEngine
+from windlass.demo import model_directory
 from windlass.engine.loop import EngineCore
 from windlass.engine.state import EngineState
 from windlass.program.executor import Batch
@@ -31,6 +32,10 @@ LONG = "Tell me a story about a fox."
 
 ENDLESS: dict[str, Any] = {"max_tokens": 900, "debug_config": {"ignore_eos": True}}
 """Arguments of a call that goes on for seconds on a slowed engine unless it is ended."""
+
+
+DRAFT_MODEL: dict[str, Any] = {"speculative_mode": "small_draft", "additional_models": [str(model_directory())]}
+"""Settings of an engine with two models: the demo model drafts for itself."""
 
 
 def wait_for(condition: Callable[[], bool], limit: float = LIMIT) -> bool:

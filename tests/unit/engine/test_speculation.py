@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from support.fakes import RecordingOutput
+from windlass.engine.draft_model import ModelSpeculator
 from windlass.engine.pages import CachedPage
 from windlass.engine.recorder import MetricsRecorder
 from windlass.engine.request import Request, SamplingParams
@@ -31,11 +32,11 @@ VOCAB = 12
 class ContextExecutor:
     """A model whose logits depend on every token in the cache before them, and that mostly goes round in circles."""
 
-    def __init__(self, num_pages: int, max_tokens: int) -> None:
-        self.num_pages, self.max_tokens = num_pages, max_tokens
+    def __init__(self, num_pages: int, max_tokens: int, salt: int = 0) -> None:
+        self.num_pages, self.max_tokens, self.salt = num_pages, max_tokens, salt
         self.slots = np.full(num_pages * 16, -1)
         self.cancelled = False
-        self.num_runs = 0
+        self.num_runs = self.num_tokens = 0
         self.poisoned: int | None = None
 
     def run(self, batch: Batch) -> NDArray[np.float32]:
@@ -50,6 +51,7 @@ class ContextExecutor:
             self.cancelled = False
             raise StepCancelledError
         self.num_runs += 1
+        self.num_tokens += len(batch.token_ids)
         if not len(batch.logit_rows):
             return np.zeros((0, VOCAB), dtype=np.float32)
         return np.stack([self.logits(contexts[row]) for row in batch.logit_rows])
@@ -58,7 +60,7 @@ class ContextExecutor:
         assert -1 not in context, "a slot is read that nobody wrote"
         if context[-1] == self.poisoned:
             return np.full(VOCAB, np.nan, dtype=np.float32)
-        rng = np.random.default_rng(zlib.crc32(bytes(context)))
+        rng = np.random.default_rng(zlib.crc32(bytes(context), self.salt))
         logits = rng.normal(0, 1.2, VOCAB).astype(np.float32)
         logits[(context[-1] * 5 + (context[-2] if len(context) > 1 else 0)) % VOCAB] += 4.0
         return logits
@@ -88,8 +90,14 @@ class Engine:
         sequences: int = 8,
         tokens: int = 64,
         cache: bool = True,
+        draft_model: int | None = None,
+        length: int = 0,
     ) -> None:
         self.executor = ContextExecutor(pages, tokens)
+        self.drafting = None
+        if draft_model is not None:
+            self.drafting = ContextExecutor(pages, ModelSpeculator.most_tokens(tokens, sequences), draft_model)
+            speculator = ModelSpeculator(self.drafting, VOCAB, length=length)
         self.runtime = Runtime.build(
             self.executor,
             num_pages=pages,
@@ -98,6 +106,7 @@ class Engine:
             active_vocab_size=VOCAB,
             prefix_cache=cache,
             speculator=speculator,
+            draft_executor=self.drafting,
         )
         clock = itertools.count()
         self.recorder = MetricsRecorder(clock=lambda: float(next(clock)))
@@ -115,6 +124,7 @@ class Engine:
         try:
             events = self.runtime.run(chunks, self.recorder)
         except StepCancelledError:
+            assert not self.executor.cancelled, "the same cancel would cut another step short"
             events = []
         for event in events:
             self.events[event.request].append(event[1:])
@@ -124,7 +134,9 @@ class Engine:
         return events
 
     def check_cached(self, node: CachedPage) -> None:
-        assert tuple(self.executor.slots[node.page * 16 : node.page * 16 + 16]) == node.tokens
+        for executor in (self.executor, self.drafting):
+            if executor is not None:
+                assert tuple(executor.slots[node.page * 16 : node.page * 16 + 16]) == node.tokens
 
     def run(self, *requests: Request) -> list[list[tuple[Any, ...]]]:
         for request in requests:
@@ -165,22 +177,31 @@ def build(one: dict[str, Any]) -> Request:
     return make(one["prompt"], one["max_tokens"], one["stop"], **one["sampling"])
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     wanted=st.lists(requests, min_size=1, max_size=8),
     length=st.integers(0, 6),
+    draft_model=st.sampled_from([None, 0, 1]),
     pages=st.integers(9, 24),
     tokens=st.integers(8, 64),
     cache=st.booleans(),
     seed=st.integers(0, 1000),
 )
 def test_the_same_tokens_with_and_without_drafts(
-    wanted: list[dict[str, Any]], length: int, pages: int, tokens: int, cache: bool, seed: int
+    wanted: list[dict[str, Any]],
+    length: int,
+    draft_model: int | None,
+    pages: int,
+    tokens: int,
+    cache: bool,
+    seed: int,
 ) -> None:
     """With few pages, so that requests are preempted; with steps cut short; with requests aborted in the middle."""
     alone = [Engine(None, cache=False).run(build(one))[0] for one in wanted]
     chance = random.Random(seed)  # noqa: S311
-    engine = Engine(NgramSpeculator(length), pages=pages, tokens=tokens, cache=cache)
+    engine = Engine(
+        NgramSpeculator(length), pages=pages, tokens=tokens, cache=cache, draft_model=draft_model, length=length
+    )
     pending = [build(one) for one in wanted]
     added = list(pending)
     aborted: set[Request] = set()
@@ -188,7 +209,7 @@ def test_the_same_tokens_with_and_without_drafts(
         if pending and (chance.random() < 0.3 or not engine.runtime.scheduler.has_work):
             engine.add(pending.pop(0))
         if chance.random() < 0.1:
-            engine.executor.cancel()
+            engine.runtime.cancel()
         engine.step()
         if chance.random() < 0.03:
             victim = chance.choice(added)
@@ -218,6 +239,56 @@ def test_accepted_drafts_save_steps(length: int, sampling: dict[str, Any]) -> No
     assert metrics.spec_decode["accept_prob"]["accept_prob{step=0}"] == 1.0
     assert metrics.spec_decode["draft_count"][1] == metrics.num_drafts
     assert "windlass_spec_decode_num_accepted_tokens_total" in metrics.prometheus_text()
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_a_model_that_drafts_for_itself_is_always_right(sampling: dict[str, Any]) -> None:
+    counts = any(name.endswith("penalty") for name in sampling)
+    plain, drafting = Engine(None), Engine(None, draft_model=0, length=4)
+    prompts = [[i, 3, 4, 5, 6] * 5 for i in range(3)]
+    wanted = [make(prompt, 201, **sampling) for prompt in prompts]
+    assert drafting.run(*wanted) == plain.run(*[make(prompt, 201, **sampling) for prompt in prompts])
+    metrics = drafting.recorder.snapshot(EngineState.READY)
+    # The drafts of penalized requests do not know of each other.
+    assert metrics.draft_acceptance_rate > 0.4 if counts else metrics.draft_acceptance_rate == 1.0
+    assert counts or metrics.num_steps < 50
+    # What one left in the prefix cache serves the next one, in both caches.
+    again = make(prompts[0], 201, **sampling)
+    assert drafting.run(again) == plain.run(make(prompts[0], 201, **sampling))
+    assert again.num_reused >= 16
+    drafting.recorder.publish(drafting.runtime.scheduler)
+    rate = drafting.recorder.snapshot(EngineState.READY).draft_acceptance_rate
+    assert counts or rate == 1.0
+
+
+def test_the_draft_model_computes_no_cached_prefix_again() -> None:
+    prefix = [1, 2, 3, 4, 5, 6] * 6
+    engine = Engine(None, draft_model=0, length=2)
+    engine.run(make(prefix, 2))
+    engine.add(make([*prefix, 7]))
+    engine.add(make([*prefix, 8]))
+    assert engine.drafting is not None
+    before = engine.drafting.num_tokens
+    engine.step()
+    assert engine.drafting.num_tokens - before <= 2 * (5 + 2)
+
+
+def test_another_model_drafts_as_long_as_that_pays() -> None:
+    """Adaptive, and its guesses are often wrong; the clock of this engine finds every step equally dear."""
+    prompts = [[i, 3, 4, 5, 6] * 5 for i in range(3)]
+    plain, drafting = Engine(None), Engine(None, draft_model=1)
+    expected = plain.run(*[make(prompt, 201) for prompt in prompts])
+    assert drafting.run(*[make(prompt, 201) for prompt in prompts]) == expected
+    assert 0.1 < drafting.recorder.snapshot(EngineState.READY).draft_acceptance_rate < 1.0
+    assert drafting.executor.num_runs < plain.executor.num_runs
+
+
+def test_a_draft_model_that_gives_no_numbers_only_drafts_nothing() -> None:
+    plain, drafting = Engine(None), Engine(None, draft_model=0, length=3)
+    assert drafting.drafting is not None
+    drafting.drafting.poisoned = 5
+    prompt = [1, 2, 3, 4, 5, 6]
+    assert drafting.run(make(prompt, 90)) == plain.run(make(prompt, 90))
 
 
 def test_drafts_take_no_page_from_anybody() -> None:
