@@ -202,6 +202,14 @@ template <typename Codes, int Tokens>
 void multiply_panel(const LinearJob& job, std::int64_t panel, const std::uint8_t* tile, int first, std::int64_t ahead) {
     const std::uint8_t* const codes = job.matrix->data + panel * job.matrix->panel_bytes;
     constexpr int kTogether = kCodeVectors<Tokens>;
+    if constexpr (Tokens >= kFetchTokens) {
+        // The results go to lines that no cache has; stores wait for them in order, and those that follow wait too.
+        float* const y = job.y + first * job.y_stride + panel * kPanelRows;
+        for (int t = 0; t < Tokens; ++t) {
+            __builtin_prefetch(y + t * job.y_stride, 1);
+            __builtin_prefetch(y + t * job.y_stride + kPanelRows / 2, 1);
+        }
+    }
     for (int v = 0; v < kVectors; v += kTogether) {
         F32 totals[Tokens][kTogether] = {};
         multiply_codes<Codes, Tokens, kTogether>(*job.matrix, codes, tile, v, ahead, totals);

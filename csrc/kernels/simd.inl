@@ -62,8 +62,17 @@ WINDLASS_INLINE F32 multiply_add(F32 a, F32 b, F32 c) {
 #endif
 }
 
-WINDLASS_INLINE F32 select(I32 mask, F32 yes, F32 no) { return (F32)(((I32)yes & mask) | ((I32)no & ~mask)); }
-WINDLASS_INLINE F32 maximum(F32 a, F32 b) { return select(a > b, a, b); }
+WINDLASS_INLINE F32 select(I32 mask, F32 yes, F32 no) { return mask ? yes : no; }
+// The second of the two when one is a NaN.
+WINDLASS_INLINE F32 maximum(F32 a, F32 b) {
+#if !defined(WINDLASS_NO_INTRINSICS) && defined(__AVX512F__)
+    return (F32)_mm512_max_ps(a, b);
+#elif !defined(WINDLASS_NO_INTRINSICS) && defined(__AVX2__)
+    return (F32)_mm256_max_ps(a, b);
+#else
+    return select(a > b, a, b);
+#endif
+}
 
 // Clang has no __builtin_shuffle, and GCC before 12 has no __builtin_shufflevector.
 #if defined(__clang__)
