@@ -168,37 +168,51 @@ void block_scores(const Block& block, const float* const* q, int head_dim, float
     }
 }
 
-// Turns the scores of keys begin .. end - 1 of a block into weights, 0 for the others; returns what the query's sum is
-// to be multiplied by.
-float block_weights(const F32 (&scores)[kBlockVectors], int begin, int end, const QueryState& state, float* weights) {
+// Turns the scores of keys begin .. end - 1 of a block into weights, 0 for the others, and finds what the queries' sums
+// are to be multiplied by. Each step is taken for all queries before the next one, which has to wait for it.
+template <int Queries>
+WINDLASS_INLINE void block_weights(const F32 (*scores)[kBlockVectors], int begin, int end, const QueryState* states,
+                                   float (*weights)[kBlockKeys], float* corrections) {
     const bool all = begin == 0 && end == kBlockKeys;
     I32 seen[kBlockVectors];
-    F32 highest = splat(-__builtin_inff());
-    if (all) {
-        for (int v = 0; v < kBlockVectors; ++v) highest = maximum(highest, scores[v]);
-    } else {
+    if (!all) {
         I32 lane;
         for (int i = 0; i < kLanes; ++i) lane[i] = i;
+        for (int v = 0; v < kBlockVectors; ++v) seen[v] = (lane + v * kLanes >= begin) & (lane + v * kLanes < end);
+    }
+    F32 highest[Queries];
+#pragma GCC unroll 4
+    for (int query = 0; query < Queries; ++query) {
+        highest[query] = splat(-__builtin_inff());
         for (int v = 0; v < kBlockVectors; ++v) {
-            const I32 key = lane + v * kLanes;
-            seen[v] = (key >= begin) & (key < end);
-            highest = select(seen[v] & (scores[v] > highest), scores[v], highest);
+            const F32 score = scores[query][v];
+            highest[query] = all ? maximum(highest[query], score)
+                                 : select(seen[v] & (score > highest[query]), score, highest[query]);
         }
     }
-    const float block_maximum = max_lanes(highest);
-    const float old_maximum = *state.maximum;
-    const float new_maximum = block_maximum > old_maximum ? block_maximum : old_maximum;
-    *state.maximum = new_maximum;
-    F32 total = {};
-    for (int v = 0; v < kBlockVectors; ++v) {
-        F32 weight = exponential(scores[v] - new_maximum);
-        if (!all) weight = select(seen[v], weight, F32{});
-        store(weights + v * kLanes, weight);
-        total += weight;
+    float maxima[Queries];
+#pragma GCC unroll 4
+    for (int query = 0; query < Queries; ++query) {
+        const float block_maximum = max_lanes(highest[query]), old_maximum = *states[query].maximum;
+        maxima[query] = block_maximum > old_maximum ? block_maximum : old_maximum;
     }
-    const float correction = exponential(splat(old_maximum - new_maximum))[0];
-    *state.exponentials = *state.exponentials * correction + sum_lanes(total);
-    return correction;
+    F32 totals[Queries] = {};
+#pragma GCC unroll 4
+    for (int query = 0; query < Queries; ++query) {
+        for (int v = 0; v < kBlockVectors; ++v) {
+            F32 weight = exponential(scores[query][v] - maxima[query]);
+            if (!all) weight = select(seen[v], weight, F32{});
+            store(weights[query] + v * kLanes, weight);
+            totals[query] += weight;
+        }
+    }
+#pragma GCC unroll 4
+    for (int query = 0; query < Queries; ++query) {
+        const QueryState& state = states[query];
+        corrections[query] = exponential(splat(*state.maximum - maxima[query]))[0];
+        *state.maximum = maxima[query];
+        *state.exponentials = *state.exponentials * corrections[query] + sum_lanes(totals[query]);
+    }
 }
 
 // sum = sum * correction + weights . values over keys begin .. end - 1, the only ones looked at: others may hold
@@ -241,9 +255,7 @@ void attend(const Block& block, const float* const* q, const QueryState* states,
     block_scores<Queries>(block, q, head_dim, scale, scores);
     float weights[Queries][kBlockKeys];
     float corrections[Queries];
-    for (int query = 0; query < Queries; ++query) {
-        corrections[query] = block_weights(scores[query], begin, end, states[query], weights[query]);
-    }
+    block_weights<Queries>(scores, begin, end, states, weights, corrections);
     const int width = padded(head_dim);
     int d = 0;
     for (; d + kSumVectors * kLanes <= width; d += kSumVectors * kLanes) {
