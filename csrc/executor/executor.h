@@ -96,9 +96,9 @@ class Executor {
         KVCache cache;
         Mapping arena;
         Mapping scratch;
-        Mapping partial_states;  // of attention whose segments are shared out
-        Mapping tiles;           // quantized activations of one operation
-        Mapping pack;  // the file that `weights` borrow from, if they do
+        Mapping partial_states;              // of attention whose segments are shared out
+        Mapping tiles;                       // quantized activations of one operation
+        Mapping pack;                        // the file that `weights` borrow from, if they do
         std::unique_ptr<Prefault> prefault;  // of `pack`
         std::vector<Weight> weights;
         std::vector<RopeTable> ropes;

@@ -126,8 +126,8 @@ void PackFile::write(int descriptor, std::size_t index) const {
 
 void PackFile::write_header(int descriptor, const PackIdentity& identity) const {
     std::vector<std::uint8_t> header(static_cast<std::size_t>(header_bytes(layouts_.size())));
-    Prefix prefix = {kMagic,   0, packing_fingerprint(), identity, offsets_.back(),
-                     static_cast<std::int64_t>(layouts_.size())};
+    Prefix prefix = {
+        kMagic, 0, packing_fingerprint(), identity, offsets_.back(), static_cast<std::int64_t>(layouts_.size())};
     for (std::size_t i = 0; i < layouts_.size(); ++i) {
         const Entry entry = entry_of(layouts_[i]);
         std::memcpy(header.data() + sizeof prefix + i * sizeof entry, &entry, sizeof entry);

@@ -271,7 +271,8 @@ std::uint64_t packing_fingerprint() {
     constexpr std::int64_t kRows = kPanelRows + 3, kColumns = 328;
     std::vector<std::uint8_t> numbers(kRows * kColumns * sizeof(float));
     std::uint32_t state = 1;
-    for (std::uint8_t& number : numbers) number = static_cast<std::uint8_t>((state = state * 1664525 + 1013904223) >> 24);
+    for (std::uint8_t& number : numbers)
+        number = static_cast<std::uint8_t>((state = state * 1664525 + 1013904223) >> 24);
     ThreadPool alone(1);
     std::uint64_t hash = kHashStart;
     const auto add = [&](Format format, std::int64_t group, ScaleType scale_type, bool one_zero) {
@@ -279,8 +280,14 @@ std::uint64_t packing_fingerprint() {
         const std::int64_t size = scale_bytes(scale_type);
         const std::int64_t width = format == Format::kInt4 ? (kColumns + 1) / 2 : kColumns * item;
         const ArrayView zeros = {numbers.data(), one_zero ? 0 : kColumns, one_zero ? 0 : 1};
-        const SourceTensor source = {format, kRows, kColumns, {numbers.data(), width, item}, group, scale_type,
-                                     {numbers.data(), kColumns * size, size}, zeros};
+        const SourceTensor source = {format,
+                                     kRows,
+                                     kColumns,
+                                     {numbers.data(), width, item},
+                                     group,
+                                     scale_type,
+                                     {numbers.data(), kColumns * size, size},
+                                     zeros};
         const Weight weight = Weight::pack_matrix(source, alone);
         hash = hash_bytes(weight.data(), weight.bytes(), hash);
     };
