@@ -92,22 +92,31 @@ struct Block {
     const float* values[kBlockPages];
 };
 
-// A page part as floats.
-void widen_page(const std::uint8_t* from, KVType type, int head_dim, float* to) {
+// A page part as floats. Meanwhile what lies at `ahead`, a part read later, is fetched: parts are too short for the
+// processor to see it coming.
+void widen_page(const std::uint8_t* from, const std::uint8_t* ahead, KVType type, int head_dim, float* to) {
     const std::int64_t width = padded(head_dim);
     const std::int64_t key_count = static_cast<std::int64_t>(head_dim) * kPageSize,
                        count = key_count + width * kPageSize;
     const std::uint16_t* const halves = reinterpret_cast<const std::uint16_t*>(from);
     if (type == KVType::kF16) {
-        for (std::int64_t i = 0; i < count; i += kLanes) store(to + i, load_f16(halves + i));
+        for (std::int64_t i = 0; i < count; i += kLanes) {
+            __builtin_prefetch(ahead + i * 2, 0, 2);
+            store(to + i, load_f16(halves + i));
+        }
     } else if (type == KVType::kBF16) {
-        for (std::int64_t i = 0; i < count; i += kLanes) store(to + i, load_bf16(halves + i));
+        for (std::int64_t i = 0; i < count; i += kLanes) {
+            __builtin_prefetch(ahead + i * 2, 0, 2);
+            store(to + i, load_bf16(halves + i));
+        }
     } else {
         const float* const scales = reinterpret_cast<const float*>(from + count);
         for (std::int64_t i = 0; i < key_count; i += kLanes) {
+            __builtin_prefetch(ahead + i, 0, 2);
             store(to + i, load_codes(from + i) * load(scales + i % kPageSize));
         }
         for (std::int64_t i = key_count; i < count; i += kLanes) {
+            __builtin_prefetch(ahead + i, 0, 2);
             store(to + i, load_codes(from + i) * splat(scales[kPageSize + (i - key_count) / width]));
         }
     }
@@ -128,7 +137,9 @@ Block load_block(const AttentionJob& job, std::int64_t page, std::int64_t end) {
         const float* from = reinterpret_cast<const float*>(part);
         if (job.kv_type != KVType::kF32) {
             float* const to = job.scratch + i * floats;
-            widen_page(part, job.kv_type, job.head_dim, to);
+            const std::int64_t later = page + i + kBlockPages;
+            const std::uint8_t* const ahead = later < end ? job.cache + job.page_ids[later] * job.page_bytes : part;
+            widen_page(part, ahead, job.kv_type, job.head_dim, to);
             from = to;
         }
         block.keys[i] = from;

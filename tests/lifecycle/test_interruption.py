@@ -181,7 +181,7 @@ def test_L05_a_call_interrupted_before_any_line_holds_nothing(
 def test_L09_the_collector_finds_another_engine_before_any_line(
     face: Face, action: Callable[[MLCEngineBase], Any]
 ) -> None:
-    lines = lines_for(action, face, 25)
+    lines = lines_for(action, face, 12)
     threads = num_threads()
     for line in lines:
         engine, other = face.build(tracked=False), face.build(tracked=False)
