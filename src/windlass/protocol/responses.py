@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 Finish = Literal["stop", "length", "tool_calls"]
 
@@ -16,6 +16,13 @@ class PromptTokensDetails(BaseModel):
     """Those whose keys and values an earlier request left in the prefix cache."""
 
 
+class CompletionTokensDetails(BaseModel):
+    """What the tokens of the answers were for."""
+
+    reasoning_tokens: int
+    """Those up to the end of what the model thought aloud."""
+
+
 class Usage(BaseModel):
     """Token counts of one call, all choices together."""
 
@@ -23,6 +30,7 @@ class Usage(BaseModel):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails | None = None
+    completion_tokens_details: CompletionTokensDetails | None = None
 
 
 class TopLogprob(BaseModel):
@@ -86,6 +94,8 @@ class ChatChoice(BaseModel):
     message: ChatMessage
     finish_reason: Finish
     logprobs: ChatLogprobs | None = None
+    stop_string: str | None = Field(default=None, exclude=True)
+    """The stop string that ended the answer; an attribute only, since OpenAI's object has no such field."""
 
 
 class ChatCompletion(BaseModel):
@@ -132,6 +142,8 @@ class ChatChunkChoice(BaseModel):
     delta: ChatDelta
     finish_reason: Finish | None = None
     logprobs: ChatLogprobs | None = None
+    stop_string: str | None = Field(default=None, exclude=True)
+    """As in ``ChatChoice``; comes with the ``finish_reason``."""
 
 
 class ChatCompletionChunk(BaseModel):
