@@ -223,3 +223,18 @@ class TokenCount(BaseModel):
     """The answer of ``/v1/messages/count_tokens``."""
 
     input_tokens: int
+
+
+class MessagesErrorDetail(BaseModel):
+    """What went wrong."""
+
+    type: str
+    message: str
+
+
+class MessagesError(BaseModel):
+    """Anthropic's error body."""
+
+    type: Literal["error"] = "error"
+    error: MessagesErrorDetail
+    request_id: str | None

@@ -13,9 +13,9 @@ from windlass.errors import WindlassError
 from windlass.server.api_errors import ApiError, ClientGone
 from windlass.server.context import Context
 from windlass.server.guard import ErrorBoundary, Guard, error_response, response_to
-from windlass.server.routes import chat, completions, models, probes
+from windlass.server.routes import chat, completions, messages, models, probes, responses
 
-ROUTERS = (chat, completions, models, probes)
+ROUTERS = (chat, completions, responses, messages, models, probes)
 
 
 def make_api(context: Context) -> FastAPI:
@@ -40,8 +40,8 @@ def make_app(context: Context) -> ASGIApp:
     return ErrorBoundary(Guard(make_api(context), context.settings))
 
 
-async def _answer_error(_request: Request, error: Exception) -> Response:
-    return response_to(error)
+async def _answer_error(request: Request, error: Exception) -> Response:
+    return response_to(error, request.scope["path"])
 
 
 async def _refuse(request: Request, error: Exception) -> Response:
@@ -53,4 +53,4 @@ async def _refuse(request: Request, error: Exception) -> Response:
         405: f"{request.url.path[:200]!r} does not take {request.method}",
     }.get(status, "the request was refused")
     code = {404: "not_found", 405: "method_not_allowed"}.get(status, "refused")
-    return error_response(ApiError(status, message, code=code, headers=headers))
+    return error_response(ApiError(status, message, code=code, headers=headers), request.scope["path"])
