@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
 
 from windlass.errors import InvalidRequestError
 
@@ -36,8 +37,9 @@ def validate(kind: type[Kind], value: object, *, at: str | None = None) -> Kind:
 
 
 def _refusal(error: ValidationError, kind: type, at: str | None) -> InvalidRequestError:
-    first = error.errors(include_url=False, include_input=False)[0]
-    way, reason = first["loc"], first["msg"].removeprefix("Value error, ")
+    first, *others = _closest(error.errors(include_url=False, include_input=False))
+    way = first["loc"]
+    reason = " or ".join(dict.fromkeys(one["msg"].removeprefix("Value error, ") for one in (first, *others)))
     if at is not None:
         return InvalidRequestError(f"{at}{''.join(map(_step, way))}: {reason}", param=at)
     param = str(way[0])[:_MAX_NAME] if way else None
@@ -49,6 +51,17 @@ def _refusal(error: ValidationError, kind: type, at: str | None) -> InvalidReque
     if first["type"] == "missing" and len(way) == 1:
         return InvalidRequestError(f"{param!r} is required", param=param, code="missing_required_parameter")
     return InvalidRequestError(f"{param}{''.join(map(_step, way[1:]))}: {reason}", param=param)
+
+
+def _closest(errors: list[ErrorDetails]) -> list[ErrorDetails]:
+    """Of the errors in the first field those which say most: of a union, the members that came the furthest."""
+
+    def distance(one: ErrorDetails) -> tuple[int, bool]:
+        return len(one["loc"]), not one["type"].endswith("_type")
+
+    errors = [one for one in errors if one["loc"][:1] == errors[0]["loc"][:1]]
+    furthest = max(map(distance, errors))
+    return [one for one in errors if distance(one) == furthest]
 
 
 def _step(part: int | str) -> str:
