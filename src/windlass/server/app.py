@@ -13,9 +13,9 @@ from windlass.errors import WindlassError
 from windlass.server.api_errors import ApiError, ClientGone
 from windlass.server.context import Context
 from windlass.server.guard import ErrorBoundary, Guard, error_response, response_to
-from windlass.server.routes import chat, completions, models, probes
+from windlass.server.routes import chat, completions, models, page, probes
 
-ROUTERS = (chat, completions, models, probes)
+ROUTERS = (chat, completions, models, page, probes)
 
 
 def make_api(context: Context) -> FastAPI:

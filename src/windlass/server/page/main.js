@@ -27,6 +27,8 @@ const DEMO = "windlass-demo";
 const BANNERS = {
   loading: "The model is still loading. What you send now will have to be sent again.",
   draining: "The server is shutting down: it finishes open answers and takes nothing new.",
+  terminating: "The server is shutting down.",
+  failed: "The model’s engine has failed; the server has to be started again.",
   down: "The server cannot be reached. Trying again…",
 };
 

@@ -203,7 +203,7 @@ function statsOf({ state, stats }) {
   const shown = [];
   if (tokens !== null) shown.push(tokens === 1 ? "1 token" : `${tokens} tokens`);
   // The first token's time is the prompt's.
-  if (tokens !== null && tokens > 1 && seconds > 0) shown.push(`${((tokens - 1) / seconds).toPrecision(3)} tokens/s`);
+  if (tokens !== null && tokens > 1 && seconds > 0) shown.push(`${((tokens - 1) / seconds).toFixed(1)} tokens/s`);
   shown.push(`first after ${first.toFixed(2)} s`);
   return shown.join(" · ");
 }

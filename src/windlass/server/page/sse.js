@@ -50,7 +50,7 @@ export class EventParser {
 }
 
 /**
- * @param {ReadableStream<Uint8Array>} body cancelled when the consumer stops early
+ * @param {ReadableStream<BufferSource>} body cancelled when the consumer stops early
  * @returns {AsyncGenerator<ServerEvent>}
  */
 export async function* readEvents(body) {
