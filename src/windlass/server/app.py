@@ -17,10 +17,10 @@ from windlass.server.api_errors import ApiError, ClientGone
 from windlass.server.context import Context
 from windlass.server.guard import OPEN_PATHS, ErrorBoundary, Guard, error_response, response_to
 from windlass.server.openapi import finish
-from windlass.server.routes import chat, completions, models, probes
+from windlass.server.routes import chat, completions, models, page, probes
 from windlass.server.settings import ServerSettings
 
-ROUTERS = (chat, completions, models, probes)
+ROUTERS = (chat, completions, models, page, probes)
 
 
 class Api(FastAPI):
