@@ -13,11 +13,12 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from windlass.server.api_errors import ApiError, ClientGone, api_error_of
+from windlass.server.routes import page
 from windlass.server.settings import ServerSettings
 
 log = logging.getLogger("windlass.server")
 
-OPEN_PATHS = frozenset({"/livez", "/readyz", "/health", "/", "/page.css", "/page.js"})
+OPEN_PATHS = frozenset({"/livez", "/readyz", "/health", *page.PATHS})
 """What needs no key: the probes, and the page, which asks its reader for one."""
 
 LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]", "::1"})
