@@ -58,17 +58,25 @@ class _UnusedFields(TypedDict, total=False):
     """What clients send and what changes nothing here. Accepted; not used."""
 
     stream_options: dict[str, Any] | None
+    """Accepted; not used."""
     store: bool | None
-    """Nothing is kept; answers say ``"store": false``."""
+    """Accepted; nothing is kept, and answers say ``"store": false``."""
     max_tool_calls: int | None
-    """It limits the provider's own tools, of which there are none."""
+    """Accepted; it limits the tools that a provider runs, of which there are none."""
     service_tier: str | None
+    """Accepted; not used."""
     user: str | None
+    """Accepted; not used."""
     safety_identifier: str | None
+    """Accepted; not used."""
     prompt_cache_key: str | None
+    """Accepted; not used."""
     prompt_cache_retention: str | None
+    """Accepted; not used."""
     prompt_cache_options: dict[str, Any] | None
+    """Accepted; not used."""
     client_metadata: dict[str, Any] | None
+    """Accepted; not used."""
 
 
 @with_config(_STRICT)
@@ -76,11 +84,17 @@ class _RefusedFields(TypedDict, total=False):
     """What asks for more than a server that keeps nothing can do: accepted with the value that asks for nothing."""
 
     previous_response_id: str | None
+    """None: send the whole conversation as ``input``."""
     conversation: str | dict[str, Any] | None
+    """None: send the whole conversation as ``input``."""
     prompt: dict[str, Any] | None
+    """None: send ``instructions`` and ``input``."""
     background: bool | None
+    """False."""
     truncation: str | None
+    """``disabled``."""
     top_logprobs: int | None
+    """0: ``/v1/chat/completions`` has logprobs."""
 
 
 @with_config(_STRICT)
@@ -187,6 +201,30 @@ OTHER_TOOLS = frozenset(
 )
 """Types of tools that OpenAI runs itself, or whose calls are no JSON. Agents send some of them unasked, beside their
 functions: they are passed over there, and a response lists the tools that the model was shown."""
+
+
+class ResponseEvent(BaseModel):
+    """An event of a stream, with further fields by its type. It ends with that of the response's last status."""
+
+    model_config = ConfigDict(extra="allow")
+    type: Literal[
+        "response.created",
+        "response.in_progress",
+        "response.output_item.added",
+        "response.content_part.added",
+        "response.output_text.delta",
+        "response.output_text.done",
+        "response.reasoning_text.delta",
+        "response.reasoning_text.done",
+        "response.content_part.done",
+        "response.function_call_arguments.delta",
+        "response.function_call_arguments.done",
+        "response.output_item.done",
+        "response.completed",
+        "response.incomplete",
+        "response.failed",
+    ]
+    sequence_number: int
 
 
 class OutputText(BaseModel):
