@@ -19,7 +19,7 @@ _STRICT = ConfigDict(extra="forbid")
 # A client gives back blocks as it got them, and marks some for a cache; what says nothing to a model is passed over.
 _LENIENT = ConfigDict(extra="ignore")
 
-Blocks = list[dict[str, Any]]
+Blocks = Annotated[list[dict[str, Any]], Field(fail_fast=True)]
 
 
 @with_config(_LENIENT)

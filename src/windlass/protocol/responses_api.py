@@ -21,6 +21,7 @@ _LENIENT = ConfigDict(extra="ignore")
 
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 Status = Literal["in_progress", "completed", "incomplete"]
+Parts = Annotated[list[dict[str, Any]], Field(fail_fast=True)]
 Metadata = Annotated[dict[str, Annotated[str, Field(max_length=512)]], Field(max_length=MAX_METADATA)]
 
 
@@ -118,7 +119,7 @@ class ResponsesBody(_UnusedFields, _RefusedFields, total=False):
     parallel_tool_calls: bool | None
     reasoning: ReasoningSettings | None
     text: TextSettings | None
-    include: list[str] | None
+    include: Annotated[list[str], Field(fail_fast=True)] | None
     """Further parts of the answer; those that could only come from what this server does not have are passed over."""
     metadata: Metadata | None
     """Repeated in the answer."""
@@ -130,7 +131,7 @@ class InputMessage(TypedDict, total=False):
 
     type: Literal["message"] | None
     role: Required[Literal["user", "assistant", "system", "developer"]]
-    content: Required[str | list[dict[str, Any]]]
+    content: Required[str | Parts]
 
 
 @with_config(_LENIENT)
@@ -149,7 +150,7 @@ class InputFunctionOutput(TypedDict, total=False):
 
     type: Required[Literal["function_call_output"]]
     call_id: Required[str]
-    output: Required[str | list[dict[str, Any]]]
+    output: Required[str | Parts]
 
 
 @with_config(_LENIENT)
@@ -157,8 +158,8 @@ class InputReasoning(TypedDict, total=False):
     """What the model thought aloud before the message or call that follows."""
 
     type: Required[Literal["reasoning"]]
-    summary: list[dict[str, Any]] | None
-    content: list[dict[str, Any]] | None
+    summary: Parts | None
+    content: Parts | None
 
 
 INPUT_ITEMS: dict[str, type] = {
