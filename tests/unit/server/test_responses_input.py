@@ -223,7 +223,7 @@ tools = mixed({"type": st.sampled_from(["function", *OTHER_TOOLS]), "name": st.j
 
 @settings(max_examples=300, deadline=None)
 @given(
-    body=st.dictionaries(st.sampled_from(FIELDS), json_values, max_size=3),
+    body=st.just({}) | st.dictionaries(st.sampled_from(FIELDS), json_values, max_size=2),
     input=st.lists(items, max_size=4) | json_values,
     tools=st.lists(tools, max_size=2),
 )
