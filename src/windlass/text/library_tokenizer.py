@@ -40,23 +40,6 @@ class LibraryEncoder:
         return text
 
 
-class Splitter:
-    """Cuts texts into words and these into characters, from the JSON of a tokenizer without merges."""
-
-    def __init__(self, text: str) -> None:
-        self._library = _Library.from_str(text)
-        self._library.encode_special_tokens = True
-
-    def split(self, text: str) -> tuple[list[int], list[int | None]]:
-        """The ids of the characters, or added tokens, of ``text``, and for each the number of its word.
-
-        Raises:
-            TypeError: the text holds a lone surrogate.
-        """
-        encoding = self._library.encode(text, add_special_tokens=False)
-        return encoding.ids, encoding.word_ids
-
-
 def read_library_tokenizer(directory: Path) -> tuple[LibraryEncoder, TokenizerFacts, Path]:
     """Read ``tokenizer.json``, or build a byte-level BPE from ``vocab.json`` and ``merges.txt``.
 
