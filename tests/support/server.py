@@ -144,9 +144,12 @@ def serving(*specs: ModelSpec, **settings: Any) -> Iterator[RunningServer]:
 class ServerProcess:
     """``windlass serve`` as a process of its own."""
 
-    def __init__(self, *arguments: str, env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, *arguments: str, env: Mapping[str, str] | None = None, prefix: Sequence[str] = (), code: str | None = None
+    ) -> None:
+        program = ["-m", "windlass"] if code is None else ["-c", f"{code}\nfrom windlass.cli import main\nexit(main())"]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "windlass", "serve", "--port", "0", *arguments],
+            [*prefix, sys.executable, *program, "serve", "--port", "0", *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -205,9 +208,14 @@ class ServerProcess:
 
 
 @contextmanager
-def server_process(*arguments: str, env: Mapping[str, str] | None = None) -> Iterator[ServerProcess]:
-    """``windlass serve`` with ``arguments`` on a free port; killed at the end if it still runs."""
-    process = ServerProcess(*arguments, env=env)
+def server_process(
+    *arguments: str, env: Mapping[str, str] | None = None, prefix: Sequence[str] = (), code: str | None = None
+) -> Iterator[ServerProcess]:
+    """``windlass serve`` with ``arguments`` on a free port; killed at the end if it still runs.
+
+    ``prefix`` is a command that runs it, ``code`` Python that runs before it in its process.
+    """
+    process = ServerProcess(*arguments, env=env, prefix=prefix, code=code)
     try:
         yield process
     finally:
