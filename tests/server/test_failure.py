@@ -142,7 +142,7 @@ def test_L25_an_idle_engine_is_not_stuck(monkeypatch: pytest.MonkeyPatch) -> Non
             assert server.request("GET", "/livez").status == 200
 
 
-def test_L25_slow_steps_and_a_long_prefill_are_not_taken_for_a_stuck_engine(
+def test_L25_a_long_prefill_is_not_taken_for_a_stuck_engine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run, "WATCH_SECONDS", 0.05)
@@ -150,18 +150,17 @@ def test_L25_slow_steps_and_a_long_prefill_are_not_taken_for_a_stuck_engine(
     config = EngineConfig(
         model=model, load_format="dummy", num_threads=1, prefill_chunk_size=2048, max_single_sequence_length=2304
     )
-    with serving(ModelSpec("middle", config), stall_timeout=0.4) as server:
+    with serving(ModelSpec("middle", config), stall_timeout=1.0) as server:
         core = core_of(server.engine)
-        began = time.monotonic()
         body = {"prompt": list(range(100, 2100)), "max_tokens": 1}
         with closing(Exchange(server.port, body, TEXT)) as exchange:
             until(lambda: core.num_open == 1)
-            while core.num_open:
+            ended = time.monotonic() + 2.5
+            while time.monotonic() < ended:
                 assert server.request("GET", "/livez").status == 200
-                time.sleep(0.02)
-            took = time.monotonic() - began
-            assert exchange.response.status == 200
-        assert took > 0.8, "the prefill was too short to tell"
+                time.sleep(0.05)
+            assert core.num_open == 1, "the prefill was too short to tell"
+            exchange.leave()
 
 
 def test_L25_time_in_which_the_process_was_stopped_does_not_count() -> None:
