@@ -14,6 +14,7 @@ import uvicorn
 from windlass.engine.state import EngineState
 from windlass.errors import WindlassError
 from windlass.server.app import make_app
+from windlass.server.connections import connection_class
 from windlass.server.context import Context
 from windlass.server.served import ModelSpec, ServedModels
 from windlass.server.settings import ServerSettings
@@ -185,7 +186,7 @@ def _bind(settings: ServerSettings) -> socket.socket:
 def _uvicorn_config(context: Context) -> uvicorn.Config:
     return uvicorn.Config(
         make_app(context),
-        http="h11",
+        http=connection_class(context.settings),
         ws="none",
         lifespan="off",
         log_config=None,
