@@ -18,10 +18,10 @@ from windlass.server.bodies import BodyLimit
 from windlass.server.context import Context
 from windlass.server.guard import OPEN_PATHS, CrossOrigin, ErrorBoundary, Guard, NoSniff, error_response, response_to
 from windlass.server.openapi import finish
-from windlass.server.routes import chat, completions, models, probes
+from windlass.server.routes import chat, completions, messages, models, page, probes, responses
 from windlass.server.settings import ServerSettings
 
-ROUTERS = (chat, completions, models, probes)
+ROUTERS = (chat, completions, responses, messages, models, page, probes)
 
 
 class Api(FastAPI):
@@ -67,8 +67,8 @@ def make_app(context: Context) -> ASGIApp:
     return NoSniff(app)
 
 
-async def _answer_error(_request: Request, error: Exception) -> Response:
-    return response_to(error)
+async def _answer_error(request: Request, error: Exception) -> Response:
+    return response_to(error, request.scope["path"])
 
 
 async def _refuse(request: Request, error: Exception) -> Response:
@@ -80,11 +80,13 @@ async def _refuse(request: Request, error: Exception) -> Response:
         405: f"{request.url.path[:200]!r} does not take {request.method}",
     }.get(status, "the request was refused")
     code = {404: "not_found", 405: "method_not_allowed"}.get(status, "refused")
-    return error_response(ApiError(status, message, code=code, headers=headers))
+    return error_response(ApiError(status, message, code=code, headers=headers), request.scope["path"])
 
 
-async def _refuse_parameters(_request: Request, error: Exception) -> Response:
+async def _refuse_parameters(request: Request, error: Exception) -> Response:
     """Answer where FastAPI found a parameter wrong."""
     first = error.errors()[0] if isinstance(error, RequestValidationError) else {"loc": (), "msg": "invalid"}
     name = str(first["loc"][-1]) if first["loc"] else None
-    return error_response(ApiError(400, f"{name}: {first['msg']}", code="invalid_value", param=name))
+    return error_response(
+        ApiError(400, f"{name}: {first['msg']}", code="invalid_value", param=name), request.scope["path"]
+    )

@@ -5,20 +5,22 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
+import json
 import logging
 from collections.abc import Collection, Iterable
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from windlass.server.api_errors import ApiError, ClientGone, api_error_of
+from windlass.server.routes import page
 from windlass.server.settings import ServerSettings
 
 log = logging.getLogger("windlass.server")
 
-OPEN_PATHS = frozenset({"/livez", "/readyz", "/health", "/", "/page.css", "/page.js"})
+OPEN_PATHS = frozenset({"/livez", "/readyz", "/health", *page.PATHS})
 """What needs no key: the probes, and the page, which asks its reader for one."""
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -28,9 +30,9 @@ MAX_HEADERS = 100
 _CLOSE = {"connection": "close"}
 
 
-def error_response(error: ApiError) -> Response:
-    """Return the response that tells a client of ``error``."""
-    return Response(error.body_bytes(), error.status, error.headers, "application/json")
+def error_response(error: ApiError, path: str) -> Response:
+    """Return the response that tells a client of ``error``, in the words of the clients of ``path``."""
+    return Response(json.dumps(error.body_for(path)), error.status, error.headers, "application/json")
 
 
 class _Silence(Response):
@@ -40,18 +42,18 @@ class _Silence(Response):
         """Send nothing."""
 
 
-def response_to(error: Exception) -> Response:
-    """Return the response to a request that raised ``error``."""
+def response_to(error: Exception, path: str) -> Response:
+    """Return the response to a request for ``path`` that raised ``error``."""
     if isinstance(error, ClientGone):
         return _Silence()
     told = api_error_of(error)
     if told.status == 500:
         log.error("a request failed", exc_info=error)
-    return error_response(told)
+    return error_response(told, path)
 
 
 class ErrorBoundary:
-    """Answers with OpenAI's error body whatever comes out of the application, unless it has been answered already."""
+    """Answers with an error body whatever comes out of the application, unless it has been answered already."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -73,7 +75,7 @@ class ErrorBoundary:
                 # The connection is closed in the middle of the answer, which no client takes for a whole one.
                 raise
             if not begun:
-                await response_to(error)(scope, receive, send)
+                await response_to(error, scope["path"])(scope, receive, send)
 
 
 class Guard:
@@ -189,7 +191,7 @@ class NoSniff:
 
         async def add(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", ()), (b"x-content-type-options", b"nosniff")]
+                MutableHeaders(scope=message)["x-content-type-options"] = "nosniff"
             await send(message)
 
         await self._app(scope, receive, add)
