@@ -43,7 +43,7 @@ THIRD_PARTY = {
     "jinja2": {"text"},
     "numpy": {"quantization", "weights", "program", "native", "engine", "models", "serve"},
     "pydantic": {"protocol", "serve", "server"},
-    "pydantic_core": {"server"},
+    "pydantic_core": {"protocol", "server"},
     "rich": {"cli"},
     "starlette": {"server"},
     "tokenizers": {"text"},
