@@ -8,10 +8,12 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
 from support.scripted_server import ScriptedServer, scripted_server
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
+
     from support.visitor import Visitor
 
 if find_spec("playwright") is None:

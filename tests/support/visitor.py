@@ -9,7 +9,9 @@ from playwright.sync_api import Browser, ConsoleMessage, Locator, Request, expec
 
 WATCH_POLICY = """
 window.violations = [];
-addEventListener("securitypolicyviolation", (event) => violations.push(`${event.violatedDirective} ${event.blockedURI}`));
+addEventListener("securitypolicyviolation", ({violatedDirective, blockedURI}) => {
+  violations.push(`${violatedDirective} ${blockedURI}`);
+});
 """
 
 
