@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 Finish = Literal["stop", "length", "tool_calls"]
+Value = TypeVar("Value")
+
+
+def _is_none(value: Any) -> bool:
+    return value is None
+
+
+Sparse = Annotated[Value | None, Field(exclude_if=_is_none)]
+"""A field that JSON leaves out where it is None, as OpenAI's does; other fields are null there."""
 
 
 class PromptTokensDetails(BaseModel):
@@ -22,7 +31,7 @@ class Usage(BaseModel):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
-    prompt_tokens_details: PromptTokensDetails | None = None
+    prompt_tokens_details: Sparse[PromptTokensDetails] = None
 
 
 class TopLogprob(BaseModel):
@@ -74,9 +83,10 @@ class ChatMessage(BaseModel):
 
     role: Literal["assistant"] = "assistant"
     content: str | None = None
-    reasoning: str | None = None
-    reasoning_content: str | None = None
-    tool_calls: list[ToolCallMessage] | None = None
+    refusal: None = None
+    reasoning: Sparse[str] = None
+    reasoning_content: Sparse[str] = None
+    tool_calls: Sparse[list[ToolCallMessage]] = None
 
 
 class ChatChoice(BaseModel):
@@ -102,27 +112,27 @@ class ChatCompletion(BaseModel):
 class FunctionCallDelta(BaseModel):
     """The name when a call begins, then its arguments bit by bit."""
 
-    name: str | None = None
-    arguments: str | None = None
+    name: Sparse[str] = None
+    arguments: Sparse[str] = None
 
 
 class ToolCallDelta(BaseModel):
     """What a chunk adds to the tool call of that index; id and type come with its first."""
 
     index: int
-    id: str | None = None
-    type: Literal["function"] | None = None
+    id: Sparse[str] = None
+    type: Sparse[Literal["function"]] = None
     function: FunctionCallDelta
 
 
 class ChatDelta(BaseModel):
     """What a chunk adds to the answer."""
 
-    role: Literal["assistant"] | None = None
-    content: str | None = None
-    reasoning: str | None = None
-    reasoning_content: str | None = None
-    tool_calls: list[ToolCallDelta] | None = None
+    role: Sparse[Literal["assistant"]] = None
+    content: Sparse[str] = None
+    reasoning: Sparse[str] = None
+    reasoning_content: Sparse[str] = None
+    tool_calls: Sparse[list[ToolCallDelta]] = None
 
 
 class ChatChunkChoice(BaseModel):
@@ -131,7 +141,7 @@ class ChatChunkChoice(BaseModel):
     index: int
     delta: ChatDelta
     finish_reason: Finish | None = None
-    logprobs: ChatLogprobs | None = None
+    logprobs: Sparse[ChatLogprobs] = None
 
 
 class ChatCompletionChunk(BaseModel):
@@ -142,7 +152,7 @@ class ChatCompletionChunk(BaseModel):
     created: int
     model: str
     choices: list[ChatChunkChoice]
-    usage: Usage | None = None
+    usage: Sparse[Usage] = None
 
 
 class CompletionChoice(BaseModel):
@@ -162,4 +172,4 @@ class Completion(BaseModel):
     created: int
     model: str
     choices: list[CompletionChoice]
-    usage: Usage | None = None
+    usage: Sparse[Usage] = None

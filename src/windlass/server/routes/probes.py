@@ -1,0 +1,42 @@
+"""What an orchestrator asks: is the process well, does it take requests."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse
+
+from windlass import __version__
+from windlass.engine.state import EngineState
+from windlass.server.context import Context
+
+
+def make_router(context: Context) -> APIRouter:
+    """Return the routes."""
+    router = APIRouter(tags=["probes"])
+
+    def report(*, ok: bool) -> JSONResponse:
+        return JSONResponse(
+            {"status": "ok" if ok else "unavailable", "state": context.served.state.value}, 200 if ok else 503
+        )
+
+    @router.get("/livez")
+    async def livez() -> JSONResponse:
+        """Whether the process is well; 503 asks for a restart."""
+        return report(ok=context.served.state is not EngineState.FAILED)
+
+    @router.get("/readyz")
+    async def readyz() -> JSONResponse:
+        """Whether requests are taken."""
+        return report(ok=context.served.state is EngineState.READY)
+
+    @router.get("/health")
+    async def health() -> JSONResponse:
+        """The same as ``/readyz``."""
+        return await readyz()
+
+    @router.get("/version")
+    async def version() -> dict[str, str]:
+        """The server's version."""
+        return {"version": __version__}
+
+    return router
