@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
-from support.lifecycle import ANSWER, QUESTION
+from support.lifecycle import ANSWER, LIMIT, QUESTION
 from support.server import server_process
+
+TESTS = Path(__file__).resolve().parents[1]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -25,3 +30,26 @@ def test_L21_a_model_that_does_not_exist_is_one_line_and_1() -> None:
         assert server.wait() == 1
         assert [line for line in server.lines if line.startswith("error:")] == server.lines[-1:]
         assert "Traceback" not in "\n".join(server.lines)
+
+
+def test_L22_a_signal_is_not_lost_when_the_event_loop_is_busy() -> None:
+    """The loop's own pipe is full of wake-ups by then, as it is when many streams run."""
+    program = """
+import asyncio, os, signal
+from windlass.server.run import serve
+from windlass.server.settings import ServerSettings
+from support.server import DEMO
+
+def ready():
+    loop = asyncio.get_running_loop()
+    for _ in range(100_000):
+        loop.call_soon_threadsafe(int)
+    os.kill(os.getpid(), signal.{})
+
+raise SystemExit(serve([DEMO], ServerSettings(port=0), started=print, ready=ready))
+"""
+    for name in ("SIGTERM", "SIGINT"):
+        done = subprocess.run(
+            [sys.executable, "-c", program.format(name)], cwd=TESTS, capture_output=True, text=True, timeout=LIMIT
+        )
+        assert (done.returncode, done.stderr) == (0, "")

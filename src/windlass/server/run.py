@@ -17,6 +17,7 @@ from windlass.server.app import make_app
 from windlass.server.context import Context
 from windlass.server.served import ModelSpec, ServedModels
 from windlass.server.settings import ServerSettings
+from windlass.server.signals import signals_call
 
 EXIT_DONE = 0
 EXIT_FAILED = 1
@@ -157,15 +158,9 @@ def serve(
 
     async def main() -> int:
         server = Server(specs, settings)
-        loop = asyncio.get_running_loop()
-        for number in SIGNALS:
-            loop.add_signal_handler(number, server.stop)
-        try:
+        with signals_call(server.stop, SIGNALS):
             started(server.port)
             return await server.run(ready=ready)
-        finally:
-            for number in SIGNALS:
-                loop.remove_signal_handler(number)
 
     return asyncio.run(main())
 
