@@ -76,7 +76,7 @@ async def open_targets(arguments: argparse.Namespace, extra: dict[str, Any], sta
     targets: list[Target] = []
     url, server = arguments.base_url, None
     if arguments.start:
-        console.print(f"Starting {arguments.start}", highlight=False, markup=False)
+        console.print(f"Starting {arguments.start}", highlight=False, markup=False, soft_wrap=True)
         server = StartedServer(arguments.start)
         stack.callback(server.close)
         url = server.url
@@ -110,7 +110,7 @@ def report(arguments: argparse.Namespace, figures: list[list[Figures]], last: li
     for each in figures[-1]:
         print_figures(each, console)
     overhead = None
-    complete = all(each.latencies.get("per_token") for pair in figures for each in pair)
+    complete = all(each.latencies.get("gap") for pair in figures for each in pair)
     if len(last) == 2 and complete:
         overhead = Overhead.of([(pair[0], pair[1]) for pair in figures])
         console.print(overhead.text(), style="bold", highlight=False, soft_wrap=True)

@@ -142,12 +142,12 @@ class Overhead:
 
     Attributes:
         ratios: per pair, the time that the server took in relation to the engine in this process.
-        added_per_token: per pair, milliseconds between two tokens that the server adds, at the median.
+        gaps: per pair, the same of the median time between two pieces of text, which noise moves less.
         processor: per pair, milliseconds of processor time per token that the server and its client take more.
     """
 
     ratios: tuple[float, ...]
-    added_per_token: tuple[float, ...]
+    gaps: tuple[float, ...]
     processor: tuple[float, ...]
 
     @classmethod
@@ -155,18 +155,19 @@ class Overhead:
         """From (server, in process)."""
         return cls(
             tuple(own.output_tokens_per_second / server.output_tokens_per_second for server, own in pairs),
-            tuple(server.latencies["per_token"]["p50"] - own.latencies["per_token"]["p50"] for server, own in pairs),
+            tuple(server.latencies["gap"]["p50"] / own.latencies["gap"]["p50"] for server, own in pairs),
             tuple(server.processor_per_token - own.processor_per_token for server, own in pairs),
         )
 
     def as_json(self) -> dict[str, Any]:
-        return {"median": median(self.ratios) - 1.0, **vars(self)}
+        medians = {name: median(values) for name, values in vars(self).items()}
+        return {"median": medians, "pairs": vars(self)}
 
     def text(self) -> str:
         """One line."""
-        percents = [100 * (ratio - 1.0) for ratio in self.ratios]
+        whole, gap = ([100 * (ratio - 1.0) for ratio in ratios] for ratios in (self.ratios, self.gaps))
         return (
-            f"HTTP takes {median(percents):+.2f} % longer than the engine in this process [{min(percents):+.2f} to "
-            f"{max(percents):+.2f}, {len(percents)} pairs], {median(self.added_per_token):+.3f} ms from token to token "
-            f"and {median(self.processor):+.3f} ms of processor time per token"
+            f"HTTP takes {median(whole):+.2f} % longer than the engine in this process [{min(whole):+.2f} to "
+            f"{max(whole):+.2f}, {len(whole)} pairs]; the median gap between texts is {median(gap):+.2f} % longer "
+            f"[{min(gap):+.2f} to {max(gap):+.2f}]; a token takes {median(self.processor):+.3f} ms more processor time"
         )
