@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import json
 import logging
 from collections.abc import Iterable
 
@@ -12,19 +13,20 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from windlass.server.api_errors import ApiError, ClientGone, api_error_of
+from windlass.server.routes import page
 from windlass.server.settings import ServerSettings
 
 log = logging.getLogger("windlass.server")
 
-OPEN_PATHS = frozenset({"/livez", "/readyz", "/health", "/", "/page.css", "/page.js"})
+OPEN_PATHS = frozenset({"/livez", "/readyz", "/health", *page.PATHS})
 """What needs no key: the probes, and the page, which asks its reader for one."""
 
 LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]", "::1"})
 
 
-def error_response(error: ApiError) -> Response:
-    """Return the response that tells a client of ``error``."""
-    return Response(error.body_bytes(), error.status, error.headers, "application/json")
+def error_response(error: ApiError, path: str) -> Response:
+    """Return the response that tells a client of ``error``, in the words of the clients of ``path``."""
+    return Response(json.dumps(error.body_for(path)), error.status, error.headers, "application/json")
 
 
 class _Silence(Response):
@@ -34,18 +36,18 @@ class _Silence(Response):
         """Send nothing."""
 
 
-def response_to(error: Exception) -> Response:
-    """Return the response to a request that raised ``error``."""
+def response_to(error: Exception, path: str) -> Response:
+    """Return the response to a request for ``path`` that raised ``error``."""
     if isinstance(error, ClientGone):
         return _Silence()
     told = api_error_of(error)
     if told.status == 500:
         log.error("a request failed", exc_info=error)
-    return error_response(told)
+    return error_response(told, path)
 
 
 class ErrorBoundary:
-    """Answers with OpenAI's error body whatever comes out of the application, unless it has been answered already."""
+    """Answers with an error body whatever comes out of the application, unless it has been answered already."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -67,7 +69,7 @@ class ErrorBoundary:
                 # The connection is closed in the middle of the answer, which no client takes for a whole one.
                 raise
             if not begun:
-                await response_to(error)(scope, receive, send)
+                await response_to(error, scope["path"])(scope, receive, send)
 
 
 class Guard:

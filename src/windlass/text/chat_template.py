@@ -118,6 +118,11 @@ class ChatTemplate:
 
         return knows_thinking("".join(self.sources.values()))
 
+    @cached_property
+    def switches_thinking(self) -> bool:
+        """Whether the template takes ``enable_thinking``, which says whether the model is to think aloud."""
+        return any("enable_thinking" in source for source in self.sources.values())
+
     @property
     def supports_tools(self) -> bool:
         """Whether the template shows tools to the model."""
