@@ -1,4 +1,4 @@
-"""Mixed load on ``windlass serve`` for a given time, then SIGTERM under open streams; the server's promises are checked.
+"""Mixed load on ``windlass serve`` for a given time, then SIGTERM under open streams; its promises are checked.
 
     python tools/server_soak.py --seconds 1800 --json soak.json [--seed 1] [--clients 12]
 
@@ -119,7 +119,7 @@ async def load(server: Server, options: argparse.Namespace, report: Report) -> l
 
 
 async def settle(server: Server, wanted: Sample | None) -> Sample:
-    """The server once nobody is connected any more: with no more descriptors and threads than ``wanted``, within 10 s."""
+    """The server once nobody is connected: with no more descriptors and threads than ``wanted``, within 10 s."""
     deadline = time.monotonic() + 10.0
     while True:
         await asyncio.sleep(0.2)

@@ -53,3 +53,22 @@ raise SystemExit(serve([DEMO], ServerSettings(port=0), started=print, ready=read
             [sys.executable, "-c", program.format(name)], cwd=TESTS, capture_output=True, text=True, timeout=LIMIT
         )
         assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_L21_a_client_may_connect_as_soon_as_the_port_is_named() -> None:
+    program = """
+import os, signal, socket
+from windlass.server.run import serve
+from windlass.server.settings import ServerSettings
+from support.server import DEMO
+
+def started(port):
+    socket.create_connection(("127.0.0.1", port), 1).close()
+
+def ready():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+raise SystemExit(serve([DEMO], ServerSettings(port=0), started=started, ready=ready))
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=TESTS, capture_output=True, text=True, timeout=LIMIT)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -30,6 +30,9 @@ WATCH_SECONDS = 0.25
 CLOSE_SECONDS = 2
 """How long connections may take to close once no answer is open any more."""
 
+BACKLOG = 2048
+"""Connections that the system accepts ahead of us: uvicorn's own number."""
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 log = logging.getLogger("windlass.server")
 
@@ -171,6 +174,7 @@ def _bind(settings: ServerSettings) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((settings.host, settings.port))
+        listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
         raise StartError(f"cannot listen on {settings.host} port {settings.port}: {error.strerror}") from error
