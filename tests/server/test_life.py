@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -31,6 +33,8 @@ def slow(settings, interrupt):
 base._load = slow
 """
 """Makes the load of a process take for ever."""
+
+TESTS = Path(__file__).resolve().parents[1]
 
 
 @contextmanager
@@ -139,7 +143,9 @@ def test_L21_a_port_in_use_is_one_line_and_1() -> None:
             assert server.lines == [f"error: cannot listen on 127.0.0.1 port {port}: Address already in use"]
 
 
-@pytest.mark.parametrize("arguments", [["--no-such-flag"], ["--port", "70000"], ["--host", "0.0.0.0"], ["--threads", "0"]])
+@pytest.mark.parametrize(
+    "arguments", [["--no-such-flag"], ["--port", "70000"], ["--host", "0.0.0.0"], ["--threads", "0"]]
+)
 def test_L21_wrong_usage_is_2(arguments: list[str]) -> None:
     with server_process(*arguments) as server:
         assert server.wait() == 2
@@ -153,3 +159,29 @@ def test_L21_the_port_answers_as_soon_as_it_is_named() -> None:
         server.wait_until_ready()
         server.send(signal.SIGTERM)
         assert server.wait() == 0
+
+
+def test_L22_a_signal_is_not_lost_when_the_event_loop_is_busy() -> None:
+    """The loop's own pipe is full of wake-ups by then, as it is when many streams run."""
+    program = """
+import asyncio, os, signal
+from windlass.server.run import serve
+from windlass.server.settings import ServerSettings
+from windlass.server.signals import Signals
+from support.server import DEMO
+
+def ready():
+    loop = asyncio.get_running_loop()
+    for _ in range(100_000):
+        loop.call_soon_threadsafe(int)
+    os.kill(os.getpid(), signal.{})
+
+with Signals() as signals:
+    code = serve([DEMO], ServerSettings(port=0), signals=signals, started=print, ready=ready)
+raise SystemExit(code)
+"""
+    for name in ("SIGTERM", "SIGINT"):
+        done = subprocess.run(
+            [sys.executable, "-c", program.format(name)], cwd=TESTS, capture_output=True, text=True, timeout=LIMIT
+        )
+        assert (done.returncode, done.stderr) == (0, "")
