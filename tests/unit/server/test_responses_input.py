@@ -163,6 +163,7 @@ def test_what_clients_send_and_what_changes_nothing_is_taken() -> None:
         ({"input": [{"type": ["message"]}]}, "input[0]", "not supported"),
         ({"input": ["x", OUTPUT]}, "input", "dictionary"),
         ({"input": [OUTPUT]}, "input[0]", "no function_call"),
+        ({"input": [{"type": "reasoning", "summary": []}]}, "input", "nothing is said"),
         ({"input": [{**CALL, "arguments": {}}]}, "input[0]", "arguments"),
         ({"conversation": "c"}, "conversation", "keeps nothing"),
         ({"prompt": {"id": "p"}}, "prompt", "keeps nothing"),
