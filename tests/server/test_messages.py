@@ -5,12 +5,15 @@ from __future__ import annotations
 import http.client
 import json
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import pytest
 
-from support.lifecycle import ANSWER, LONG, QUESTION, idle_and_whole, slow_down
+from support.lifecycle import ANSWER, LONG, QUESTION, idle_and_whole, slow_down, wait_for
 from support.server import Answer, RunningServer, serving
+from windlass import EngineConfig
+from windlass.server.served import ModelSpec
 
 PATH = "/v1/messages"
 WEATHER: Any = {
@@ -236,9 +239,27 @@ def test_a_client_that_leaves_frees_its_request() -> None:
         assert server.engine._metrics().requests_aborted["caller"] == 1
 
 
-def begin_a_story(server: RunningServer) -> http.client.HTTPResponse:
-    """A stream, as it comes; with the response its connection is closed."""
+def test_who_comes_when_too_many_wait_is_told_when_to_try_again() -> None:
+    config = EngineConfig(num_threads=2, max_num_sequence=1, max_waiting_requests=1)
+    with serving(ModelSpec("windlass-demo", config)) as server:
+        slow_down(server.engine, 0.03)
+        running = begin_a_story(server)
+        with closing(send_a_story(server)):
+            assert wait_for(lambda: server.engine._metrics().num_requests_waiting == 1)
+            refused = ask(server)
+        running.close()
+    assert (refused.status, refused.json["error"]["type"]) == (429, "rate_limit_error")
+    assert int(refused.headers["retry-after"]) >= 1
+
+
+def send_a_story(server: RunningServer) -> http.client.HTTPConnection:
+    """A connection on which a stream was asked for."""
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
     body = {"max_tokens": 500, "temperature": 0, "stream": True, "messages": [{"role": "user", "content": LONG}]}
     connection.request("POST", PATH, json.dumps(body), {"Content-Type": "application/json", "Connection": "close"})
-    return connection.getresponse()
+    return connection
+
+
+def begin_a_story(server: RunningServer) -> http.client.HTTPResponse:
+    """A stream, as it comes; with the response its connection is closed."""
+    return send_a_story(server).getresponse()
