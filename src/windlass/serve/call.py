@@ -141,6 +141,11 @@ class _StreamBase(Generic[Box, Chunk_co]):
         """The call's id, for ``engine.abort``."""
         return self._call.info.id
 
+    @property
+    def usage(self) -> Usage:
+        """The token counts of the call as far as it has been read."""
+        return self._call.usage(self._num_tokens)
+
     def _abort(self) -> None:
         if not self._over:
             self._call.abort()
