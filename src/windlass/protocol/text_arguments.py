@@ -1,4 +1,4 @@
-"""What the server's calls about text alone take: the tokens of a text, the text of tokens, a template applied."""
+"""What the server's calls take that run no model: about text, tokens and templates, and about an engine."""
 
 from __future__ import annotations
 
@@ -49,3 +49,10 @@ class DetokenizeFields(TypedDict, total=False):
     model: str | None
     tokens: Required[list[TokenId]]
     """Token ids."""
+
+
+@with_config(STRICT)
+class EngineFields(TypedDict, total=False):
+    """Which engine is meant."""
+
+    model: str | None

@@ -16,11 +16,12 @@ from windlass.errors import WindlassError
 from windlass.server.api_errors import ApiError, ClientGone
 from windlass.server.context import Context
 from windlass.server.guard import OPEN_PATHS, ErrorBoundary, Guard, error_response, response_to
+from windlass.server.observer import Observer
 from windlass.server.openapi import finish
-from windlass.server.routes import chat, completions, models, probes
+from windlass.server.routes import chat, completions, debug, metrics, models, probes, tokens
 from windlass.server.settings import ServerSettings
 
-ROUTERS = (chat, completions, models, probes)
+ROUTERS = (chat, completions, models, tokens, metrics, probes)
 
 
 class Api(FastAPI):
@@ -49,6 +50,8 @@ def make_api(context: Context) -> FastAPI:
     api = Api(context.settings)
     for group in ROUTERS:
         api.include_router(group.make_router(context))
+    if context.settings.enable_debug:
+        api.include_router(debug.make_router(context))
     api.add_exception_handler(HTTPException, _refuse)
     api.add_exception_handler(RequestValidationError, _refuse_parameters)
     for kind in (ApiError, WindlassError, ClientGone, Exception):
@@ -58,7 +61,9 @@ def make_api(context: Context) -> FastAPI:
 
 def make_app(context: Context) -> ASGIApp:
     """Return what uvicorn serves."""
-    return ErrorBoundary(Guard(make_api(context), context.settings))
+    api = make_api(context)
+    paths = [getattr(route, "path_format", "") for route in api.routes]
+    return Observer(ErrorBoundary(Guard(api, context.settings)), context.http_metrics, paths)
 
 
 async def _answer_error(_request: Request, error: Exception) -> Response:

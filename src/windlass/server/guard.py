@@ -12,6 +12,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from windlass.server.api_errors import ApiError, ClientGone, api_error_of
+from windlass.server.notes import note_of
 from windlass.server.settings import ServerSettings
 
 log = logging.getLogger("windlass.server")
@@ -22,9 +23,22 @@ OPEN_PATHS = frozenset({"/livez", "/readyz", "/health", "/", "/page.css", "/page
 LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]", "::1"})
 
 
+class _ErrorResponse(Response):
+    """Tells a client of an error, and the log of its code."""
+
+    def __init__(self, error: ApiError) -> None:
+        super().__init__(error.body_bytes(), error.status, error.headers, "application/json")
+        self._code = error.code
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+        note_of(scope).error = self._code
+        await super().__call__(scope, receive, send)
+
+
 def error_response(error: ApiError) -> Response:
     """Return the response that tells a client of ``error``."""
-    return Response(error.body_bytes(), error.status, error.headers, "application/json")
+    return _ErrorResponse(error)
 
 
 class _Silence(Response):
@@ -76,6 +90,7 @@ class Guard:
     def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
         self._app = app
         self._digests = [_digest(key.encode()) for key in settings.api_keys]
+        self._open_paths = OPEN_PATHS | ({"/metrics"} if settings.open_metrics else set())
         self._hosts = LOOPBACK_HOSTS.union({settings.host}, settings.allowed_hosts) if settings.is_local else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -83,7 +98,7 @@ class Guard:
         if scope["type"] == "http":
             headers = Headers(scope=scope)
             self._check_host(headers.get("host", ""))
-            if scope["path"] not in OPEN_PATHS:
+            if scope["path"] not in self._open_paths:
                 self._check_key(headers)
         await self._app(scope, receive, send)
 

@@ -36,6 +36,8 @@ class ServerSettings:
     send_timeout: float = 30.0
     """How long a client may leave what it was sent unread."""
     max_body_bytes: int = 4 * MEBIBYTE
+    open_metrics: bool = False
+    """Let ``/metrics`` be read without a key."""
     enable_debug: bool = False
     """Serve ``/debug`` routes and take ``debug_config``."""
 
