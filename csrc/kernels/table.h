@@ -20,6 +20,8 @@ inline constexpr int kActivationColumns = 128;
 inline constexpr int kRunColumns = 32;
 // Columns of a record of codes are padded to a multiple of this.
 inline constexpr int kOctet = 8;
+// The codes of four columns of all rows of a panel, a byte each.
+inline constexpr std::int64_t kQuadBytes = kPanelRows * 4;
 // Tokens in one page of the KV cache.
 inline constexpr int kPageSize = 16;
 // Pages of a sequence whose attention is one piece of work: part of the numerical scheme.

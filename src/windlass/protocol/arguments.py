@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar, cast
 
-from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError, with_config
+from pydantic import AfterValidator, ConfigDict, Field, with_config
 from typing_extensions import Required, TypedDict
 
 from windlass.errors import InvalidRequestError
 from windlass.protocol.plain import ROLES
+from windlass.protocol.validation import validate
 
 MAX_STOPS = 16
 MAX_STOP_BYTES = 256
@@ -150,8 +151,6 @@ class CompletionArguments(CommonArguments, total=False):
 
 Arguments = TypeVar("Arguments", ChatArguments, CompletionArguments)
 
-_ADAPTERS: dict[type, TypeAdapter[Any]] = {}
-
 
 def check_arguments(kind: type[Arguments], arguments: Arguments) -> Arguments:
     """Return ``arguments`` without those that are None, with ``extra_body`` merged into them.
@@ -173,12 +172,7 @@ def check_fields(kind: type, fields: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         InvalidRequestError: one is unknown, missing, of the wrong type or out of range; ``param`` names it.
     """
-    if kind not in _ADAPTERS:
-        _ADAPTERS[kind] = TypeAdapter(kind)
-    try:
-        checked = _ADAPTERS[kind].validate_python(fields, strict=True)
-    except ValidationError as error:
-        raise _refusal(error, kind) from None
+    checked: dict[str, Any] = validate(kind, fields)
     return {name: value for name, value in checked.items() if value is not None}
 
 
@@ -209,24 +203,3 @@ def _refuse_unsupported(arguments: dict[str, Any]) -> None:
         )
     if arguments.get("top_logprobs") and not arguments.get("logprobs"):
         raise InvalidRequestError("top_logprobs needs logprobs=True", param="top_logprobs")
-
-
-def _step(part: int | str) -> str:
-    """One step of the way to what is wrong. The names that pydantic gives to the members of a union say nothing."""
-    if isinstance(part, int):
-        return f"[{part}]"
-    return f".{part}" if part.isidentifier() and part != "str" else ""
-
-
-def _refusal(error: ValidationError, kind: type) -> InvalidRequestError:
-    first = error.errors(include_url=False, include_input=False)[0]
-    param = str(first["loc"][0]) if first["loc"] else None
-    where = "".join(_step(part) for part in first["loc"][1:])
-    if first["type"] == "extra_forbidden" and len(first["loc"]) == 1:
-        accepted = ", ".join(sorted(kind.__annotations__))
-        return InvalidRequestError(
-            f"unknown argument {param!r}; accepted are {accepted}", param=param, code="unknown_parameter"
-        )
-    if first["type"] == "missing" and len(first["loc"]) == 1:
-        return InvalidRequestError(f"{param!r} is required", param=param, code="missing_required_parameter")
-    return InvalidRequestError(f"{param}{where}: {first['msg'].removeprefix('Value error, ')}", param=param)

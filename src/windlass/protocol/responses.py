@@ -25,6 +25,13 @@ class PromptTokensDetails(BaseModel):
     """Those whose keys and values an earlier request left in the prefix cache."""
 
 
+class CompletionTokensDetails(BaseModel):
+    """What the tokens of the answers were for."""
+
+    reasoning_tokens: int
+    """Those up to the end of what the model thought aloud."""
+
+
 class Usage(BaseModel):
     """Token counts of one call, all choices together."""
 
@@ -32,6 +39,7 @@ class Usage(BaseModel):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: Sparse[PromptTokensDetails] = None
+    completion_tokens_details: Sparse[CompletionTokensDetails] = None
 
 
 class TopLogprob(BaseModel):
@@ -96,6 +104,8 @@ class ChatChoice(BaseModel):
     message: ChatMessage
     finish_reason: Finish
     logprobs: ChatLogprobs | None = None
+    stop_string: str | None = Field(default=None, exclude=True)
+    """The stop string that ended the answer; an attribute only, since OpenAI's object has no such field."""
 
 
 class ChatCompletion(BaseModel):
@@ -142,6 +152,8 @@ class ChatChunkChoice(BaseModel):
     delta: ChatDelta
     finish_reason: Finish | None = None
     logprobs: Sparse[ChatLogprobs] = None
+    stop_string: str | None = Field(default=None, exclude=True)
+    """As in ``ChatChoice``; comes with the ``finish_reason``."""
 
 
 class ChatCompletionChunk(BaseModel):

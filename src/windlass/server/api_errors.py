@@ -22,6 +22,18 @@ from windlass.errors import (
 RETRY_SECONDS = 1
 """What ``Retry-After`` says where nothing better is known."""
 
+_MESSAGES = "/v1/messages"
+_ANTHROPIC_KINDS = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    500: "api_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+
 # OpenAI's SDK tries 408, 409, 429 and 5xx again unless this says otherwise.
 _NEVER_AGAIN = {"x-should-retry": "false"}
 
@@ -63,6 +75,16 @@ class ApiError(Exception):
     def body_bytes(self) -> bytes:
         """OpenAI's error body as JSON."""
         return json.dumps(self.body()).encode()
+
+    def anthropic_body(self) -> dict[str, Any]:
+        """Anthropic's error body."""
+        kind = "api_error" if self.code == "engine_dead" else _ANTHROPIC_KINDS.get(self.status, "invalid_request_error")
+        return {"type": "error", "error": {"type": kind, "message": self.message}, "request_id": None}
+
+    def body_for(self, path: str) -> dict[str, Any]:
+        """The error body that the clients of a path understand: Anthropic's on its routes, else OpenAI's."""
+        is_messages = path == _MESSAGES or path.startswith(_MESSAGES + "/")
+        return self.anthropic_body() if is_messages else self.body()
 
 
 class ClientGone(Exception):  # noqa: N818  (not an error: there is nobody left to tell)

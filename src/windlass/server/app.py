@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -18,10 +20,21 @@ from windlass.server.context import Context
 from windlass.server.guard import OPEN_PATHS, ErrorBoundary, Guard, error_response, response_to
 from windlass.server.observer import Observer
 from windlass.server.openapi import finish
-from windlass.server.routes import chat, completions, debug, metrics, models, probes, tokens
+from windlass.server.routes import (
+    chat,
+    completions,
+    debug,
+    messages,
+    metrics,
+    models,
+    page,
+    probes,
+    responses,
+    tokens,
+)
 from windlass.server.settings import ServerSettings
 
-ROUTERS = (chat, completions, models, tokens, metrics, probes)
+ROUTERS = (chat, completions, responses, messages, models, tokens, metrics, page, probes)
 
 
 class Api(FastAPI):
@@ -45,13 +58,17 @@ class Api(FastAPI):
         return self._document
 
 
-def make_api(context: Context) -> FastAPI:
+def make_routers(context: Context) -> list[APIRouter]:
+    """Return the routes, by group."""
+    groups = (*ROUTERS, debug) if context.settings.enable_debug else ROUTERS
+    return [group.make_router(context) for group in groups]
+
+
+def make_api(context: Context, routers: Iterable[APIRouter]) -> FastAPI:
     """Return the routes with their OpenAPI document."""
     api = Api(context.settings)
-    for group in ROUTERS:
-        api.include_router(group.make_router(context))
-    if context.settings.enable_debug:
-        api.include_router(debug.make_router(context))
+    for router in routers:
+        api.include_router(router)
     api.add_exception_handler(HTTPException, _refuse)
     api.add_exception_handler(RequestValidationError, _refuse_parameters)
     for kind in (ApiError, WindlassError, ClientGone, Exception):
@@ -61,13 +78,14 @@ def make_api(context: Context) -> FastAPI:
 
 def make_app(context: Context) -> ASGIApp:
     """Return what uvicorn serves."""
-    api = make_api(context)
-    paths = [getattr(route, "path_format", "") for route in api.routes]
-    return Observer(ErrorBoundary(Guard(api, context.settings)), context.http_metrics, paths)
+    routers = make_routers(context)
+    app = ErrorBoundary(Guard(make_api(context, routers), context.settings))
+    paths = [route.path_format for router in routers for route in router.routes if isinstance(route, APIRoute)]
+    return Observer(app, context.http_metrics, ["/openapi.json", *paths])
 
 
-async def _answer_error(_request: Request, error: Exception) -> Response:
-    return response_to(error)
+async def _answer_error(request: Request, error: Exception) -> Response:
+    return response_to(error, request.scope["path"])
 
 
 async def _refuse(request: Request, error: Exception) -> Response:
@@ -79,11 +97,13 @@ async def _refuse(request: Request, error: Exception) -> Response:
         405: f"{request.url.path[:200]!r} does not take {request.method}",
     }.get(status, "the request was refused")
     code = {404: "not_found", 405: "method_not_allowed"}.get(status, "refused")
-    return error_response(ApiError(status, message, code=code, headers=headers))
+    return error_response(ApiError(status, message, code=code, headers=headers), request.scope["path"])
 
 
-async def _refuse_parameters(_request: Request, error: Exception) -> Response:
+async def _refuse_parameters(request: Request, error: Exception) -> Response:
     """Answer where FastAPI found a parameter wrong."""
     first = error.errors()[0] if isinstance(error, RequestValidationError) else {"loc": (), "msg": "invalid"}
     name = str(first["loc"][-1]) if first["loc"] else None
-    return error_response(ApiError(400, f"{name}: {first['msg']}", code="invalid_value", param=name))
+    return error_response(
+        ApiError(400, f"{name}: {first['msg']}", code="invalid_value", param=name), request.scope["path"]
+    )

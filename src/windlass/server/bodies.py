@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import anyio.to_thread
 import pydantic_core
 from starlette.requests import ClientDisconnect, Request
 
 from windlass.server.api_errors import ApiError, ClientGone
+
+Result = TypeVar("Result")
 
 PARSED_AT_ONCE = 1 << 16
 """Bytes of JSON that take no noticeable time to parse."""
@@ -40,6 +43,14 @@ async def read_json(request: Request, limit: int) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ApiError(400, "the body must be a JSON object", code="invalid_json")
     return value
+
+
+async def digest(request: Request, work: Callable[[], Result]) -> Result:
+    """Return what ``work`` returns, which takes time in proportion to the body: off the event loop if that is large."""
+    length = request.headers.get("content-length", "")
+    if length.isdecimal() and int(length) <= PARSED_AT_ONCE:
+        return work()
+    return await anyio.to_thread.run_sync(work)
 
 
 async def _read(request: Request, limit: int) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Any, TypeVar
 
 from starlette.requests import Request
@@ -62,11 +63,9 @@ async def _call(create: Create, engine: AsyncMLCEngine, stream: bool, arguments:
 
 
 async def _events(chunks: AsyncGenerator[ChatCompletionChunk | Completion, None]) -> AsyncGenerator[bytes, None]:
-    try:
+    async with aclosing(chunks):
         async for chunk in chunks:
             yield data_event(chunk.model_dump_json())
-    finally:
-        await chunks.aclose()
     yield DONE
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import json
 import logging
 from collections.abc import Iterable
 
@@ -13,21 +14,22 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from windlass.server.api_errors import ApiError, ClientGone, api_error_of
 from windlass.server.notes import note_of
+from windlass.server.routes import page
 from windlass.server.settings import ServerSettings
 
 log = logging.getLogger("windlass.server")
 
-OPEN_PATHS = frozenset({"/livez", "/readyz", "/health", "/", "/page.css", "/page.js"})
+OPEN_PATHS = frozenset({"/livez", "/readyz", "/health", *page.PATHS})
 """What needs no key: the probes, and the page, which asks its reader for one."""
 
 LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]", "::1"})
 
 
 class _ErrorResponse(Response):
-    """Tells a client of an error, and the log of its code."""
+    """Tells a client of an error, in the words of the clients of ``path``, and the log of its code."""
 
-    def __init__(self, error: ApiError) -> None:
-        super().__init__(error.body_bytes(), error.status, error.headers, "application/json")
+    def __init__(self, error: ApiError, path: str) -> None:
+        super().__init__(json.dumps(error.body_for(path)), error.status, error.headers, "application/json")
         self._code = error.code
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -36,9 +38,9 @@ class _ErrorResponse(Response):
         await super().__call__(scope, receive, send)
 
 
-def error_response(error: ApiError) -> Response:
-    """Return the response that tells a client of ``error``."""
-    return _ErrorResponse(error)
+def error_response(error: ApiError, path: str) -> Response:
+    """Return the response that tells a client of ``error``, in the words of the clients of ``path``."""
+    return _ErrorResponse(error, path)
 
 
 class _Silence(Response):
@@ -48,18 +50,18 @@ class _Silence(Response):
         """Send nothing."""
 
 
-def response_to(error: Exception) -> Response:
-    """Return the response to a request that raised ``error``."""
+def response_to(error: Exception, path: str) -> Response:
+    """Return the response to a request for ``path`` that raised ``error``."""
     if isinstance(error, ClientGone):
         return _Silence()
     told = api_error_of(error)
     if told.status == 500:
         log.error("a request failed", exc_info=error)
-    return error_response(told)
+    return error_response(told, path)
 
 
 class ErrorBoundary:
-    """Answers with OpenAI's error body whatever comes out of the application, unless it has been answered already."""
+    """Answers with an error body whatever comes out of the application, unless it has been answered already."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -81,7 +83,7 @@ class ErrorBoundary:
                 # The connection is closed in the middle of the answer, which no client takes for a whole one.
                 raise
             if not begun:
-                await response_to(error)(scope, receive, send)
+                await response_to(error, scope["path"])(scope, receive, send)
 
 
 class Guard:

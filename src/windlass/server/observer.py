@@ -34,7 +34,7 @@ class Observer:
     """Watches requests pass. Pure ASGI.
 
     Args:
-        paths: those that are routes as they stand, without parameters.
+        paths: those of the routes, with the names of their parameters.
     """
 
     def __init__(self, app: ASGIApp, metrics: HttpMetrics, paths: Collection[str]) -> None:

@@ -118,10 +118,17 @@ class ChatTemplate:
 
         return knows_thinking("".join(self.sources.values()))
 
+    @cached_property
+    def switches_thinking(self) -> bool:
+        """Whether the template takes ``enable_thinking``, which says whether the model is to think aloud."""
+        return any("enable_thinking" in source for source in self.sources.values())
+
     def effort_arguments(self, effort: str) -> dict[str, Any]:
         """What tells the template how much the model shall think: those of its variables that are known to say so."""
-        known = {"reasoning_effort": effort, "enable_thinking": effort != "none"}
-        return {name: value for name, value in known.items() if any(name in text for text in self.sources.values())}
+        says = {"enable_thinking": effort != "none"} if self.switches_thinking else {}
+        if any("reasoning_effort" in source for source in self.sources.values()):
+            return {**says, "reasoning_effort": effort}
+        return says
 
     @property
     def supports_tools(self) -> bool:
