@@ -11,6 +11,7 @@ import click
 
 from windlass.cli.options import check_quantization
 from windlass.config import EngineConfig
+from windlass.server.signals import Signals
 
 if TYPE_CHECKING:
     from windlass.server.served import ModelSpec
@@ -44,10 +45,17 @@ _SERVER_FIELDS = {
     "allowed_host": "allowed_hosts",
     "cors_origin": "cors_origins",
     "max_body_size": "max_body_bytes",
+    "max_bodies_size": "max_bodies_bytes",
     "drain_timeout": "drain_timeout",
     "failure_grace": "failure_grace",
     "stall_timeout": "stall_timeout",
     "send_timeout": "send_timeout",
+    "header_timeout": "header_timeout",
+    "body_timeout": "body_timeout",
+    "upload_timeout": "upload_timeout",
+    "keep_alive_timeout": "keep_alive_timeout",
+    "max_connections": "max_connections",
+    "max_header_size": "max_header_bytes",
     "open_metrics": "open_metrics",
     "enable_debug": "enable_debug",
 }
@@ -75,12 +83,19 @@ def _option(*names: str, **settings: Any) -> Callable[[Callable[..., int]], Call
 @_option("--cors-origin", metavar="ORIGIN", multiple=True, help="Origin of pages that may call; none by default.")
 @_option("--open-metrics", is_flag=True, help="Let /metrics be read without a key.")
 @_option("--max-body-size", type=click.IntRange(min=1), default=4 << 20, help="Most bytes of a request's body.")
+@_option("--max-bodies-size", type=click.IntRange(min=1), default=64 << 20, help="Most bytes of all large bodies.")
+@_option("--max-header-size", type=click.IntRange(min=1), default=16384, help="Most bytes of a request's head.")
+@_option("--max-connections", type=click.IntRange(min=1), default=1000, help="Connections at a time.")
 @_option("--max-queue", type=click.IntRange(min=1), help="Requests that may wait; beyond it they get 429.")
 @_option("--max-queue-tokens", type=click.IntRange(min=1), help="Prompt tokens that may wait; beyond it they get 429.")
 @_option("--drain-timeout", default=30.0, help="Seconds that open requests get after the first signal.")
 @_option("--failure-grace", default=5.0, help="Seconds between a failure of the engine and the exit.")
 @_option("--stall-timeout", default=10.0, help="Seconds without progress after which /livez says so.")
 @_option("--send-timeout", default=30.0, help="Seconds that a client may leave what it was sent unread.")
+@_option("--header-timeout", default=10.0, help="Seconds that a client may take to send the head of a request.")
+@_option("--body-timeout", default=10.0, help="Seconds that a client may be silent while it sends a body.")
+@_option("--upload-timeout", default=120.0, help="Seconds that a client may take to send a body.")
+@_option("--keep-alive-timeout", default=30.0, help="Seconds that a connection stays open between two requests.")
 @_option("--quantization", metavar="NAME", callback=check_quantization, help="Quantize while loading, e.g. to q4f16_1.")
 @_option("--load-format", type=click.Choice(["auto", "dummy"]), help="dummy: random weights from the config.")
 @_option("--no-pack-cache", is_flag=True, help="Neither use nor keep a file of packed weights.")
@@ -107,6 +122,12 @@ def serve(model: str | None, **options: Any) -> int:
 
     Every option can be set in the environment too; several values are separated by spaces there.
     """
+    with Signals() as signals:
+        return _serve(model, options, signals)
+
+
+def _serve(model: str | None, options: dict[str, Any], signals: Signals) -> int:
+    # Imported late: it takes a while, and other commands need not wait for it.
     try:
         from windlass.server.logs import logging_to
         from windlass.server.run import serve as run
@@ -123,7 +144,7 @@ def serve(model: str | None, **options: Any) -> int:
     announcer = _Announcer(settings, specs, as_log=options["log_format"] == "json")
     with logging_to(sys.stderr, options["log_level"], options["log_format"]):
         try:
-            return run(specs, settings, started=announcer.started, ready=announcer.ready)
+            return run(specs, settings, signals=signals, started=announcer.started, ready=announcer.ready)
         except ValueError as error:
             raise click.ClickException(str(error)) from error
 

@@ -16,8 +16,9 @@ from starlette.types import ASGIApp
 from windlass import __version__
 from windlass.errors import WindlassError
 from windlass.server.api_errors import ApiError, ClientGone
+from windlass.server.bodies import BodyLimit
 from windlass.server.context import Context
-from windlass.server.guard import OPEN_PATHS, ErrorBoundary, Guard, error_response, response_to
+from windlass.server.guard import CrossOrigin, ErrorBoundary, Guard, NoSniff, error_response, open_paths, response_to
 from windlass.server.observer import Observer
 from windlass.server.openapi import finish
 from windlass.server.routes import (
@@ -54,7 +55,7 @@ class Api(FastAPI):
     def openapi(self) -> dict[str, Any]:
         """Return the OpenAPI document."""
         if self._document is None:
-            self._document = finish(super().openapi(), self._settings, OPEN_PATHS)
+            self._document = finish(super().openapi(), self._settings, open_paths(self._settings))
         return self._document
 
 
@@ -78,10 +79,15 @@ def make_api(context: Context, routers: Iterable[APIRouter]) -> FastAPI:
 
 def make_app(context: Context) -> ASGIApp:
     """Return what uvicorn serves."""
+    settings = context.settings
     routers = make_routers(context)
-    app = ErrorBoundary(Guard(make_api(context, routers), context.settings))
+    app: ASGIApp = make_api(context, routers)
+    app = BodyLimit(app, each=settings.max_body_bytes, together=settings.max_bodies_bytes)
+    app = ErrorBoundary(Guard(app, settings))
+    if settings.cors_origins:
+        app = CrossOrigin(app, settings.cors_origins)
     paths = [route.path_format for router in routers for route in router.routes if isinstance(route, APIRoute)]
-    return Observer(app, context.http_metrics, ["/openapi.json", *paths])
+    return NoSniff(Observer(app, context.http_metrics, ["/openapi.json", *paths]))
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:

@@ -35,7 +35,7 @@ async def respond(request: Request, context: Context, create: Create, rules: Fie
         ClientGone: the client left before it was answered.
     """
     settings = context.settings
-    body = await read_json(request, settings.max_body_bytes)
+    body = await read_json(request)
     model = context.served.find(body.get("model"))
     note = note_of(request.scope)
     note.model = model.name

@@ -29,7 +29,7 @@ def make_router(context: Context) -> APIRouter:
     body = request_body(EngineFields, example={})
 
     async def engine_of(request: Request) -> AsyncMLCEngine:
-        fields = check_fields(EngineFields, await read_json(request, context.settings.max_body_bytes))
+        fields = check_fields(EngineFields, await read_json(request))
         return context.served.find(fields.get("model")).engine
 
     @router.post("/dump_event_trace", response_class=Response, responses=ERRORS, openapi_extra=body)

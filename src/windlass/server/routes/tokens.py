@@ -46,7 +46,7 @@ def make_router(context: Context) -> APIRouter:
     router = APIRouter(tags=["text"])
 
     async def run(request: Request, call: Callable[[Host, Mapping[str, Any]], Result]) -> Result:
-        fields = await read_json(request, context.settings.max_body_bytes)
+        fields = await read_json(request)
         model = context.served.find(fields.get("model"))
         note_of(request.scope).model = model.name
         engine = model.engine
