@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from support.lifecycle import ANSWER, QUESTION
+from support.openai_schema import openai_schema
 from support.server import RunningServer, serving
 from windlass.protocol.arguments import ChatArguments, CompletionArguments
 from windlass.server.openai_fields import CHAT, COMPLETIONS, OF_THE_LIBRARY, FieldRules
@@ -48,18 +49,9 @@ def server() -> Iterator[RunningServer]:
     ],
 )
 def test_no_field_is_forgotten(data_dir: Path, schema: str, arguments: Any, rules: FieldRules) -> None:
-    yaml = pytest.importorskip("yaml")
-    document = yaml.load((data_dir / "openai" / "openapi.yaml").read_text(), yaml.CSafeLoader)
-    schemas = document["components"]["schemas"]
-
-    def fields(schema: dict[str, Any]) -> set[str]:
-        if "$ref" in schema:
-            schema = schemas[schema["$ref"].rpartition("/")[2]]
-        return set(schema.get("properties", ())).union(*map(fields, schema.get("allOf", ())))
-
     names = set(arguments.__annotations__) | arguments.__required_keys__ | arguments.__optional_keys__
     decided = (names - OF_THE_LIBRARY) | rules.taken | rules.refused.keys() | {"stream"}
-    assert fields(schemas[schema]) - decided == set()
+    assert openai_schema(data_dir).fields(schema) - decided == set()
     # What the engine takes by itself needs no rule.
     assert not names & (rules.taken | rules.refused.keys())
 
