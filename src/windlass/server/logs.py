@@ -11,9 +11,9 @@ import datetime as dt
 import json
 import logging
 import threading
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from queue import SimpleQueue
 from typing import Any, Literal, TextIO, get_args
 
 LogFormat = Literal["text", "json"]
@@ -23,6 +23,9 @@ LEVELS: tuple[str, ...] = get_args(LogLevel)
 
 MAX_PENDING = 10_000
 """Lines that may wait to be written; further ones are dropped, and their number is told later."""
+
+GATHER_SECONDS = 0.02
+"""How long lines are gathered before they are written: a thread that is woken costs more than many lines."""
 
 CLOSE_SECONDS = 2.0
 """How long the end of the log waits for a reader that does not read."""
@@ -80,36 +83,43 @@ class LineWriter(logging.Handler):
     def __init__(self, stream: TextIO) -> None:
         super().__init__()
         self._stream = stream
-        self._lines: SimpleQueue[str | None] = SimpleQueue()
+        self._pending: deque[str] = deque()
         self._dropped = 0
-        self._closed = False
+        self._some = threading.Event()
+        self._closing = threading.Event()
         self._thread = threading.Thread(target=self._work, name="windlass-log", daemon=True)
         self._thread.start()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Have the line written."""
-        if self._lines.qsize() >= MAX_PENDING:
+        if len(self._pending) >= MAX_PENDING:
             self._dropped += 1
             return
         if self._dropped:
             dropped, self._dropped = self._dropped, 0
             told = logging.LogRecord(__name__, logging.WARNING, "", 0, "log lines were dropped", (), None)
             told.fields = {"count": dropped}
-            self._lines.put(self.format(told))
-        self._lines.put(self.format(record))
+            self._pending.append(self.format(told))
+        self._pending.append(self.format(record))
+        if not self._some.is_set():
+            self._some.set()
 
     def close(self) -> None:
         """Write what is pending, and end the thread."""
-        if not self._closed:
-            self._closed = True
-            self._lines.put(None)
-            self._thread.join(CLOSE_SECONDS)
+        self._closing.set()
+        self._some.set()
+        self._thread.join(CLOSE_SECONDS)
         super().close()
 
     def _work(self) -> None:
-        while (line := self._lines.get()) is not None:
+        closing = False
+        while not closing:
+            self._some.wait()
+            self._some.clear()
+            closing = self._closing.wait(GATHER_SECONDS)
+            lines = [self._pending.popleft() for _ in range(len(self._pending))]
             try:
-                self._stream.write(line + "\n")
+                self._stream.write("".join(f"{line}\n" for line in lines))
                 self._stream.flush()
             except (OSError, ValueError):
                 # Whoever read the log has gone, and nothing is left to tell that to.

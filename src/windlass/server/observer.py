@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import re
 import secrets
@@ -27,6 +28,8 @@ OTHER = "other"
 """What stands for the paths without a route, and the methods that nobody knows, so that metrics stay few."""
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_PROCESS = secrets.token_hex(10)
+_NUMBERS = itertools.count(1)
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
@@ -101,7 +104,7 @@ class _Passage:
 def _request_id(scope: Scope) -> str:
     """Return the client's own id, if it is one that may stand in a header and a log, or a new one."""
     given = Headers(scope=scope).get("x-request-id", "")
-    return given if _REQUEST_ID.fullmatch(given) else f"req_{secrets.token_hex(16)}"
+    return given if _REQUEST_ID.fullmatch(given) else f"req_{_PROCESS}{next(_NUMBERS):012x}"
 
 
 def _line(
