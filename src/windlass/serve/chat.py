@@ -11,6 +11,7 @@ from windlass.protocol.checks import check_chat_arguments
 from windlass.serve.call import AsyncHost, AsyncStream, Box, Call, Host, Stream, SyncHost, wait, wait_async
 from windlass.serve.mailbox import AsyncMailbox, SyncMailbox
 from windlass.serve.submit import counted, start_call
+from windlass.serve.text_calls import for_template
 
 # pydantic takes longer to import, and to make its types, than the weights take to load.
 if TYPE_CHECKING:
@@ -42,10 +43,13 @@ def start_chat(
             raise InvalidRequestError("max_tokens and max_completion_tokens differ; give one", param="max_tokens")
         wants_logprobs = bool(arguments.get("logprobs"))
         tools = arguments.get("tools") if arguments.get("tool_choice") != "none" else None
+        template_kwargs = arguments.get("chat_template_kwargs") or {}
+        if (effort := arguments.get("reasoning_effort")) is not None:
+            template_kwargs = {**model.text.effort_arguments(effort), **template_kwargs}
         prompt_ids = model.text.encode_chat(
-            [_for_template(message) for message in arguments["messages"]],
+            [for_template(message) for message in arguments["messages"]],
             tools=tools,
-            template_kwargs=arguments.get("chat_template_kwargs"),
+            template_kwargs=template_kwargs,
         )
         parallel = arguments.get("parallel_tool_calls")
         new_parser = partial(
@@ -72,11 +76,6 @@ def _plain(message: Any) -> Any:
     from pydantic import BaseModel
 
     return message.model_dump(exclude_none=True) if isinstance(message, BaseModel) else message
-
-
-def _for_template(message: dict[str, Any]) -> dict[str, Any]:
-    """OpenAI's newer name of the system role is one that templates do not know."""
-    return {**message, "role": "system"} if message["role"] == "developer" else {**message}
 
 
 class ChatCompletions:

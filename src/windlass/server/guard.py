@@ -15,13 +15,13 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from windlass.server.api_errors import ApiError, ClientGone, api_error_of
+from windlass.server.notes import note_of
 from windlass.server.routes import page
 from windlass.server.settings import ServerSettings
 
 log = logging.getLogger("windlass.server")
 
-OPEN_PATHS = frozenset({"/livez", "/readyz", "/health", *page.PATHS})
-"""What needs no key: the probes, and the page, which asks its reader for one."""
+_OPEN_PATHS = frozenset({"/livez", "/readyz", "/health", *page.PATHS})
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 """Methods that change nothing."""
@@ -30,9 +30,27 @@ MAX_HEADERS = 100
 _CLOSE = {"connection": "close"}
 
 
+def open_paths(settings: ServerSettings) -> frozenset[str]:
+    """Return what needs no key: the probes, and the page, which asks its reader for one."""
+    return _OPEN_PATHS | {"/metrics"} if settings.open_metrics else _OPEN_PATHS
+
+
+class _ErrorResponse(Response):
+    """Tells a client of an error, in the words of the clients of ``path``, and the log of its code."""
+
+    def __init__(self, error: ApiError, path: str) -> None:
+        super().__init__(json.dumps(error.body_for(path)), error.status, error.headers, "application/json")
+        self._code = error.code
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+        note_of(scope).error = self._code
+        await super().__call__(scope, receive, send)
+
+
 def error_response(error: ApiError, path: str) -> Response:
     """Return the response that tells a client of ``error``, in the words of the clients of ``path``."""
-    return Response(json.dumps(error.body_for(path)), error.status, error.headers, "application/json")
+    return _ErrorResponse(error, path)
 
 
 class _Silence(Response):
@@ -81,13 +99,14 @@ class ErrorBoundary:
 class Guard:
     """Lets in only who names a known host, comes from no foreign page and has a key, where there are keys.
 
-    Denies by default: what needs no key is written down in ``OPEN_PATHS``.
+    Denies by default: what needs no key is written down in ``open_paths``.
     """
 
     def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
         self._app = app
         self._max_header_bytes = settings.max_header_bytes
         self._digests = [_digest(key.encode()) for key in settings.api_keys]
+        self._open_paths = open_paths(settings)
         named = {name.lower() for name in settings.allowed_hosts}
         self._hosts = {"localhost", settings.host.lower()} | named if settings.is_local or named else None
         self._origins = frozenset(settings.cors_origins)
@@ -98,7 +117,7 @@ class Guard:
         self._check_head(scope, headers)
         self._check_host(headers.get("host", ""), scope.get("server"))
         self._check_origin(scope["method"], headers)
-        if scope["path"] not in OPEN_PATHS:
+        if scope["path"] not in self._open_paths:
             self._check_key(headers)
         if scope["method"] == "HEAD":  # the connection drops the body
             scope = {**scope, "method": "GET"}
