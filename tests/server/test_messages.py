@@ -178,6 +178,7 @@ def test_a_bad_request_is_refused_by_name(
     assert answer.headers["content-type"] == "application/json"
     error = answer.json
     assert set(error) == {"type", "error", "request_id"}
+    assert error["request_id"] == answer.headers["request-id"] == answer.headers["x-request-id"]
     assert (error["type"], error["error"]["type"]) == ("error", kind)
     assert words in error["error"]["message"]
 
@@ -224,6 +225,7 @@ def test_a_stream_that_is_cut_ends_with_an_error() -> None:
         read += response.read()
     events = Answer(200, {}, read).events
     assert events[-1]["type"] == "error"
+    assert events[-1]["request_id"] == response.headers["request-id"]
     assert events[-1]["error"] == {"type": "overloaded_error", "message": "the server is shutting down"}
     assert "message_stop" not in [event["type"] for event in events]
 

@@ -147,11 +147,6 @@ class TextModel:
         """One more than the largest id of the tokenizer; None with a placeholder."""
         return self.tokenizer.vocab_size
 
-    @property
-    def switches_thinking(self) -> bool:
-        """Whether the chat template takes ``enable_thinking``."""
-        return self.template is not None and self.template.switches_thinking
-
     def encode_prompt(self, text: str, *, bos: bool | None = None) -> list[int]:
         """Token ids of a text to continue.
 
