@@ -146,6 +146,35 @@ def test_a_call_its_result_and_the_answer(server: RunningServer, *, stream: bool
     assert answer.json["content"] == [{"type": "text", "text": "The weather in Paris is rainy."}]
 
 
+def test_what_claude_code_sends_is_taken(server: RunningServer) -> None:
+    cached = {"cache_control": {"type": "ephemeral", "ttl": "1h"}}
+    texts = ["x-anthropic-billing-header: cc_version=2.1; cch=fa690;", "You are an agent.", "# Tools"]
+    answer = ask(
+        server,
+        path=f"{PATH}?beta=true",
+        messages=[
+            {
+                "role": "user",
+                "content": [
+                    {"type": "text", "text": "<system-reminder/>"},
+                    {"type": "text", "text": QUESTION, **cached},
+                ],
+            }
+        ],
+        system=[{"type": "text", "text": text, **cached} for text in texts],
+        tools=[{**WEATHER, "eager_input_streaming": True, "strict": False, **cached}],
+        metadata={"user_id": "user_1"},
+        thinking={"type": "adaptive"},
+        context_management={"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]},
+        output_config={"effort": "medium"},
+        max_tokens=32000,
+        temperature=1,
+        stream=True,
+    )
+    assert answer.status == 200
+    assert answer.events[-1] == {"type": "message_stop"}
+
+
 def test_tokens_are_counted_as_the_model_gets_them(server: RunningServer) -> None:
     for fields in (
         {"messages": [WEATHER_QUESTION]},
