@@ -142,9 +142,9 @@ class _StreamBase(Generic[Box, Chunk_co]):
         return self._call.info.id
 
     @property
-    def num_prompt_tokens(self) -> int:
-        """Tokens of the call's prompts."""
-        return self._call.info.num_prompt_tokens
+    def usage(self) -> Usage:
+        """The token counts of the call as far as it has been read."""
+        return self._call.usage(self._num_tokens)
 
     def _abort(self) -> None:
         if not self._over:
