@@ -165,7 +165,7 @@ def test_a_stream_that_breaks_off(server: RunningServer, lines: Lines) -> None:
 
 def test_the_log_of_a_process_is_json_without_secrets() -> None:
     environment = {"WINDLASS_SERVE_API_KEY": KEY, "WINDLASS_SERVE_LOG_FORMAT": "json"}
-    with server_process(env=environment) as server:
+    with server_process("--log-level", "info", env=environment) as server:
         found = server.wait_for_line(r'"url": "http://127\.0\.0\.1:(\d+)"')
         server.wait_for_line('"event": "ready"')
         port = int(found.group(1))
