@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 Mode = Literal["local", "interactive", "server"]
-KVDType = Literal["auto", "f32", "f16", "bf16", "int8"]
+KVDType = Literal["auto", "f32", "f16", "bf16", "int16", "int8"]
 PrefixCacheMode = Literal["disable", "radix"]
 LoadFormat = Literal["auto", "dummy"]
 ExecutorName = Literal["native", "reference"]

@@ -262,7 +262,7 @@ def test_too_little_memory_is_a_memory_error(changes: dict[str, int]) -> None:
         ({"num_threads": 0}, "num_threads must be 1 to"),
         ({"num_threads": 100_000}, "num_threads must be 1 to"),
         ({"kernels": "abacus"}, "there are: portable"),
-        ({"kv_dtype": "int3"}, "can be f32, f16, bf16 or int8"),
+        ({"kv_dtype": "int3"}, "can be f32, f16, bf16, int16 or int8"),
     ],
 )
 def test_bad_arguments(changes: dict[str, Any], message: str) -> None:

@@ -29,7 +29,7 @@ from windlass.program.ops import (
 from windlass.program.program import Program, WeightSpec
 from windlass.quantization import Tensor
 
-KVDtype: TypeAlias = Literal["f32", "f16", "bf16", "int8"]
+KVDtype: TypeAlias = Literal["f32", "f16", "bf16", "int16", "int8"]
 
 _NO_WEIGHT = -1
 

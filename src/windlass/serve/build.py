@@ -33,7 +33,7 @@ from windlass.weights.hub import resolve_model
 from windlass.weights.loader import load_weights
 from windlass.weights.source import WeightSource
 
-KVStorage = Literal["f32", "f16", "bf16", "int8"]
+KVStorage = Literal["f32", "f16", "bf16", "int16", "int8"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
