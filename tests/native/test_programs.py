@@ -45,7 +45,9 @@ def test_every_format_agrees_with_the_reference(kernels: str, kind: Kind) -> Non
 
 
 @pytest.mark.parametrize("kernels", KERNELS)
-@pytest.mark.parametrize(("kv_dtype", "tolerance"), [("f32", 1e-5), ("f16", 1e-3), ("bf16", 1e-2), ("int16", 1e-3), ("int8", 2e-2)])
+@pytest.mark.parametrize(
+    ("kv_dtype", "tolerance"), [("f32", 1e-5), ("f16", 1e-3), ("bf16", 1e-2), ("int16", 1e-3), ("int8", 2e-2)]
+)
 @pytest.mark.parametrize("window", [None, 20])
 def test_decoding_step_by_step_agrees_with_the_reference(
     kernels: str, kv_dtype: KV, tolerance: float, window: int | None

@@ -214,7 +214,7 @@ def _kv_storage(
 ) -> KVStorage:
     if config.kv_cache_dtype != "auto":
         return config.kv_cache_dtype
-    return "f32" if _float_format(scheme, source, definition) is Format.F32 else "f16"
+    return "f32" if _float_format(scheme, source, definition) is Format.F32 else "int16"
 
 
 def _float_format(scheme: Scheme | None, source: WeightSource | None, definition: ModelDefinition) -> Format:
