@@ -61,27 +61,6 @@ struct CodeLayout {
           scales(values + width * (kPageSize / 2) * kPairBytes) {}
 };
 
-void store_pairs(const StoreKVJob& job) {
-    const CodeLayout layout(job.head_dim);
-    float* const key_scale = reinterpret_cast<float*>(job.block + layout.scales) + job.slot;
-    float* const value_scale = key_scale + kPageSize;
-    *key_scale = code_magnitude(job.k, job.head_dim) / static_cast<float>(kKeyCode);
-    *value_scale = code_magnitude(job.v, job.head_dim) / static_cast<float>(kKeyCode);
-    std::int16_t* const keys = reinterpret_cast<std::int16_t*>(job.block) + job.slot * 2;
-    std::int16_t* const values =
-        reinterpret_cast<std::int16_t*>(job.block + layout.values) + job.slot / 2 * layout.width * 2 + job.slot % 2;
-    // A scale of 0 or NaN decides the value whatever the code.
-    const float key_inverse = *key_scale > 0.0F ? 1.0F / *key_scale : 0.0F;
-    const float value_inverse = *value_scale > 0.0F ? 1.0F / *value_scale : 0.0F;
-    for (int d = 0; d < job.head_dim; ++d) {
-        std::int16_t& key = keys[d / 2 * kPageSize * 2 + d % 2];
-        key = key_inverse > 0.0F ? static_cast<std::int16_t>(__builtin_rintf(job.k[d] * key_inverse)) : std::int16_t{0};
-        std::int16_t& value = values[d * 2];
-        value = value_inverse > 0.0F ? static_cast<std::int16_t>(__builtin_rintf(job.v[d] * value_inverse))
-                                     : std::int16_t{0};
-    }
-}
-
 typedef std::int16_t Codes16 __attribute__((vector_size(kLanes * 2)));
 WINDLASS_INLINE void store_codes16(std::int16_t* to, I32 codes) {
     const Codes16 narrow = __builtin_convertvector(codes, Codes16);
@@ -90,6 +69,31 @@ WINDLASS_INLINE void store_codes16(std::int16_t* to, I32 codes) {
 // A pair of codes in all lanes.
 WINDLASS_INLINE I16 splat_pair(const std::int16_t* pair) {
     return (I16)splat(load_four(reinterpret_cast<const std::uint8_t*>(pair)));
+}
+
+// The codes of a key or a value, each put where at(column) is, and their scale.
+template <typename At>
+WINDLASS_INLINE float store_key_codes(const float* x, int head_dim, const At& at) {
+    const float scale = code_magnitude(x, head_dim) / static_cast<float>(kKeyCode);
+    // A scale of NaN decides the value whatever the code.
+    const float inverse = scale > 0.0F ? 1.0F / scale : 0.0F;
+    for_vectors(head_dim, [&](std::int64_t d, std::int64_t count) {
+        std::int16_t codes[kLanes];
+        store_codes16(codes, round_to_integer(load_some(x + d, count) * inverse));
+        for (std::int64_t i = 0; i < count; ++i) *at(d + i) = codes[i];
+    });
+    return scale;
+}
+
+void store_pairs(const StoreKVJob& job) {
+    const CodeLayout layout(job.head_dim);
+    std::int16_t* const keys = reinterpret_cast<std::int16_t*>(job.block) + job.slot * 2;
+    std::int16_t* const values =
+        reinterpret_cast<std::int16_t*>(job.block + layout.values) + job.slot / 2 * layout.width * 2 + job.slot % 2;
+    float* const scales = reinterpret_cast<float*>(job.block + layout.scales) + job.slot;
+    scales[0] =
+        store_key_codes(job.k, job.head_dim, [keys](std::int64_t d) { return keys + d / 2 * kPageSize * 2 + d % 2; });
+    scales[kPageSize] = store_key_codes(job.v, job.head_dim, [values](std::int64_t d) { return values + d * 2; });
 }
 
 // What codes of factors are multiples of, and its inverse: NaN, or 0 and 0, when there are none.

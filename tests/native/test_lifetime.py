@@ -270,6 +270,14 @@ def test_bad_arguments(changes: dict[str, Any], message: str) -> None:
         make(**changes)
 
 
+def test_heads_too_large_for_sums_of_codes() -> None:
+    model = LittleModel(head_dim=2064)
+    limits = {**LIMITS, "num_threads": 1}
+    with pytest.raises(ValueError, match="at most 2048 columns"):
+        NativeExecutor(model.program(), model.weights(), **limits, kv_dtype="int16")
+    NativeExecutor(model.program(), model.weights(), **limits, kv_dtype="f16").close()
+
+
 GOOD = {
     "token_ids": [1, 2, 3, 4, 5],
     "positions": [0, 1, 2, 17, 18],
