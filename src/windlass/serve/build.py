@@ -36,7 +36,7 @@ from windlass.weights.hub import resolve_model
 from windlass.weights.loader import load_weights
 from windlass.weights.source import WeightSource
 
-KVStorage = Literal["f32", "f16", "bf16", "int8"]
+KVStorage = Literal["f32", "f16", "bf16", "int16", "int8"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -239,7 +239,7 @@ def _kv_storage(
 ) -> KVStorage:
     if config.kv_cache_dtype != "auto":
         return config.kv_cache_dtype
-    return "f32" if _float_format(scheme, source, definition) is Format.F32 else "f16"
+    return "f32" if _float_format(scheme, source, definition) is Format.F32 else "int16"
 
 
 def _float_format(scheme: Scheme | None, source: WeightSource | None, definition: ModelDefinition) -> Format:
