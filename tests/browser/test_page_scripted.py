@@ -289,6 +289,33 @@ def test_keys(scripted: ScriptedServer, visit: Any, gate: threading.Event) -> No
     expect(visitor.notice).to_have_text("Stopped.")
 
 
+def test_the_keyboard_keeps_its_place(scripted: ScriptedServer, visit: Any, gate: threading.Event) -> None:
+    def script(exchange: Exchange) -> None:
+        gate.wait(LIMIT)
+        gate.clear()
+        exchange.refuse(503, "not now")
+
+    scripted.script = script
+    visitor = visit(scripted.url)
+    visitor.tolerated += ("503",)
+    visitor.find("#text").fill("Hello?")
+    visitor.press("Tab")
+    expect(visitor.button("Send")).to_be_focused()
+    visitor.press("Enter")
+    expect(visitor.button("Stop")).to_be_focused()
+    gate.set()
+    expect(visitor.button("Send")).to_be_focused()
+    visitor.button("Retry").focus()
+    visitor.press("Enter")
+    expect(visitor.button("Stop")).to_be_focused()
+    gate.set()
+    visitor.button("Keyboard shortcuts").focus()
+    visitor.press("Enter")
+    expect(visitor.find("#keys")).to_be_visible()
+    visitor.press("Escape")
+    expect(visitor.button("Keyboard shortcuts")).to_be_focused()
+
+
 def test_an_answer_goes_on_while_another_conversation_is_read(
     scripted: ScriptedServer, visit: Any, gate: threading.Event
 ) -> None:
