@@ -444,6 +444,9 @@ def test_a_phone(scripted: ScriptedServer, visit: Any) -> None:
     for selector in ("html", "#scroller"):
         width = visitor.find(selector).evaluate("element => element.scrollWidth - element.clientWidth")
         assert width == 0, selector
+    for selector in ("pre", ".table"):
+        scrolled = "element => { element.scrollLeft = 40; return element.scrollLeft }"
+        assert visitor.content.locator(selector).evaluate(scrolled) == 40, selector
     expect(visitor.find("#sidebar")).not_to_be_in_viewport()
     visitor.button("Conversations").click()
     expect(visitor.button("New conversation")).to_be_in_viewport()
