@@ -134,6 +134,28 @@ def test_the_queue_is_the_sum_over_models_and_may_be_missing(scripted: ScriptedS
     expect(visitor.find("#queue")).to_be_empty()
 
 
+def test_a_page_that_nobody_sees_asks_nothing(scripted: ScriptedServer, visit: Any) -> None:
+    visitor = visit(scripted.url)
+    visitor.page.clock.install()
+    visitor.page.reload()
+    expect(visitor.find("#queue")).not_to_be_empty()
+    requests: list[str] = []
+    visitor.page.on("request", lambda request: requests.append(request.url))
+    show = """(hidden) => {
+      Object.defineProperty(document, "hidden", {value: hidden, configurable: true});
+      document.dispatchEvent(new Event("visibilitychange"));
+    }"""
+    visitor.evaluate(show, True)
+    visitor.page.clock.run_for(1000)  # the end of what it may be asking just now
+    requests.clear()
+    visitor.page.clock.run_for(60_000)
+    assert requests == []
+    with visitor.page.expect_request("**/readyz"):
+        visitor.evaluate(show, False)
+    with visitor.page.expect_request("**/metrics"):
+        visitor.page.clock.run_for(10_000)
+
+
 def test_reasoning_is_folded_and_tool_calls_are_shown(scripted: ScriptedServer, visit: Any) -> None:
     def script(exchange: Exchange) -> None:
         function = {"name": "get_weather", "arguments": '{"city":'}

@@ -17,7 +17,7 @@ import pytest
 
 from support.baseline import Baseline
 from support.http_streams import CHAT, ENDLESS, TEXT, Exchange, body_of, endings
-from support.lifecycle import LIMIT, PROMPT, QUESTION, Gate, Started, core_of, slow_down, wait_for
+from support.lifecycle import LIMIT, PROMPT, QUESTION, Gate, core_of, slow_down
 from support.server import RunningServer, server_process, serving, until
 from windlass.engine.state import EngineState
 from windlass.server import run
