@@ -1,42 +1,47 @@
-"""Signals for an event loop that is busy."""
+"""The signals that end a server. Light to import, so that they are noted while everything else is still imported."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import signal
-import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
+from types import FrameType, TracebackType
 
-_MOST = 4096
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-@contextlib.contextmanager
-def signals_call(callback: Callable[[], None], numbers: Sequence[signal.Signals]) -> Iterator[None]:
-    """Have the running event loop call ``callback`` once per signal. In the main thread only.
+class Signals:
+    """SIGTERM and SIGINT, noted from the beginning of a ``with`` block on. For the main thread.
 
-    ``loop.add_signal_handler`` sends signals through the pipe that also wakes the loop for other threads. Streams wake
-    it more often than that pipe holds when the loop is slow for a moment, and a signal that comes then is lost. These
-    have a pipe of their own.
+    When the block ends well, the process is about to: from then on they are ignored, so that a late one does not change
+    how it ends. When it ends with an exception, they do what they did before.
+
+    Python's own handlers are used, and not those of asyncio, since these leave a moment at their end in which a signal
+    kills. As the first process of a container, where signals without a handler do nothing, there are no others.
     """
-    loop = asyncio.get_running_loop()
-    receiving, sending = socket.socketpair()
-    with receiving, sending:
-        receiving.setblocking(False)
-        sending.setblocking(False)
 
-        def read() -> None:
-            for _ in receiving.recv(_MOST):
-                callback()
+    def __init__(self) -> None:
+        self._early = 0
+        self._listener: Callable[[], None] | None = None
 
-        loop.add_reader(receiving, read)
-        previous_descriptor = signal.set_wakeup_fd(sending.fileno(), warn_on_full_buffer=False)
-        # The byte in the pipe is what counts; a handler there must be, or the signal would do what it does by default.
-        previous = {number: signal.signal(number, lambda *_: None) for number in numbers}
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-            signal.set_wakeup_fd(previous_descriptor)
-            loop.remove_reader(receiving)
+    def listen(self, listener: Callable[[], None]) -> None:
+        """Have ``listener`` called at every signal, between any two instructions; now, for those that came before."""
+        self._listener = listener
+        while self._early:
+            self._early -= 1
+            listener()
+
+    def __enter__(self) -> Signals:
+        self._previous = {number: signal.signal(number, self._note) for number in SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, previous in self._previous.items():
+            signal.signal(number, signal.SIG_IGN if kind is None else previous)
+
+    def _note(self, _number: int, _frame: FrameType | None) -> None:
+        if self._listener is None:
+            self._early += 1
+        else:
+            self._listener()
