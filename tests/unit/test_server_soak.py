@@ -16,7 +16,7 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "tools"))
 
 from soak import endings
 from soak.endings import ErrorEventError, RefusedError, WrongAnswerError
-from soak.meters import Sample, sample, slopes, theil_sen
+from soak.meters import Sample, busy, sample, slopes, theil_sen
 from soak.wire import Reply, Wire, request
 
 SSE = {"content-type": "text/event-stream"}
@@ -135,6 +135,20 @@ def test_growth_counts_from_the_middle_and_per_minute() -> None:
     assert slopes(filling) == {"rss": 0.0, "descriptors": 0.0, "threads": 0.0}
     leaking = [Sample(float(second), 5000, 10 + second // 10, 4) for second in range(100)]
     assert slopes(leaking)["descriptors"] == pytest.approx(6.0, rel=0.1)
+
+
+def test_what_is_in_use_is_read_from_the_metrics() -> None:
+    text = """# TYPE windlass_num_requests_running gauge
+windlass_num_requests_running{model_name="a"} 2
+windlass_num_requests_running{model_name="b"} 1
+windlass_num_requests_running_max 9
+windlass_num_requests_waiting 4
+windlass_kv_cache_pages{model_name="a",use="free"} 7
+windlass_kv_cache_pages{model_name="a",use="held"} 5
+"""
+    assert busy(text) == {"running": 3, "waiting": 4, "held pages": 5}
+    with pytest.raises(ValueError, match="no waiting"):
+        busy(text.replace("waiting", "sleeping"))
 
 
 def test_a_process_is_sampled() -> None:
