@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from windlass.text.chat_template import Findings
-from windlass.text.packed_bpe import PackedBpe, pack_bpe
 from windlass.text.tokenizer import Tokenizer
 from windlass.text.tokenizer_facts import TokenizerFacts
 
@@ -87,6 +86,7 @@ class TextPack:
         if cache is None or name is None:
             return
         from windlass.text.library_tokenizer import LibraryEncoder  # the library takes 30 ms to import
+        from windlass.text.packed_bpe import pack_bpe
 
         if not isinstance(encoder, LibraryEncoder):
             return
@@ -163,6 +163,8 @@ def _restored(directory: Path, data: bytes | None) -> tuple[Tokenizer, Findings 
     body = memoryview(data)[_HEAD.size :]
     if magic != _MAGIC or len(body) != text_bytes + table_bytes or zlib.crc32(body) != checksum:
         return None
+    from windlass.text.packed_bpe import PackedBpe  # the native core takes numpy to import
+
     try:
         values: dict[str, Any] = json.loads(bytes(body[:text_bytes]))
         encoder = PackedBpe(values["bpe"], body[text_bytes:])

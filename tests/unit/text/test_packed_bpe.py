@@ -382,7 +382,7 @@ def test_kinds_of_bpe_that_are_not_known(qwen2: Tokenizer) -> None:
     [
         *("", "a|", "a*", "a?b*", "a+?", "(a)", "^a", "a$", ".", r"\ba", r"\w+", "[[:alpha:]]", "[a&&b]", r"\p{Han}"),
         *("a{2}+", "a{3,2}", "a{0}", "(?i:'s)?a", "a+(?:'s|'t)", "(?:|'s)a", "(?i)a", "(?<=a)b", "(?!ab)c", "[a"),
-        *(r"\p{^L}", "x" * 17),
+        *(r"\p{^L}", "x" * 17, "a*b*c*d*e"),
     ],
 )
 def test_patterns_that_are_not_known(pattern: str) -> None:
