@@ -35,13 +35,19 @@ APART = {("engine", "text"), ("engine", "protocol")}  # the core knows token ids
 
 # Third-party package -> the rooms that may import it. A package that is not here may be imported nowhere.
 THIRD_PARTY = {
+    "anyio": {"server"},
     "click": {"cli"},
+    "fastapi": {"server"},
+    "h11": {"server"},
     "huggingface_hub": {"weights"},
     "jinja2": {"text"},
     "numpy": {"quantization", "weights", "program", "native", "engine", "models", "serve"},
-    "pydantic": {"protocol", "serve"},
+    "pydantic": {"protocol", "serve", "server"},
+    "pydantic_core": {"protocol", "server"},
     "rich": {"cli"},
+    "starlette": {"server"},
     "tokenizers": {"text"},
+    "uvicorn": {"server"},
     "typing_extensions": {
         "protocol",
         "serve",

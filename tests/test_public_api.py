@@ -28,7 +28,12 @@ METHODS = {
 }
 """Of both engines; on the async one all but ``terminate`` are coroutines."""
 
-PROPERTIES = {"chat", "completions", "engine_config", "state", "tokenizer", "trace_recorder"}
+ASYNC_METHODS = {
+    "aterminate": METHODS["terminate"],
+    "load": "(model: 'str | None' = None, device: 'str' = 'auto', **arguments: 'Any') -> 'Self'",
+}
+
+PROPERTIES = {"chat", "completions", "engine_config", "health", "state", "tokenizer", "trace_recorder"}
 
 COMMON_ARGUMENTS = {
     "debug_config",
@@ -136,7 +141,7 @@ def test_serve_gives_the_same_engines() -> None:
 def test_methods_of_the_engines(name: str) -> None:
     engine = getattr(windlass, name)
     is_async = name == "AsyncMLCEngine"
-    methods = METHODS | ({"aterminate": METHODS["terminate"]} if is_async else {})
+    methods = METHODS | (ASYNC_METHODS if is_async else {})
     assert str(inspect.signature(engine.__init__)) == CONSTRUCTOR
     assert {member for member in dir(engine) if not member.startswith("_")} == PROPERTIES | set(methods)
     for member in PROPERTIES:

@@ -1,6 +1,7 @@
 // One forward step.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 
 #include "executor/executor.h"
@@ -53,7 +54,12 @@ class Step {
     template <typename Body>
     void share(std::int64_t count, std::int64_t cost, const Body& body);
 
-    bool cancelled() const { return executor_.cancel_.load(std::memory_order_relaxed); }
+    // True from the moment at which any thread has seen the cancel flag: it may have left work undone, even when the
+    // flag is cleared at once.
+    bool cancelled() const {
+        if (executor_.cancel_.load(std::memory_order_relaxed)) cancelled_.store(true, std::memory_order_relaxed);
+        return cancelled_.load(std::memory_order_relaxed);
+    }
     float* at(const View& view, std::int64_t row) const;
     std::int64_t stride(const View& view) const;
     float* scratch(int thread) const;
@@ -66,6 +72,7 @@ class Step {
     const BatchView& batch_;
     float* const logits_;
     const std::int64_t tokens_;
+    mutable std::atomic<bool> cancelled_{false};
     std::size_t op_ = 0;                           // the operation in progress
     const PackedMatrix* quantized_for_ = nullptr;  // the weights that the tiles were quantized for already
     std::int64_t longest_ = 0;                     // of the batch's contexts, in tokens

@@ -47,8 +47,6 @@ void pack_elements(const ArrayView& from, PanelRows rows, std::int64_t columns, 
     }
 }
 
-constexpr std::int64_t kQuadBytes = kPanelRows * 4;
-
 std::int64_t octets_of(std::int64_t columns) { return (columns + kOctet - 1) / kOctet; }
 
 // The codes of one record, `count` columns from `column` on. What pads rows and columns stays zero.

@@ -48,19 +48,12 @@ WINDLASS_INLINE void store_elements(const StoreKVJob& job, const Convert& key, c
     for (int d = 0; d < job.head_dim; ++d) values[d] = value(job.v[d]);
 }
 
-// The scale of codes -127 .. 127 for some values: NaN when one of them is not finite.
-float code_scale(const float* x, std::int64_t count) {
-    const std::int32_t bits = largest_magnitude(x, count);
-    const float magnitude = load_as<float>(&bits);
-    return bits >= kInfiniteBits ? __builtin_nanf("") : magnitude >= kSmallestMagnitude ? magnitude / 127.0F : 0.0F;
-}
-
 void store_codes(const StoreKVJob& job) {
     float* const scales = reinterpret_cast<float*>(job.block + (job.head_dim + padded(job.head_dim)) * kPageSize);
     float* const key_scale = scales + job.slot;
     float* const value_scale = key_scale + kPageSize;
-    *key_scale = code_scale(job.k, job.head_dim);
-    *value_scale = code_scale(job.v, job.head_dim);
+    *key_scale = code_magnitude(job.k, job.head_dim) / 127.0F;
+    *value_scale = code_magnitude(job.v, job.head_dim) / 127.0F;
     const auto code_with = [](float scale) {
         // A scale of 0 or NaN decides the value whatever the code.
         const float inverse = scale > 0.0F ? 1.0F / scale : 0.0F;

@@ -12,11 +12,9 @@
 
 // Vectors of a panel that are worked on together: their sums should stay in registers.
 template <int Tokens>
-constexpr int kCodeVectors = kLanes == 16  ? 2
-                             : kLanes == 8 ? (Tokens == 1 ? 4 : 2)
-                                           : (Tokens == 1   ? 8
-                                              : Tokens == 2 ? 4
-                                                            : 2);
+constexpr int kCodeVectors = Tokens == 1 && kLanes < 16   ? kVectors
+                             : kLanes == 4 && Tokens == 2 ? 4
+                                                          : 2;
 
 // From so many tokens on, the kernel fetches what it will read of the next panel: with many sums in flight the
 // processor does not look that far by itself.
@@ -25,7 +23,6 @@ constexpr int kFetchTokens = 5;
 constexpr std::int64_t kRunOctets = kRunColumns / kOctet;
 // Bits of the lower plane of activations of 15 bits.
 constexpr int kLowBits = 7;
-constexpr std::int64_t kQuadBytes = kPanelRows * 4;
 
 struct NibbleCodes {
     static constexpr int kPlanes = 1;

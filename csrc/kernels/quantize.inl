@@ -28,6 +28,13 @@ std::int32_t largest_magnitude(const float* x, std::int64_t count) {
     return result;
 }
 
+// The magnitude that codes of some values are scaled by: NaN when a value is not finite, 0 when all count as zero.
+float code_magnitude(const float* x, std::int64_t count) {
+    const std::int32_t bits = largest_magnitude(x, count);
+    const float magnitude = load_as<float>(&bits);
+    return bits >= kInfiniteBits ? __builtin_nanf("") : magnitude >= kSmallestMagnitude ? magnitude : 0.0F;
+}
+
 // One token's run: its codes into every `step`-th quad of `to`, plane after plane; returns their sum.
 template <int kPlanes>
 WINDLASS_INLINE std::int32_t quantize_run(const float* x, std::int64_t columns, float inverse, std::uint8_t* to,
@@ -72,15 +79,9 @@ void quantize_with(const QuantizeJob& job, float largest_code, std::int32_t fact
     std::uint8_t* to = job.tile + job.token * 4;
     for (std::int64_t begin = 0; begin < matrix.columns; begin += block_columns) {
         const std::int64_t end = smaller(begin + block_columns, matrix.columns);
-        const std::int32_t bits = largest_magnitude(job.x + begin, end - begin);
-        const float magnitude = load_as<float>(&bits);
-        float scale = 0.0F, inverse = 0.0F;
-        if (bits >= kInfiniteBits) {
-            scale = __builtin_nanf("");
-        } else if (magnitude >= kSmallestMagnitude) {
-            scale = magnitude / largest_code;
-            inverse = largest_code / magnitude;
-        }
+        const float magnitude = code_magnitude(job.x + begin, end - begin);
+        const float scale = magnitude / largest_code;
+        const float inverse = magnitude > 0.0F ? largest_code / magnitude : 0.0F;
         __builtin_memcpy(to, &scale, sizeof scale);
         to += step;
         for (std::int64_t record = begin; record < end; record += matrix.group) {

@@ -20,12 +20,14 @@ inline constexpr int kActivationColumns = 128;
 inline constexpr int kRunColumns = 32;
 // Columns of a record of codes are padded to a multiple of this.
 inline constexpr int kOctet = 8;
+// The codes of four columns of all rows of a panel, a byte each.
+inline constexpr std::int64_t kQuadBytes = kPanelRows * 4;
 // Tokens in one page of the KV cache.
 inline constexpr int kPageSize = 16;
 // Pages of a sequence whose attention is one piece of work: part of the numerical scheme.
 inline constexpr int kSegmentPages = 32;
 // Most query tokens that one AttentionJob may name.
-inline constexpr int kQueryTokens = 8;
+inline constexpr int kQueryTokens = 32;
 // Rows of values in the KV cache are padded to this many elements.
 inline constexpr int kHeadPadding = 16;
 // Logits that share one maximum while a token is drawn.

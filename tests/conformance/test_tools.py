@@ -103,6 +103,30 @@ def test_reasoning_has_both_names_and_content_follows(size: int) -> None:
     assert [delta.role for delta in deltas].count("assistant") == 1
 
 
+@pytest.mark.parametrize("size", [1, 5])
+def test_tokens_of_reasoning_are_counted_apart(size: int) -> None:
+    answer = pieces("<think>ab</think>It is 4.", FinishReason.STOP, size)
+    whole = format_of(reasoning=True)
+    streamed = format_of(reasoning=True)
+    for piece in answer:
+        streamed.chunk(piece)
+    for usage in (whole.response([answer], USAGE).usage, streamed.usage_chunk(USAGE).usage):
+        assert usage is not None
+        assert usage.completion_tokens_details is not None
+        assert usage.completion_tokens_details.reasoning_tokens == {1: 9, 5: 2}[size]
+    assert format_of().response([answer], USAGE).usage.completion_tokens_details is None
+
+
+def test_the_stop_string_is_known_and_not_part_of_the_object() -> None:
+    end = Piece(0, "a", 1, FinishReason.STOP, stop_string="END")
+    choice = format_of().response([[end]], USAGE).choices[0]
+    chunk = format_of().chunk(end)
+    assert chunk is not None
+    for one in (choice, chunk.choices[0]):
+        assert one.stop_string == "END"
+        assert "stop_string" not in one.model_dump()
+
+
 @pytest.mark.parametrize("size", [1, 7, 1000])
 def test_a_cut_call_is_content_and_does_not_claim_to_be_one(size: int) -> None:
     text = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Par'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import shutil
@@ -21,11 +22,13 @@ from support.lifecycle import (
     ANSWER,
     LIMIT,
     MIDDLE,
+    QUESTION,
     Face,
     resident_bytes,
+    wait_for,
     write_shape,
 )
-from windlass import EngineConfig, LoadError, MLCEngine
+from windlass import AsyncMLCEngine, EngineConfig, EngineTerminatedError, LoadError, MLCEngine
 from windlass.demo import model_directory
 from windlass.engine.loop import EngineCore
 from windlass.engine.state import EngineState
@@ -299,3 +302,81 @@ def test_L01_a_failed_engine_config_leaves_nothing() -> None:
     with pytest.raises(ValueError, match="num_threads"):
         MLCEngine(engine_config=EngineConfig(num_threads=-1))
     baseline.check()
+
+
+def test_L01_a_terminate_from_elsewhere_cuts_a_construction_short(face: Face, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever terminates waits until nothing is left; the constructor raises."""
+    baseline = Baseline()
+    begun, go_on = threading.Event(), threading.Event()
+    load_weights = build.load_weights
+
+    def slow(*arguments: Any, **named: Any) -> Any:
+        begun.set()
+        assert go_on.wait(LIMIT)
+        return load_weights(*arguments, **named)
+
+    monkeypatch.setattr(build, "load_weights", slow)
+    engine = face.kind.__new__(face.kind)
+    raised: list[BaseException] = []
+
+    def construct() -> None:
+        try:
+            MLCEngineBase.__init__(engine, engine_config=EngineConfig(pack_cache=False))
+        except EngineTerminatedError as error:
+            raised.append(error.with_traceback(None))
+
+    constructing = threading.Thread(target=construct)
+    constructing.start()
+    assert begun.wait(LIMIT)
+    terminating = threading.Thread(target=engine.terminate)
+    terminating.start()
+    assert wait_for(lambda: engine._terminated)
+    assert terminating.is_alive()
+    go_on.set()
+    terminating.join(LIMIT)
+    constructing.join(LIMIT)
+    assert raised
+    baseline.check()
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_L01_a_cancelled_load_leaves_nothing(monkeypatch: pytest.MonkeyPatch, when: str) -> None:
+    baseline = Baseline()
+    start_threads = AsyncMLCEngine._start_threads
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        task = asyncio.ensure_future(AsyncMLCEngine.load())
+        cancelled = threading.Event()
+
+        def cancel() -> None:
+            task.cancel()
+            cancelled.set()
+
+        def interfere(engine: AsyncMLCEngine, loaded: Any) -> None:
+            if when == "after":
+                start_threads(engine, loaded)
+            loop.call_soon_threadsafe(cancel)
+            assert cancelled.wait(LIMIT)
+            if when == "before":
+                start_threads(engine, loaded)
+
+        monkeypatch.setattr(AsyncMLCEngine, "_start_threads", interfere)
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+    baseline.check()
+
+
+def test_L01_an_engine_loads_beside_an_event_loop() -> None:
+    async def main() -> str:
+        async with await AsyncMLCEngine.load() as engine:
+            answer = await engine.chat.completions.create(
+                messages=[{"role": "user", "content": QUESTION}], temperature=0
+            )
+            return answer.choices[0].message.content or ""
+
+    assert asyncio.run(main()) == ANSWER
+    with pytest.raises(LoadError, match="/no/such"):
+        asyncio.run(AsyncMLCEngine.load("/no/such"))

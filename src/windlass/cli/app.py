@@ -15,6 +15,7 @@ from windlass import __version__
 from windlass.cli.chat import chat
 from windlass.cli.convert import convert
 from windlass.cli.doctor import doctor
+from windlass.cli.serve import serve
 from windlass.errors import WindlassError
 
 EXIT_FAILED = 1
@@ -30,6 +31,7 @@ def windlass() -> None:
 windlass.add_command(chat)
 windlass.add_command(convert)
 windlass.add_command(doctor)
+windlass.add_command(serve)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

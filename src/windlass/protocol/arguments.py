@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, TypeVar, cast
 
-from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError, with_config
+from pydantic import AfterValidator, ConfigDict, Field, with_config
 from typing_extensions import Required, TypedDict
 
 from windlass.errors import InvalidRequestError
 from windlass.protocol.plain import ROLES
+from windlass.protocol.validation import validate
 
 MAX_STOPS = 16
 MAX_STOP_BYTES = 256
@@ -25,7 +26,7 @@ _STRICT = ConfigDict(extra="forbid")
 
 LogitBias = Annotated[float, Field(ge=-100.0, le=100.0)]
 TokenId = Annotated[int, Field(ge=0)]
-Prompt = str | Annotated[list[TokenId], Field(min_length=1)]
+Prompt = str | Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_BYTES)]
 
 
@@ -111,7 +112,7 @@ class CommonArguments(TypedDict, total=False):
 class ChatArguments(CommonArguments, total=False):
     """Arguments of ``chat.completions.create``."""
 
-    messages: Required[Annotated[list[Message], Field(min_length=1)]]
+    messages: Required[Annotated[list[Message], Field(min_length=1, fail_fast=True)]]
     """The conversation, OpenAI's message objects; the answer's own message object may be appended to it as it is."""
     max_completion_tokens: Annotated[int, Field(ge=1)] | None
     """OpenAI's newer name of ``max_tokens``."""
@@ -133,7 +134,7 @@ class ChatArguments(CommonArguments, total=False):
 class CompletionArguments(CommonArguments, total=False):
     """Arguments of ``completions.create``."""
 
-    prompt: Required[Prompt | Annotated[list[Prompt], Field(min_length=1)]]
+    prompt: Required[Prompt | Annotated[list[Prompt], Field(min_length=1, fail_fast=True)]]
     """Text, or token ids as they are; or a list of such prompts, each of which gets its own ``n`` choices, in order."""
     logprobs: Annotated[int, Field(ge=0, le=5)] | None
     """Report each token's logprob, and this many of the likeliest tokens beside it."""
@@ -145,8 +146,6 @@ class CompletionArguments(CommonArguments, total=False):
 
 Arguments = TypeVar("Arguments", ChatArguments, CompletionArguments)
 
-_ADAPTERS: dict[type, TypeAdapter[Any]] = {}
-
 
 def check_arguments(kind: type[Arguments], arguments: Arguments) -> Arguments:
     """Return ``arguments`` without those that are None, with ``extra_body`` merged into them.
@@ -154,13 +153,7 @@ def check_arguments(kind: type[Arguments], arguments: Arguments) -> Arguments:
     Raises:
         InvalidRequestError: one is unknown, missing, of the wrong type or out of range; ``param`` names it.
     """
-    if kind not in _ADAPTERS:
-        _ADAPTERS[kind] = TypeAdapter(kind)
-    try:
-        checked = _ADAPTERS[kind].validate_python(_merged(dict(arguments)), strict=True)
-    except ValidationError as error:
-        raise _refusal(error, kind) from None
-    checked = {name: value for name, value in checked.items() if value is not None}
+    checked = {name: value for name, value in validate(kind, _merged(dict(arguments))).items() if value is not None}
     _refuse_unsupported(checked)
     return cast(Arguments, checked)
 
@@ -192,24 +185,3 @@ def _refuse_unsupported(arguments: dict[str, Any]) -> None:
         )
     if arguments.get("top_logprobs") and not arguments.get("logprobs"):
         raise InvalidRequestError("top_logprobs needs logprobs=True", param="top_logprobs")
-
-
-def _step(part: int | str) -> str:
-    """One step of the way to what is wrong. The names that pydantic gives to the members of a union say nothing."""
-    if isinstance(part, int):
-        return f"[{part}]"
-    return f".{part}" if part.isidentifier() and part != "str" else ""
-
-
-def _refusal(error: ValidationError, kind: type) -> InvalidRequestError:
-    first = error.errors(include_url=False, include_input=False)[0]
-    param = str(first["loc"][0]) if first["loc"] else None
-    where = "".join(_step(part) for part in first["loc"][1:])
-    if first["type"] == "extra_forbidden" and len(first["loc"]) == 1:
-        accepted = ", ".join(sorted(kind.__annotations__))
-        return InvalidRequestError(
-            f"unknown argument {param!r}; accepted are {accepted}", param=param, code="unknown_parameter"
-        )
-    if first["type"] == "missing" and len(first["loc"]) == 1:
-        return InvalidRequestError(f"{param!r} is required", param=param, code="missing_required_parameter")
-    return InvalidRequestError(f"{param}{where}: {first['msg'].removeprefix('Value error, ')}", param=param)

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 Finish = Literal["stop", "length", "tool_calls"]
+Value = TypeVar("Value")
+
+
+def _is_none(value: Any) -> bool:
+    return value is None
+
+
+Sparse = Annotated[Value | None, Field(exclude_if=_is_none)]
+"""A field that JSON leaves out where it is None, as OpenAI's does; other fields are null there."""
 
 
 class PromptTokensDetails(BaseModel):
@@ -16,13 +25,21 @@ class PromptTokensDetails(BaseModel):
     """Those whose keys and values an earlier request left in the prefix cache."""
 
 
+class CompletionTokensDetails(BaseModel):
+    """What the tokens of the answers were for."""
+
+    reasoning_tokens: int
+    """Those up to the end of what the model thought aloud."""
+
+
 class Usage(BaseModel):
     """Token counts of one call, all choices together."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
-    prompt_tokens_details: PromptTokensDetails | None = None
+    prompt_tokens_details: Sparse[PromptTokensDetails] = None
+    completion_tokens_details: Sparse[CompletionTokensDetails] = None
 
 
 class TopLogprob(BaseModel):
@@ -74,9 +91,10 @@ class ChatMessage(BaseModel):
 
     role: Literal["assistant"] = "assistant"
     content: str | None = None
-    reasoning: str | None = None
-    reasoning_content: str | None = None
-    tool_calls: list[ToolCallMessage] | None = None
+    refusal: None = None
+    reasoning: Sparse[str] = None
+    reasoning_content: Sparse[str] = None
+    tool_calls: Sparse[list[ToolCallMessage]] = None
 
 
 class ChatChoice(BaseModel):
@@ -86,6 +104,8 @@ class ChatChoice(BaseModel):
     message: ChatMessage
     finish_reason: Finish
     logprobs: ChatLogprobs | None = None
+    stop_string: str | None = Field(default=None, exclude=True)
+    """The stop string that ended the answer; an attribute only, since OpenAI's object has no such field."""
 
 
 class ChatCompletion(BaseModel):
@@ -102,27 +122,27 @@ class ChatCompletion(BaseModel):
 class FunctionCallDelta(BaseModel):
     """The name when a call begins, then its arguments bit by bit."""
 
-    name: str | None = None
-    arguments: str | None = None
+    name: Sparse[str] = None
+    arguments: Sparse[str] = None
 
 
 class ToolCallDelta(BaseModel):
     """What a chunk adds to the tool call of that index; id and type come with its first."""
 
     index: int
-    id: str | None = None
-    type: Literal["function"] | None = None
+    id: Sparse[str] = None
+    type: Sparse[Literal["function"]] = None
     function: FunctionCallDelta
 
 
 class ChatDelta(BaseModel):
     """What a chunk adds to the answer."""
 
-    role: Literal["assistant"] | None = None
-    content: str | None = None
-    reasoning: str | None = None
-    reasoning_content: str | None = None
-    tool_calls: list[ToolCallDelta] | None = None
+    role: Sparse[Literal["assistant"]] = None
+    content: Sparse[str] = None
+    reasoning: Sparse[str] = None
+    reasoning_content: Sparse[str] = None
+    tool_calls: Sparse[list[ToolCallDelta]] = None
 
 
 class ChatChunkChoice(BaseModel):
@@ -131,7 +151,9 @@ class ChatChunkChoice(BaseModel):
     index: int
     delta: ChatDelta
     finish_reason: Finish | None = None
-    logprobs: ChatLogprobs | None = None
+    logprobs: Sparse[ChatLogprobs] = None
+    stop_string: str | None = Field(default=None, exclude=True)
+    """As in ``ChatChoice``; comes with the ``finish_reason``."""
 
 
 class ChatCompletionChunk(BaseModel):
@@ -142,7 +164,7 @@ class ChatCompletionChunk(BaseModel):
     created: int
     model: str
     choices: list[ChatChunkChoice]
-    usage: Usage | None = None
+    usage: Sparse[Usage] = None
 
 
 class CompletionChoice(BaseModel):
@@ -162,4 +184,4 @@ class Completion(BaseModel):
     created: int
     model: str
     choices: list[CompletionChoice]
-    usage: Usage | None = None
+    usage: Sparse[Usage] = None

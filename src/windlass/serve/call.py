@@ -141,6 +141,11 @@ class _StreamBase(Generic[Box, Chunk_co]):
         """The call's id, for ``engine.abort``."""
         return self._call.info.id
 
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Tokens of the call's prompts."""
+        return self._call.info.num_prompt_tokens
+
     def _abort(self) -> None:
         if not self._over:
             self._call.abort()

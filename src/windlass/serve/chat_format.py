@@ -14,6 +14,7 @@ from windlass.protocol.responses import (
     ChatDelta,
     ChatLogprobs,
     ChatMessage,
+    CompletionTokensDetails,
     FunctionCall,
     FunctionCallDelta,
     TokenLogprob,
@@ -47,6 +48,7 @@ class ChatFormat:
         self._parsers = [new_parser() for _ in range(info.num_choices)]
         self._begun: set[int] = set()
         self._called: set[int] = set()
+        self._num_reasoning = [0] * info.num_choices
 
     def chunk(self, piece: Piece) -> ChatCompletionChunk | None:
         """Return the stream element of one piece; None when all of it is held back."""
@@ -68,13 +70,14 @@ class ChatFormat:
                     delta=delta,
                     finish_reason=_finish(piece.reason, called=piece.index in self._called) if piece.reason else None,
                     logprobs=self._logprobs([piece]),
+                    stop_string=piece.stop_string,
                 )
             ]
         )
 
     def usage_chunk(self, usage: Usage) -> ChatCompletionChunk:
         """Return the stream element that closes a stream with ``include_usage``."""
-        return self._chunk([], usage)
+        return self._chunk([], self._with_reasoning(usage))
 
     def response(self, choices: Sequence[Sequence[Piece]], usage: Usage) -> ChatCompletion:
         """Return the whole response."""
@@ -83,7 +86,7 @@ class ChatFormat:
             created=self._info.created,
             model=self._info.model,
             choices=[self._choice(pieces) for pieces in choices],
-            usage=usage,
+            usage=self._with_reasoning(usage),
         )
 
     def _choice(self, pieces: Sequence[Piece]) -> ChatChoice:
@@ -99,12 +102,23 @@ class ChatFormat:
             message=_message(answer),
             finish_reason=_finish(last.reason, called=bool(answer.tool_calls)),
             logprobs=self._logprobs(pieces),
+            stop_string=last.stop_string,
         )
 
     def _events(self, piece: Piece) -> list[AnswerEvent]:
         parser = self._parsers[piece.index]
         events = parser.push(piece.text)
-        return events + parser.flush() if piece.reason else events
+        if piece.reason:
+            events += parser.flush()
+        if any(isinstance(event, ReasoningText) for event in events):
+            self._num_reasoning[piece.index] = piece.num_tokens
+        return events
+
+    def _with_reasoning(self, usage: Usage) -> Usage:
+        if not any(self._num_reasoning):
+            return usage
+        details = CompletionTokensDetails(reasoning_tokens=sum(self._num_reasoning))
+        return usage.model_copy(update={"completion_tokens_details": details})
 
     def _logprobs(self, pieces: Sequence[Piece]) -> ChatLogprobs | None:
         if not self._with_logprobs:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from windlass.engine.metrics import EngineMetrics
 from windlass.serve.call import Call, Chunk_co, Response_co
@@ -104,6 +104,26 @@ class AsyncMLCEngine(MLCEngineBase):
     def completions(self) -> AsyncCompletions:
         """Text calls: ``await engine.completions.create(...)``."""
         return AsyncCompletions(self)
+
+    @classmethod
+    async def load(cls, model: str | None = None, device: str = "auto", **arguments: Any) -> Self:
+        """Construct an engine without blocking the event loop; the arguments are those of the constructor.
+
+        Cancelling cuts the load short; nothing of it is left when the cancelled task goes on.
+
+        Raises:
+            LoadError: the model cannot be loaded; nothing of it stays behind.
+            ValueError: an argument is out of range.
+        """
+        import asyncio  # its user has imported it long ago; an engine without event loops starts without it
+
+        engine = cls.__new__(cls)
+        try:
+            await run_in_thread(lambda: MLCEngineBase.__init__(engine, model, device, **arguments))
+        except asyncio.CancelledError:
+            await run_in_thread(engine.terminate)
+            raise
+        return engine
 
     async def abort(self, request_id: str) -> None:
         """End the call of that id with ``RequestAbortedError``; unknown and finished ids are ignored."""

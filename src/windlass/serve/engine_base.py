@@ -16,7 +16,7 @@ from windlass.demo import model_directory
 from windlass.engine.exit import forget, stop_at_exit
 from windlass.engine.loop import EngineCore
 from windlass.engine.metrics import EngineMetrics
-from windlass.engine.state import EngineState, Lifecycle
+from windlass.engine.state import EngineHealth, EngineState, Lifecycle
 from windlass.engine.threads import EngineThread, join
 from windlass.engine.tracing import TraceRecorder
 from windlass.errors import EngineError, InvalidRequestError
@@ -37,6 +37,8 @@ class MLCEngineBase:
     ``terminate()`` is the documented way to end it; ``with`` does it at the end of a block. The threads know the core
     only, never this object, so that dropping the last reference ends them too (with a ``ResourceWarning``).
     """
+
+    _terminated = False
 
     def __init__(
         self,
@@ -65,13 +67,13 @@ class MLCEngineBase:
         Raises:
             LoadError: the model cannot be loaded; nothing of it stays behind.
             ValueError: an argument is out of range or conflicts with ``engine_config``.
+            EngineTerminatedError: another thread called ``terminate()`` meanwhile.
         """
-        self._terminated = False
         self._closed = False
         self._in_terminate = False
         self._terminate_lock = threading.RLock()
         self._load_lock = threading.RLock()
-        self._lifecycle = Lifecycle()
+        self._lifecycle = Lifecycle()  # after the locks: terminate() takes an engine without it for one not begun
         self._exit_drain_timeout = exit_drain_timeout
         self._trace = TraceRecorder() if enable_tracing else None
         check_device(device)
@@ -80,12 +82,16 @@ class MLCEngineBase:
         )
         self._loader: int | None = None
         self._loops_told = False
-        try:
-            self._start(_load(self._settings))
-        except BaseException as error:
-            release_frames(error)
-            return_free_memory()
-            raise
+        with self._load_lock:
+            try:
+                self._start(_load(self._settings, self._refuse_load))
+            except BaseException as error:
+                release_frames(error)
+                return_free_memory()
+                raise
+        if self._terminated:
+            self.terminate()
+            raise self._lifecycle.terminated()
 
     def _start(self, loaded: LoadedModel) -> None:
         """Start the engine's threads, the last thing that construction does; when that fails, all is undone."""
@@ -144,6 +150,17 @@ class MLCEngineBase:
     def state(self) -> EngineState:
         """Where the engine is in its life."""
         return self._lifecycle.current
+
+    @property
+    def health(self) -> EngineHealth:
+        """What can be told of the engine from outside. Works in every state, waits for nothing."""
+        core = self._core
+        return EngineHealth(
+            self.state,
+            self._lifecycle.cause,
+            is_busy=core is not None and core.num_open > 0,
+            progress=0 if core is None else core.progress,
+        )
 
     @property
     def trace_recorder(self) -> TraceRecorder | None:
@@ -220,7 +237,8 @@ class MLCEngineBase:
         Idempotent and safe from any thread, also on an engine whose constructor raised. Open requests raise
         ``EngineTerminatedError``; with ``drain=True`` new requests are refused first while accepted ones finish, for
         at most ``timeout`` seconds. When another thread is terminating, this waits for it; from an engine thread, or
-        from within a terminate of the same thread, it returns at once.
+        from within a terminate of the same thread, it returns at once. A constructor that is at work in another thread
+        is cut short, and waited for.
         """
         lifecycle: Lifecycle | None = self.__dict__.get("_lifecycle")
         if lifecycle is None or self._closed or lifecycle.forked:
@@ -232,8 +250,11 @@ class MLCEngineBase:
         if drain and not within and not self._terminated:
             self._drain(timeout)
         self._terminated = True
-        if not built:
-            return
+        if "_ffi" not in self.__dict__:
+            # A constructor in another thread sees the flag, and undoes what it has built, unless it has just finished.
+            with self._load_lock:
+                if "_ffi" not in self.__dict__:
+                    return
         if within:
             self._stop_loops()
             return
@@ -331,6 +352,7 @@ class MLCEngineBase:
     def _refuse_load(self) -> None:
         """Cut a load short when the engine is being terminated."""
         if self._terminated:
+            self._lifecycle.advance(EngineState.TERMINATING)
             raise self._lifecycle.terminated()
 
     def _join_loops(self) -> None:
@@ -373,7 +395,7 @@ class MLCEngineBase:
             raise
 
 
-def _load(settings: EngineConfig, interrupt: Callable[[], None] | None = None) -> LoadedModel:
+def _load(settings: EngineConfig, interrupt: Callable[[], None]) -> LoadedModel:
     """Load the model that ``settings`` name, or the demo model."""
     if settings.model is None:
         return load_model(DEMO_NAME, model_directory(), settings, interrupt=interrupt)

@@ -37,7 +37,8 @@ class ScoredToken:
 class Piece:
     """New text of one choice; ``reason`` is set on its last piece. ``num_tokens`` counts all its tokens so far.
 
-    ``scored`` has the tokens that came since the piece before, when logprobs were asked for.
+    ``scored`` has the tokens that came since the piece before, when logprobs were asked for. ``stop_string`` is the one
+    that ended the choice, if one did.
     """
 
     index: int
@@ -45,6 +46,7 @@ class Piece:
     num_tokens: int
     reason: FinishReason | None
     scored: tuple[ScoredToken, ...] = ()
+    stop_string: str | None = None
 
 
 _KEY = "ending"
@@ -246,5 +248,6 @@ class ChoiceOutput:
         self._send(text, reason)
 
     def _send(self, text: str, reason: FinishReason | None) -> None:
-        self._mailbox.put(Piece(self._index, text, self._num_tokens, reason, tuple(self._scored)))
+        stop = self._stops.found
+        self._mailbox.put(Piece(self._index, text, self._num_tokens, reason, tuple(self._scored), stop))
         self._scored.clear()

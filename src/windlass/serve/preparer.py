@@ -215,7 +215,7 @@ def _work(jobs: deque[_Job[Any]], wakeups: SimpleQueue[bool]) -> None:
 async def run_in_thread(work: Callable[[], None]) -> None:
     """Run ``work`` in a thread of its own and wait for both; a cancelled wait leaves it running to its end."""
     job = _TaskJob(work, lambda _: None)
-    thread = threading.Thread(target=job.run, name="windlass-terminate", daemon=True)
+    thread = threading.Thread(target=job.run, name="windlass-task", daemon=True)
     thread.start()
     try:
         await job.wait()

@@ -118,6 +118,11 @@ class ChatTemplate:
 
         return knows_thinking("".join(self.sources.values()))
 
+    @cached_property
+    def switches_thinking(self) -> bool:
+        """Whether the template takes ``enable_thinking``, which says whether the model is to think aloud."""
+        return any("enable_thinking" in source for source in self.sources.values())
+
     @property
     def supports_tools(self) -> bool:
         """Whether the template shows tools to the model."""
@@ -233,6 +238,22 @@ def read_chat_template(
             sources = _named_sources(source, directory / name)
             return ChatTemplate(sources, tokenizer=tokenizer, origin=directory / name, findings=findings)
     return None
+
+
+def gguf_chat_template(metadata: Mapping[str, Any], tokenizer: Tokenizer, path: Path) -> ChatTemplate | None:
+    """The chat template of the GGUF file ``path``, or None: ``tokenizer.chat_template``, and others by their names.
+
+    Raises:
+        LoadError: it is not valid.
+    """
+    key = "tokenizer.chat_template"
+    source = metadata.get(key)
+    if source is None:
+        return None
+    named = {name.removeprefix(f"{key}."): text for name, text in metadata.items() if name.startswith(f"{key}.")}
+    if not all(isinstance(text, str) for text in (source, *named.values())):
+        raise LoadError(path, f"{key} must be a string")
+    return ChatTemplate({**named, "default": source}, tokenizer=tokenizer, origin=path)
 
 
 def _named_sources(source: object, path: Path) -> dict[str, str]:

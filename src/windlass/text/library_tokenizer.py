@@ -67,6 +67,25 @@ def read_library_tokenizer(directory: Path) -> tuple[LibraryEncoder, TokenizerFa
     raise LoadError(directory, f"has no tokenizer; {accepted}")
 
 
+def read_library_json(text: str, path: Path, config: Mapping[str, Any]) -> tuple[LibraryEncoder, TokenizerFacts, Path]:
+    """Make a tokenizer from the text of a tokenizer.json.
+
+    Args:
+        text: the whole tokenizer.
+        path: the file that it was made from.
+        config: named special tokens and settings, as in tokenizer_config.json.
+
+    Raises:
+        LoadError: the library refuses it.
+    """
+    try:
+        return _prepared(_Library.from_str(text), path, config)
+    except (LoadError, MemoryError):
+        raise
+    except Exception as error:  # the library raises bare Exception for what it does not accept
+        raise LoadError(path, f"its tokenizer is broken: {error}") from error
+
+
 def _prepared(library: _Library, path: Path, config: Mapping[str, Any]) -> tuple[LibraryEncoder, TokenizerFacts, Path]:
     library.no_truncation()
     library.no_padding()

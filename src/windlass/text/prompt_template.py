@@ -24,6 +24,10 @@ class PromptTemplate(Protocol):
         """Whether the models of this template think aloud between ``<think>`` and ``</think>``."""
 
     @property
+    def switches_thinking(self) -> bool:
+        """Whether the template takes ``enable_thinking``, which says whether the model is to think aloud."""
+
+    @property
     def supports_tools(self) -> bool:
         """Whether the template shows tools to the model."""
 

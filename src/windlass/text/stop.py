@@ -17,6 +17,9 @@ class StopStrings:
     Args:
         stops: the stop strings.
 
+    Attributes:
+        found: the stop string that ended the text, once there is one.
+
     Raises:
         InvalidRequestError: a stop string is empty.
     """
@@ -26,18 +29,20 @@ class StopStrings:
             raise InvalidRequestError("a stop string must not be empty", param="stop")
         self._stops = tuple(dict.fromkeys(stops))
         self._held = ""
-        self.stopped = False
+        self.found: str | None = None
 
     def push(self, text: str) -> tuple[str, bool]:
         """(the text that may be passed on, whether a stop string was found). After a stop there is no more text."""
-        if not self._stops or self.stopped:
-            return ("" if self.stopped else text), self.stopped
+        if self.found is not None:
+            return "", True
+        if not self._stops:
+            return text, False
         text = self._held + text
-        found = [(start + len(stop), start) for stop in self._stops if (start := text.find(stop)) >= 0]
+        found = [(start + len(stop), start, stop) for stop in self._stops if (start := text.find(stop)) >= 0]
         if found:
-            self.stopped = True
+            _, start, self.found = min(found)
             self._held = ""
-            return text[: min(found)[1]], True
+            return text[:start], True
         cut = self._undecided_from(text)
         self._held = text[cut:]
         return text[:cut], False

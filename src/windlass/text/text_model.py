@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from windlass.errors import InvalidRequestError
 from windlass.text.byte_decoding import ByteDecoding
-from windlass.text.chat_template import ChatTemplate, Findings, read_chat_template
+from windlass.text.chat_template import ChatTemplate, Findings, gguf_chat_template, read_chat_template
 from windlass.text.detokenizer import IncrementalDetokenizer
 from windlass.text.generation import GenerationDefaults, read_generation_defaults
 from windlass.text.prompt_template import PromptTemplate
@@ -120,10 +120,37 @@ class TextModel:
             prompts_begin_with_bos=mlc_config is None,
         )
 
+    @classmethod
+    def from_gguf(cls, path: Path, metadata: Mapping[str, Any]) -> TextModel:
+        """The text side of the GGUF file ``path``.
+
+        Raises:
+            LoadError: it has no tokenizer, or something that this engine does not know.
+        """
+        from windlass.text.gguf_tokenizer import read_gguf_tokenizer, read_stop_ids  # with the library, 30 ms to import
+
+        tokenizer = Tokenizer(*read_gguf_tokenizer(path, metadata))
+        template = gguf_chat_template(metadata, tokenizer, path)
+        stop_ids = read_stop_ids(path, metadata)
+        return cls(
+            tokenizer=tokenizer,
+            template=template,
+            tools_template=None,
+            defaults=GenerationDefaults(stop_token_ids=stop_ids),
+            stop_token_ids=stop_ids.union(template.stop_token_ids if template else ()),
+            stop_strings=template.stop_strings if template else (),
+            prompts_begin_with_bos=True,
+        )
+
     @property
     def vocab_size(self) -> int | None:
         """One more than the largest id of the tokenizer; None with a placeholder."""
         return self.tokenizer.vocab_size
+
+    @property
+    def switches_thinking(self) -> bool:
+        """Whether the chat template takes ``enable_thinking``."""
+        return self.template is not None and self.template.switches_thinking
 
     def encode_prompt(self, text: str) -> list[int]:
         """Token ids of a text to continue.

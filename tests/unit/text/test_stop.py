@@ -55,6 +55,18 @@ def test_the_earliest_complete_stop_string_wins() -> None:
     assert run(["bcd", "abcd"], ["xabcd"]) == ("x", True)
 
 
+def test_the_stop_string_that_ended_the_text_is_known() -> None:
+    for stops, text, found in (
+        (["END", "STOP"], "a STOP", "STOP"),
+        (["bcd", "abcd"], "xabcd", "abcd"),
+        (["END"], "a", None),
+    ):
+        watch = StopStrings(stops)
+        for character in text:
+            watch.push(character)
+        assert watch.found == found
+
+
 def test_after_a_stop_there_is_no_more_text() -> None:
     watch = StopStrings(["END"])
     assert watch.push("some textEN") == ("some text", False)

@@ -1,0 +1,29 @@
+"""OpenAI's description of its API, as a judge of what a server answers."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import yaml
+
+
+class OpenAISchema:
+    """The schemas of ``openapi.yaml``, by name."""
+
+    def __init__(self, path: Path) -> None:
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        self._document = yaml.load(path.read_bytes(), loader)  # noqa: S506  (both are safe loaders)
+
+    def check(self, name: str, value: Any) -> None:
+        """Raise jsonschema.ValidationError where ``value`` is not what the schema of that name says."""
+        schema = {**self._document, "$ref": f"#/components/schemas/{name}"}
+        jsonschema.Draft202012Validator(schema).validate(value)
+
+
+@functools.cache
+def openai_schema(data_dir: Path) -> OpenAISchema:
+    """The schemas in the directory of test data; reading them takes seconds, so it is done once."""
+    return OpenAISchema(data_dir / "openai" / "openapi.yaml")
