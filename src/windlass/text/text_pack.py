@@ -86,7 +86,7 @@ class TextPack:
         if cache is None or name is None:
             return
         from windlass.text.library_tokenizer import LibraryEncoder  # the library takes 30 ms to import
-        from windlass.text.packed_bpe import pack_bpe
+        from windlass.text.packing import pack_bpe
 
         if not isinstance(encoder, LibraryEncoder):
             return

@@ -19,7 +19,8 @@ from windlass.errors import InvalidRequestError
 from windlass.text.byte_decoding import byte_level_alphabet
 from windlass.text.library_tokenizer import LibraryEncoder
 from windlass.text.library_unicode import NO_NORMALIZATION, character_tables, normal_tables
-from windlass.text.packed_bpe import PackedBpe, pack_bpe
+from windlass.text.packed_bpe import PackedBpe
+from windlass.text.packing import pack_bpe
 from windlass.text.split_patterns import GPT2, UnknownPatternError, parse, read_cuts, tables_of
 from windlass.text.tokenizer import Tokenizer
 
