@@ -77,7 +77,7 @@ class TextPack:
         return cls(Tokenizer.from_directory(directory), None, cache, name)
 
     def keep(self, findings: Findings | None) -> None:
-        """Keep a pack that was made anew, if it is of a kind that can be kept.
+        """Keep a pack that was made anew, if it is of a kind that can be kept; ``tokenizer`` then encodes with it.
 
         Args:
             findings: what became known of the chat template.
@@ -86,6 +86,7 @@ class TextPack:
         if cache is None or name is None:
             return
         from windlass.text.library_tokenizer import LibraryEncoder  # the library takes 30 ms to import
+        from windlass.text.packed_bpe import PackedBpe
         from windlass.text.packing import pack_bpe
 
         if not isinstance(encoder, LibraryEncoder):
@@ -106,6 +107,8 @@ class TextPack:
         checksum = zlib.crc32(tables, zlib.crc32(text))
         data = _HEAD.pack(_MAGIC, checksum, len(text), len(tables)) + text + tables
         cache.write(name, len(data), lambda descriptor: _write(descriptor, data))
+        facts, path = self.tokenizer.facts, self.tokenizer.path
+        self.tokenizer = Tokenizer(PackedBpe(meta, memoryview(tables)), facts, path)
 
 
 def _name(directory: Path) -> str | None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
+import threading
+import time
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
@@ -171,6 +174,35 @@ def test_the_ids_of_any_text(qwen2: Tokenizer, qwen2_packed: Tokenizer, text: st
 def test_a_lone_surrogate_is_refused(qwen2_packed: Tokenizer) -> None:
     with pytest.raises(TypeError, match="lone surrogate"):
         qwen2_packed.encoder.encode("a\ud800")
+
+
+@pytest.mark.parametrize("text", ["a" * 100_000, "ab" * 50_000, " " * 100_000, "!?" * 50_000, "\u0301\u0323" * 20_000])
+def test_a_word_of_any_length(qwen2: Tokenizer, qwen2_packed: Tokenizer, text: str) -> None:
+    assert qwen2_packed.encode(text) == qwen2.encode(text)
+
+
+def test_other_threads_go_on_meanwhile(qwen2_packed: Tokenizer) -> None:
+    count, stop = 0, threading.Event()
+
+    def run() -> None:
+        nonlocal count
+        while not stop.is_set():
+            count += 1
+            time.sleep(0)  # gives the interpreter's lock away, and takes it again
+
+    interval = sys.getswitchinterval()
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        sys.setswitchinterval(1000)  # from here on nobody has to give it away
+        before = count
+        qwen2_packed.encode("a" * 300_000)
+        after = count
+    finally:
+        sys.setswitchinterval(interval)
+        stop.set()
+        thread.join(60)
+    assert after > before
 
 
 @pytest.mark.parametrize("pair", [False, True], indirect=True, ids=["merges", "whole-words"])
