@@ -43,10 +43,10 @@ def pack_bpe(tokenizer_json: str, entries: Sequence[str | None]) -> tuple[dict[s
 
 def _tables(whole: Mapping[str, Any], entries: Sequence[str | None]) -> tuple[dict[str, array[int] | bytes], bool]:
     """All tables of a tokenizer.json, and whether it brings text to form C."""
-    vocabulary = _vocabulary_tables(whole["model"], entries)
-    normalizes = _normalizes(whole.get("normalizer"))
-    added = _added_tables(whole["added_tokens"], normalizes=normalizes)
     patterns = tables_of(read_cuts(whole.get("pre_tokenizer")))
+    normalizes = _normalizes(whole.get("normalizer"))
+    added = _added_tables(whole["added_tokens"], len(entries), normalizes=normalizes)
+    vocabulary = _vocabulary_tables(whole["model"], entries)
     normal = normal_tables() if normalizes else NO_NORMALIZATION
     characters = character_tables(patterns.charsets, normal)
     decomposing = sorted(normal.decompositions)
@@ -123,7 +123,9 @@ def _normalizes(normalizer: object) -> bool:
     raise UnknownPatternError("another normalization")
 
 
-def _added_tables(added: Sequence[Mapping[str, Any]], *, normalizes: bool) -> dict[str, array[int] | bytes]:
+def _added_tables(
+    added: Sequence[Mapping[str, Any]], num_ids: int, *, normalizes: bool
+) -> dict[str, array[int] | bytes]:
     """Special tokens are never looked for, but keep others from being found within them."""
     if any(not token["special"] and (token["single_word"] or token["lstrip"] or token["rstrip"]) for token in added):
         raise UnknownPatternError("an added token that looks around itself")
@@ -133,6 +135,8 @@ def _added_tables(added: Sequence[Mapping[str, Any]], *, normalizes: bool) -> di
     ]
     if len(set(texts)) < len(texts) or not all(texts):
         raise UnknownPatternError("added tokens that are alike, or empty")
+    if any(token["id"] > num_ids for token in added):
+        raise UnknownPatternError("an added token far beyond the vocabulary")
     ids = [_NO_ID if token["special"] else token["id"] for token in added]
     written = [text.encode() for text in texts]
     return {

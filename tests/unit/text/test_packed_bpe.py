@@ -406,6 +406,9 @@ def test_kinds_of_bpe_that_are_not_known(qwen2: Tokenizer) -> None:
     assert pack_bpe(json.dumps({**plain, "pre_tokenizer": {"type": "Whitespace"}}), ["a", "b"]) is None
     assert pack_bpe(json.dumps({**plain, "normalizer": {"type": "NFKC"}}), ["a", "b"]) is None
     assert pack_bpe(json.dumps(plain), ["a", "hidden"]) is None
+    token = {**whole["added_tokens"][0], "id": 3}
+    assert pack_bpe(json.dumps({**plain, "added_tokens": [token]}), ["a", "b"]) is None
+    assert pack_bpe(json.dumps({**plain, "added_tokens": [token, token]}), ["a", "b", None]) is None
     prefixed = {"type": "ByteLevel", "add_prefix_space": True, "use_regex": True}
     assert pack_bpe(json.dumps({**plain, "pre_tokenizer": prefixed}), ["a", "b"]) is None
 
