@@ -109,6 +109,7 @@ class TextModel:
                 tools_template = read_chat_template(directory, tokenizer, pack.findings)
             made = next((one for one in (template, tools_template) if isinstance(one, ChatTemplate)), None)
             pack.keep(None if made is None else made.findings)
+            tokenizer = pack.tokenizer
         defaults = read_generation_defaults(directory, config, mlc_config, tokenizer.eos_id)
         return cls(
             tokenizer=tokenizer,
