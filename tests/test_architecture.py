@@ -38,6 +38,7 @@ THIRD_PARTY = {
     "anyio": {"server"},
     "click": {"cli"},
     "fastapi": {"server"},
+    "h11": {"server"},
     "huggingface_hub": {"weights"},
     "jinja2": {"text"},
     "numpy": {"quantization", "weights", "program", "native", "engine", "models", "serve"},

@@ -11,7 +11,19 @@ from typing import Any
 import pytest
 
 from support.http_streams import CHAT, ENDLESS, TEXT, Exchange, body_of, endings
-from support.lifecycle import LIMIT, LONG, MIDDLE, PROMPT, QUESTION, Gate, core_of, num_pages, slow_down, wait_for, write_shape
+from support.lifecycle import (
+    LIMIT,
+    LONG,
+    MIDDLE,
+    PROMPT,
+    QUESTION,
+    Gate,
+    core_of,
+    num_pages,
+    slow_down,
+    wait_for,
+    write_shape,
+)
 from support.server import RunningServer, serving, until
 from windlass import EngineConfig
 from windlass.server.served import ModelSpec

@@ -17,7 +17,7 @@ import pytest
 
 from support.baseline import Baseline
 from support.http_streams import CHAT, ENDLESS, TEXT, Exchange, body_of, endings
-from support.lifecycle import LIMIT, PROMPT, QUESTION, Gate, Started, core_of, slow_down, wait_for
+from support.lifecycle import LIMIT, PROMPT, QUESTION, Gate, core_of, slow_down
 from support.server import RunningServer, server_process, serving, until
 from windlass.engine.state import EngineState
 from windlass.server import run
@@ -104,9 +104,14 @@ def test_L22_a_second_signal_cuts_the_drain_short_and_a_third_does_no_harm() -> 
 
 
 def test_L22_a_request_whose_body_is_still_arriving_is_refused() -> None:
-    with slow_server(drain_timeout=LIMIT) as server, closing(socket.create_connection(("127.0.0.1", server.port))) as half:
+    with (
+        slow_server(drain_timeout=LIMIT) as server,
+        closing(socket.create_connection(("127.0.0.1", server.port))) as half,
+    ):
         half.settimeout(LIMIT)
-        head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n"
+        head = (
+            f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n"
+        )
         half.sendall(head.encode() + b"{")
         time.sleep(0.05)  # it is being read; nothing to see
         server.stop()
@@ -136,7 +141,9 @@ def test_L22_a_body_that_ends_during_the_drain_is_refused() -> None:
 
 def test_L22_whoever_waits_for_a_sequence_is_served_too() -> None:
     with slow_server(drain_timeout=LIMIT) as server:
-        exchanges = [Exchange(server.port, body_of(CHAT, stream=True, **{**FINITE, "max_tokens": 20})) for _ in range(12)]
+        exchanges = [
+            Exchange(server.port, body_of(CHAT, stream=True, **{**FINITE, "max_tokens": 20})) for _ in range(12)
+        ]
         until(lambda: core_of(server.engine).num_open == 12)
         server.stop()
         for exchange in exchanges:

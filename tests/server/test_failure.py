@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,17 @@ from typing import Any
 import pytest
 
 from support.http_streams import CHAT, ENDLESS, TEXT, Exchange, body_of, endings
-from support.lifecycle import LIMIT, MIDDLE, PROMPT, QUESTION, Gate, core_of, replace_run, slow_down, wait_for, write_shape
+from support.lifecycle import (
+    LIMIT,
+    MIDDLE,
+    PROMPT,
+    QUESTION,
+    Gate,
+    core_of,
+    replace_run,
+    slow_down,
+    write_shape,
+)
 from support.server import DEMO, RunningServer, server_process, serving, until
 from windlass import EngineConfig
 from windlass.program.executor import Batch
@@ -142,9 +152,7 @@ def test_L25_an_idle_engine_is_not_stuck(monkeypatch: pytest.MonkeyPatch) -> Non
             assert server.request("GET", "/livez").status == 200
 
 
-def test_L25_a_long_prefill_is_not_taken_for_a_stuck_engine(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_L25_a_long_prefill_is_not_taken_for_a_stuck_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "WATCH_SECONDS", 0.05)
     model = write_shape(tmp_path, **MIDDLE)
     config = EngineConfig(

@@ -1,4 +1,4 @@
-"""A server as a process: its port opens early, and whatever goes wrong at the start is one line and an exit code (L21)."""
+"""A server as a process: its port opens early; what goes wrong at the start is one line and an exit code (L21)."""
 
 from __future__ import annotations
 
@@ -139,7 +139,9 @@ def test_L21_a_port_in_use_is_one_line_and_1() -> None:
             assert server.lines == [f"error: cannot listen on 127.0.0.1 port {port}: Address already in use"]
 
 
-@pytest.mark.parametrize("arguments", [["--no-such-flag"], ["--port", "70000"], ["--host", "0.0.0.0"], ["--threads", "0"]])
+@pytest.mark.parametrize(
+    "arguments", [["--no-such-flag"], ["--port", "70000"], ["--host", "192.0.2.1"], ["--threads", "0"]]
+)
 def test_L21_wrong_usage_is_2(arguments: list[str]) -> None:
     with server_process(*arguments) as server:
         assert server.wait() == 2

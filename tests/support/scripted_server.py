@@ -96,7 +96,7 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  (its name in the base class)
         """Say nothing."""
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         if self.path in PATHS:
             name = PATHS[self.path]
             content = (files("windlass.server") / "page" / name).read_bytes()
@@ -115,7 +115,7 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self.answer_json(404, {"error": {"message": "there is no such route"}}, {})
 
-    def do_POST(self) -> None:  # noqa: N802
+    def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if self._has_key():
             self.server.asked.append(body)

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,7 +114,8 @@ class RunningServer:
 
     def stop(self) -> None:
         """What a signal does."""
-        self._loop.call_soon_threadsafe(self.server.stop)
+        with suppress(RuntimeError):  # it is down already
+            self._loop.call_soon_threadsafe(self.server.stop)
 
     def join(self, limit: float = LIMIT) -> int | None:
         """Wait for the end; the exit code."""

@@ -14,15 +14,13 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from windlass.server.api_errors import ApiError, ClientGone, api_error_of
+from windlass.server.connections import ABORT
 from windlass.server.tasks import cancelled
 
 Result = TypeVar("Result")
 log = logging.getLogger("windlass.server")
 
 DONE = b"data: [DONE]\n\n"
-
-ABORT = "windlass.abort"
-"""Among the extensions of a scope: a function that ends the connection now, without what is still unsent."""
 
 
 def data_event(value: str | bytes) -> bytes:

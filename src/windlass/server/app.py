@@ -14,8 +14,9 @@ from starlette.types import ASGIApp
 from windlass import __version__
 from windlass.errors import WindlassError
 from windlass.server.api_errors import ApiError, ClientGone
+from windlass.server.bodies import BodyLimit
 from windlass.server.context import Context
-from windlass.server.guard import OPEN_PATHS, ErrorBoundary, Guard, error_response, response_to
+from windlass.server.guard import OPEN_PATHS, CrossOrigin, ErrorBoundary, Guard, NoSniff, error_response, response_to
 from windlass.server.openapi import finish
 from windlass.server.routes import chat, completions, messages, models, page, probes, responses
 from windlass.server.settings import ServerSettings
@@ -58,7 +59,12 @@ def make_api(context: Context) -> FastAPI:
 
 def make_app(context: Context) -> ASGIApp:
     """Return what uvicorn serves."""
-    return ErrorBoundary(Guard(make_api(context), context.settings))
+    settings = context.settings
+    app: ASGIApp = BodyLimit(make_api(context), each=settings.max_body_bytes, together=settings.max_bodies_bytes)
+    app = ErrorBoundary(Guard(app, settings))
+    if settings.cors_origins:
+        app = CrossOrigin(app, settings.cors_origins)
+    return NoSniff(app)
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:

@@ -48,7 +48,7 @@ async def respond(request: Request, context: Context, create: Create, ignored: f
         ClientGone: the client left before it was answered.
     """
     settings = context.settings
-    arguments = await read_json(request, settings.max_body_bytes)
+    arguments = await read_json(request)
     model = context.served.find(arguments.get("model"))
     stream = arguments.pop("stream", None) or False
     if not isinstance(stream, bool):

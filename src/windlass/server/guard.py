@@ -1,14 +1,16 @@
-"""What stands before all routes: which hosts, which keys, and how every error looks. Pure ASGI."""
+"""What stands before all routes: which hosts, pages and keys, and how every error looks. Pure ASGI."""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
+import ipaddress
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -21,7 +23,11 @@ log = logging.getLogger("windlass.server")
 OPEN_PATHS = frozenset({"/livez", "/readyz", "/health", *page.PATHS})
 """What needs no key: the probes, and the page, which asks its reader for one."""
 
-LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]", "::1"})
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+"""Methods that change nothing."""
+
+MAX_HEADERS = 100
+_CLOSE = {"connection": "close"}
 
 
 def error_response(error: ApiError, path: str) -> Response:
@@ -73,36 +79,73 @@ class ErrorBoundary:
 
 
 class Guard:
-    """Lets in only who names a known host and has a key, where there are keys. Denies by default."""
+    """Lets in only who names a known host, comes from no foreign page and has a key, where there are keys.
+
+    Denies by default: what needs no key is written down in ``OPEN_PATHS``.
+    """
 
     def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
         self._app = app
+        self._max_header_bytes = settings.max_header_bytes
         self._digests = [_digest(key.encode()) for key in settings.api_keys]
-        self._hosts = LOOPBACK_HOSTS.union({settings.host}, settings.allowed_hosts) if settings.is_local else None
+        named = {name.lower() for name in settings.allowed_hosts}
+        self._hosts = {"localhost", settings.host.lower()} | named if settings.is_local or named else None
+        self._origins = frozenset(settings.cors_origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check, and pass on."""
-        if scope["type"] == "http":
-            headers = Headers(scope=scope)
-            self._check_host(headers.get("host", ""))
-            if scope["path"] not in OPEN_PATHS:
-                self._check_key(headers)
+        headers = Headers(scope=scope)
+        self._check_head(scope, headers)
+        self._check_host(headers.get("host", ""), scope.get("server"))
+        self._check_origin(scope["method"], headers)
+        if scope["path"] not in OPEN_PATHS:
+            self._check_key(headers)
+        if scope["method"] == "HEAD":  # the connection drops the body
+            scope = {**scope, "method": "GET"}
         await self._app(scope, receive, send)
 
-    def _check_host(self, host: str) -> None:
+    def _check_head(self, scope: Scope, headers: Headers) -> None:
+        if "transfer-encoding" in headers and ("content-length" in headers or scope["http_version"] == "1.0"):
+            # A proxy in front may go by the other one, and take a part of the body for a request of its own.
+            raise ApiError(400, "the length of the body is ambiguous", code="malformed_request", headers=_CLOSE)
+        if not scope["path"].startswith("/"):
+            raise ApiError(400, "the target of a request must be a path", code="malformed_request", headers=_CLOSE)
+        size = len(scope.get("raw_path") or b"") + len(scope["query_string"])
+        size += sum(len(name) + len(value) for name, value in headers.raw)
+        if len(headers.raw) > MAX_HEADERS or size > self._max_header_bytes:
+            raise ApiError(431, "the head of the request is too long", code="headers_too_large")
+
+    def _check_host(self, host: str, server: tuple[str, int] | None) -> None:
         # A page of another site that had its own name point here would be let in by the browser (DNS rebinding).
         name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() else host
-        if self._hosts is not None and name.lower() not in self._hosts:
+        if self._hosts is None or name.lower() in self._hosts:
+            return
+        try:
+            address = ipaddress.ip_address(name.removeprefix("[").removesuffix("]"))
+        except ValueError:
+            address = None
+        # An address, unlike a name, cannot be made to point elsewhere: neither this machine's, nor the one it called.
+        if address is None or not (address.is_loopback or (server is not None and str(address) == server[0])):
             raise ApiError(403, "the Host header names no host of this server", code="host_not_allowed")
+
+    def _check_origin(self, method: str, headers: Headers) -> None:
+        # Browsers let any page send some requests anywhere (CSRF); they say so, and nobody else does.
+        origin, site = headers.get("origin"), headers.get("sec-fetch-site")
+        if method in SAFE_METHODS or origin in self._origins or site in ("same-origin", "none"):
+            return
+        if site is None and (origin is None or origin.partition("://")[2] == headers.get("host")):
+            return
+        raise ApiError(
+            403, "pages of this origin may not call; --cors-origin names those that may", code="origin_not_allowed"
+        )
 
     def _check_key(self, headers: Headers) -> None:
         if not self._digests:
             return
-        given = headers.get("x-api-key", "")
         scheme, _, token = headers.get("authorization", "").partition(" ")
-        if scheme.lower() == "bearer":
-            given = token.strip()
-        if not _matches_any(_digest(given.encode("utf-8", "surrogateescape")), self._digests):
+        given = (token.strip() if scheme.lower() == "bearer" else "", headers.get("x-api-key", ""))
+        # Both, so that the time taken tells nothing.
+        if sum(_matches_any(_digest(key.encode("latin-1")), self._digests) for key in given) == 0:
             raise ApiError(
                 401,
                 "a valid API key is required: send it as 'Authorization: Bearer KEY'",
@@ -119,3 +162,36 @@ def _digest(key: bytes) -> bytes:
 def _matches_any(digest: bytes, known: Iterable[bytes]) -> bool:
     """Whether ``digest`` is among ``known``, in a time that does not depend on which."""
     return sum(hmac.compare_digest(digest, one) for one in known) > 0
+
+
+class CrossOrigin:
+    """Tells browsers that pages of these origins may call."""
+
+    def __init__(self, app: ASGIApp, origins: Collection[str]) -> None:
+        self._app = app
+        self._origins = frozenset(origins)
+        self._cors = CORSMiddleware(
+            app, allow_origins=origins, allow_methods=("*",), allow_headers=("*",), expose_headers=("retry-after",)
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer what a browser asks before it sends a page's request, without a key; say nothing to other pages."""
+        known = Headers(scope=scope).get("origin") in self._origins
+        await (self._cors if known else self._app)(scope, receive, send)
+
+
+class NoSniff:
+    """Has browsers take each response for what it says that it is."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Add a header to the response."""
+
+        async def add(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["x-content-type-options"] = "nosniff"
+            await send(message)
+
+        await self._app(scope, receive, add)

@@ -10,6 +10,7 @@ import ast
 import inspect
 import textwrap
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any, cast
 
 from pydantic import BaseModel, TypeAdapter
@@ -160,9 +161,10 @@ def _hoist(node: Any, schemas: dict[str, Any]) -> None:
         schemas.setdefault(name, schema)
     for name, child in node.items():
         _hoist(child, schemas)
-        if name in ("schema", "contentSchema") and isinstance(child, dict) and child.get("type") == "object":
-            schemas.setdefault(child["title"], child)
-            node[name] = {"$ref": _REF.format(model=child["title"])}
+        title = child.get("title") if name in ("schema", "contentSchema") and isinstance(child, dict) else None
+        if title is not None and title.isidentifier():
+            schemas.setdefault(title, child)
+            node[name] = {"$ref": _REF.format(model=title)}
 
 
 def _field_docstrings(kind: type) -> dict[str, str]:
@@ -172,7 +174,7 @@ def _field_docstrings(kind: type) -> dict[str, str]:
         if isinstance(base, type) and base.__module__.startswith("windlass."):
             found.update(_field_docstrings(base))
     body = cast(ast.ClassDef, ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0]).body
-    for field, text in zip(body, body[1:], strict=False):
+    for field, text in pairwise(body):
         if (
             isinstance(field, ast.AnnAssign)
             and isinstance(field.target, ast.Name)

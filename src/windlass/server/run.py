@@ -10,6 +10,7 @@ from typing import Any
 
 from windlass.errors import WindlassError
 from windlass.server.app import make_app
+from windlass.server.connections import connection_class
 from windlass.server.context import Context
 from windlass.server.http import Http
 from windlass.server.last_call import LastCall
@@ -81,7 +82,7 @@ class Server:
             LoadError, ValueError: a model cannot be loaded.
         """
         app = LastCall(make_app(Context(self._served, self._settings)))
-        http = Http(app)
+        http = Http(app, connection_class(self._settings))
         serving = asyncio.ensure_future(http.serve([self._socket]))
         living = asyncio.ensure_future(self._live(ready))
         try:

@@ -37,7 +37,7 @@ def make_router(context: Context) -> APIRouter:
     async def create_message(request: Request) -> Response:
         """Answer a conversation, at once or as a stream of server-sent events."""
         settings = context.settings
-        given = await read_json(request, settings.max_body_bytes)
+        given = await read_json(request)
         model = context.served.find(given.get("model"))
         engine = model.engine
         text = engine.tokenizer
@@ -57,7 +57,7 @@ def make_router(context: Context) -> APIRouter:
     @router.post("/count_tokens", responses=_ERRORS)
     async def count_tokens(request: Request) -> TokenCount:
         """Count the tokens of a prompt."""
-        given = await read_json(request, context.settings.max_body_bytes)
+        given = await read_json(request)
         text = context.served.find(given.get("model")).engine.tokenizer
 
         def count() -> int:

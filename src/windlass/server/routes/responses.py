@@ -32,7 +32,7 @@ def make_router(context: Context) -> APIRouter:
     async def create_response(request: Request) -> HttpResponse:
         """Answer a conversation, at once or as a stream of server-sent events. Nothing of it is kept."""
         settings = context.settings
-        given = await read_json(request, settings.max_body_bytes)
+        given = await read_json(request)
         model = context.served.find(given.get("model"))
         engine = model.engine
         text = engine.tokenizer
