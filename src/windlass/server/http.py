@@ -18,13 +18,13 @@ TICK_SECONDS = 1.0
 
 
 class Http(uvicorn.Server):
-    """Serves ``app`` over connections of the class ``connection`` until ``close``. Belongs to one event loop."""
+    """Serves ``app`` over connections of the class ``protocol`` until ``close``. Belongs to one event loop."""
 
-    def __init__(self, app: ASGIApp, connection: type[asyncio.Protocol]) -> None:
+    def __init__(self, app: ASGIApp, protocol: type[asyncio.Protocol]) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
-                http=connection,
+                http=protocol,
                 ws="none",
                 lifespan="off",
                 log_config=None,

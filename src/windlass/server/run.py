@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import socket
 from collections.abc import Callable, Coroutine, Sequence
@@ -189,11 +190,18 @@ def serve(
         signals.listen(lambda: _call_soon(loop, server.stop))
         try:
             started(server.port)
-            return await server.run(ready=ready)
+            return await server.run(ready=lambda: _settle(ready))
         finally:
             signals.listen(_nothing)
 
     return asyncio.run(main())
+
+
+def _settle(ready: Callable[[], None]) -> None:
+    """Exempt from garbage collections what lives as long as the process: they would stop all threads to look at it."""
+    gc.collect()
+    gc.freeze()
+    ready()
 
 
 def _call_soon(loop: asyncio.AbstractEventLoop, function: Callable[[], None]) -> None:
