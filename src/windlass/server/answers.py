@@ -103,6 +103,8 @@ class EventStream(Response):
         async with aclosing(self._told()) as events:
             async for event in events:
                 await self._send(send, event, more=True)
+                # Where events are ready and the client takes them, nothing in this loop waits.
+                await asyncio.sleep(0)
         await self._send(send, b"", more=False)
 
     async def _send(self, send: Send, data: bytes, *, more: bool) -> None:
