@@ -20,6 +20,9 @@ from windlass.server.tasks import cancelled
 Result = TypeVar("Result")
 log = logging.getLogger("windlass.server")
 
+TURN_SECONDS = 0.005
+"""How long one stream may keep the event loop to itself."""
+
 DONE = b"data: [DONE]\n\n"
 
 
@@ -101,10 +104,14 @@ class EventStream(Response):
     async def _pump(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         async with aclosing(self._told()) as events:
+            clock = asyncio.get_running_loop().time
+            others_ran = clock()
             async for event in events:
                 await self._send(send, event, more=True)
-                # Where events are ready and the client takes them, nothing in this loop waits.
-                await asyncio.sleep(0)
+                if clock() - others_ran > TURN_SECONDS:
+                    # Where events are ready and the client takes them, nothing in here waits.
+                    await asyncio.sleep(0)
+                    others_ran = clock()
         await self._send(send, b"", more=False)
 
     async def _send(self, send: Send, data: bytes, *, more: bool) -> None:
