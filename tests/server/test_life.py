@@ -132,6 +132,12 @@ def test_L21_a_model_that_cannot_be_loaded_is_one_line_and_1(tmp_path: Path, fil
         assert "model" in error
 
 
+def test_L21_a_machine_that_lacks_something_is_one_line_and_1() -> None:
+    with server_process(code=WAIT_IN_LOAD.replace("interrupt()", "raise RuntimeError('no more threads')")) as server:
+        assert server.wait() == 1
+        assert server.lines[1:] == ["error: the models cannot be loaded (RuntimeError: no more threads)"]
+
+
 def test_L21_a_port_in_use_is_one_line_and_1() -> None:
     with closing(socket.create_server(("127.0.0.1", 0))) as other:
         port = other.getsockname()[1]

@@ -80,7 +80,7 @@ class Server:
             ready: called once all models are loaded.
 
         Raises:
-            LoadError, ValueError: a model cannot be loaded.
+            LoadError, StartError, ValueError: a model cannot be loaded.
         """
         app = LastCall(make_app(Context(self._served, self._settings)))
         http = Http(app, connection_class(self._settings))
@@ -99,7 +99,7 @@ class Server:
             await serving
 
     async def _live(self, ready: Callable[[], None]) -> int:
-        if not await self._unless_stopped(self._served.load()):
+        if not await self._unless_stopped(self._load()):
             return await self._drain()
         ready()
         watching = asyncio.ensure_future(self._watch())
@@ -110,6 +110,16 @@ class Server:
             return await self._drain()
         finally:
             await cancelled(watching)
+
+    async def _load(self) -> None:
+        try:
+            await self._served.load()
+        except (MemoryError, OSError, RuntimeError) as error:
+            if isinstance(error, WindlassError):
+                raise
+            # What the machine lacks: memory, threads, descriptors.
+            log.debug("the models cannot be loaded", exc_info=error)
+            raise StartError(f"the models cannot be loaded ({type(error).__name__}: {error})") from error
 
     async def _unless_stopped(self, work: Coroutine[Any, Any, object]) -> bool:
         """Wait for ``work``; a signal cuts it short. Return whether it was done."""
@@ -180,7 +190,7 @@ def serve(
         ready: called once all models are loaded.
 
     Raises:
-        StartError: the port cannot be opened.
+        StartError: the port cannot be opened, or the machine lacks what the models need.
         LoadError, ValueError: a model cannot be loaded.
     """
 
