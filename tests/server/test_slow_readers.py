@@ -60,3 +60,14 @@ def test_L5_a_client_that_reads_slowly_but_steadily_gets_everything(server: Runn
         while not data.endswith(b"0\r\n\r\n"):
             data += client.recv(1 << 14)
     assert data.count(b"data: [DONE]") == 1
+
+
+def test_L5_a_client_that_leaves_in_the_middle_of_much_is_no_news(
+    server: RunningServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(5):
+        exchange = Exchange(server.port, body_of(CHAT, stream=True, **{**MUCH, "n": 16}))
+        exchange.next_event()
+        exchange.leave()
+        until(lambda: core_of(server.engine).num_open == 0)
+    assert [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")] == []
