@@ -108,6 +108,8 @@ class Guard:
         if "transfer-encoding" in headers and ("content-length" in headers or scope["http_version"] == "1.0"):
             # A proxy in front may go by the other one, and take a part of the body for a request of its own.
             raise ApiError(400, "the length of the body is ambiguous", code="malformed_request", headers=_CLOSE)
+        if scope["http_version"] not in ("1.1", "1.0"):
+            raise ApiError(400, "the version must be HTTP/1.1", code="malformed_request", headers=_CLOSE)
         if not scope["path"].startswith("/"):
             raise ApiError(400, "the target of a request must be a path", code="malformed_request", headers=_CLOSE)
         size = len(scope.get("raw_path") or b"") + len(scope["query_string"])
