@@ -30,7 +30,7 @@ CHAT_FIELDS = frozenset(
 """Fields of OpenAI's that are taken and change nothing, since they are about accounts, storage and caches there."""
 
 COMPLETION_FIELDS: frozenset[str] = frozenset()
-OF_THE_LIBRARY = frozenset({"extra_body", "request_id"})
+OF_THE_LIBRARY = frozenset({"extra_body", "request_id", "self"})
 """Arguments of ``create()`` that make no sense in a body."""
 
 Create = Callable[..., Awaitable[Any]]

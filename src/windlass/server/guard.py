@@ -122,10 +122,12 @@ class Guard:
         name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() else host
         if self._hosts is None or name.lower() in self._hosts:
             return
+        address: ipaddress.IPv4Address | ipaddress.IPv6Address | None = None
         try:
-            address = ipaddress.ip_address(name.removeprefix("[").removesuffix("]"))
+            is_v6 = name.startswith("[") and name.endswith("]")
+            address = ipaddress.IPv6Address(name[1:-1]) if is_v6 else ipaddress.IPv4Address(name)
         except ValueError:
-            address = None
+            pass
         # An address, unlike a name, cannot be made to point elsewhere: neither this machine's, nor the one it called.
         if address is None or not (address.is_loopback or (server is not None and str(address) == server[0])):
             raise ApiError(403, "the Host header names no host of this server", code="host_not_allowed")

@@ -87,7 +87,7 @@ def request_body(
     schema = TypeAdapter(kind).json_schema(ref_template=_REF)
     properties = schema["properties"]
     for name in without:
-        del properties[name]
+        properties.pop(name, None)
     if streams:
         properties["stream"] = {
             "anyOf": [{"type": "boolean"}, {"type": "null"}],

@@ -32,7 +32,7 @@ def make_router(context: Context) -> APIRouter:
     async def create_chat_completion(request: Request) -> Response:
         """Answer a conversation, at once or as a stream of server-sent events, which ends with `[DONE]` or an error."""
 
-        def create(engine: Any, **arguments: Any) -> Any:
+        def create(engine: Any, /, **arguments: Any) -> Any:
             return engine.chat.completions.create(**arguments)
 
         return await respond(request, context, create, CHAT_FIELDS)
