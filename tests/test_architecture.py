@@ -30,7 +30,7 @@ TIERS: tuple[tuple[str, ...], ...] = (
     ("__main__",),
 )
 TIER_OF = {room: tier for tier, rooms in enumerate(TIERS) for room in rooms}
-SAME_TIER = {("native", "program")}
+SAME_TIER = {("native", "program"), ("text", "native")}
 APART = {("engine", "text"), ("engine", "protocol")}  # the core knows token ids, pages and logits only
 
 # Third-party package -> the rooms that may import it. A package that is not here may be imported nowhere.
@@ -43,7 +43,7 @@ THIRD_PARTY = {
     "jinja2": {"text"},
     "numpy": {"quantization", "weights", "program", "native", "engine", "models", "serve"},
     "pydantic": {"protocol", "serve", "server"},
-    "pydantic_core": {"server"},
+    "pydantic_core": {"protocol", "server"},
     "rich": {"cli"},
     "starlette": {"server"},
     "tokenizers": {"text"},

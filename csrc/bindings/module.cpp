@@ -13,4 +13,5 @@ NB_MODULE(_core, module) {
     windlass::bind_executor(module);
     windlass::bind_quantize(module);
     windlass::bind_sampling(module);
+    windlass::bind_text(module);
 }

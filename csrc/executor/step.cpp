@@ -18,6 +18,9 @@ constexpr std::int64_t kSharedCost = 400'000;
 constexpr std::int64_t kPiecePanels = 2;
 // Up to so many tokens a product waits for the weights.
 constexpr std::int64_t kFewTokens = 16;
+// Query tokens that attend together when there are few, and how many tiles a thread should have before there are more.
+constexpr std::int32_t kFewQueryTokens = 8;
+constexpr std::int64_t kTilesPerThread = 16;
 // Quantizing a value costs about this many multiplications.
 constexpr std::int64_t kQuantizeCost = 4;
 // An exponential costs about this many multiplications.
@@ -79,10 +82,13 @@ const PackedMatrix& Step::matrix(int weight) const {
 
 void Step::make_query_tiles() {
     resources_.query_tiles.clear();
+    // Large tiles, which read keys and values less often, where there are enough of them for all threads.
+    const std::int64_t pieces = tokens_ * resources_.cache.shape().heads / kQueryTokens;
+    const std::int32_t most = pieces >= kTilesPerThread * resources_.pool->size() ? kQueryTokens : kFewQueryTokens;
     for (std::int64_t s = 0; s < batch_.sequences(); ++s) {
         const std::int32_t end = batch_.token_starts[s + 1];
-        for (std::int32_t t = batch_.token_starts[s]; t < end; t += kQueryTokens) {
-            resources_.query_tiles.push_back({static_cast<std::int32_t>(s), t, std::min(kQueryTokens, end - t)});
+        for (std::int32_t t = batch_.token_starts[s]; t < end; t += most) {
+            resources_.query_tiles.push_back({static_cast<std::int32_t>(s), t, std::min(most, end - t)});
         }
     }
     for (const std::int32_t position : batch_.positions) {
@@ -268,14 +274,14 @@ void Step::apply(const WriteKV& op) {
                                cache.block(page, op.layer, head), position % kPageSize, head_dim, cache.shape().type});
         }
     };
-    const std::int64_t cost = kQueryTokens * op.k.width * kExponentialCost;
-    share(static_cast<std::int64_t>(resources_.query_tiles.size()), cost,
-          [&](int, std::int64_t begin, std::int64_t end) {
-              for (std::int64_t i = begin; i < end; ++i) {
-                  const Executor::QueryTile& tile = resources_.query_tiles[static_cast<std::size_t>(i)];
-                  for (int k = 0; k < tile.count; ++k) store(tile.token + k, batch_.page_starts[tile.sequence]);
-              }
-          });
+    const std::int64_t tiles = static_cast<std::int64_t>(resources_.query_tiles.size());
+    const std::int64_t cost = tokens_ * op.k.width * kExponentialCost / tiles;
+    share(tiles, cost, [&](int, std::int64_t begin, std::int64_t end) {
+        for (std::int64_t i = begin; i < end; ++i) {
+            const Executor::QueryTile& tile = resources_.query_tiles[static_cast<std::size_t>(i)];
+            for (int k = 0; k < tile.count; ++k) store(tile.token + k, batch_.page_starts[tile.sequence]);
+        }
+    });
 }
 
 AttentionJob Step::attention_job(const Attention& op, std::int64_t unit, int thread) const {

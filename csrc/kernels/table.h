@@ -27,7 +27,7 @@ inline constexpr int kPageSize = 16;
 // Pages of a sequence whose attention is one piece of work: part of the numerical scheme.
 inline constexpr int kSegmentPages = 32;
 // Most query tokens that one AttentionJob may name.
-inline constexpr int kQueryTokens = 8;
+inline constexpr int kQueryTokens = 32;
 // Rows of values in the KV cache are padded to this many elements.
 inline constexpr int kHeadPadding = 16;
 // Logits that share one maximum while a token is drawn.

@@ -102,9 +102,10 @@ struct AttentionSizes {
     std::int64_t position, window;
 };
 // Head sizes that pad, queries shared or not, windows that end within pages, blocks and segments, up to three segments.
-constexpr AttentionSizes kAttentions[] = {
-    {1, 1, 1, 0, 0},    {20, 3, 5, 0, 0},    {16, 2, 3, 5, 0},    {64, 4, 8, 60, 0},   {80, 3, 5, 130, 33},
-    {24, 5, 2, 515, 1}, {32, 2, 8, 515, 10}, {128, 8, 8, 508, 0}, {64, 2, 8, 1030, 0}, {64, 1, 8, 1100, 600}};
+constexpr AttentionSizes kAttentions[] = {{1, 1, 1, 0, 0},      {20, 3, 5, 0, 0},    {16, 2, 3, 5, 0},
+                                          {64, 4, 8, 60, 0},    {80, 3, 5, 130, 33}, {24, 5, 2, 515, 1},
+                                          {32, 2, 8, 515, 10},  {128, 8, 8, 508, 0}, {64, 2, kQueryTokens, 1030, 0},
+                                          {64, 1, 8, 1100, 600}};
 
 void check_attention(const KernelTable& table, KVType type, const AttentionSizes& sizes) {
     const int head_dim = sizes.head_dim, heads = sizes.heads, tokens = sizes.tokens;

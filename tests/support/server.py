@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -108,6 +108,10 @@ class RunningServer:
         if self.error is not None:
             raise self.error
 
+    def run(self, work: Coroutine[Any, Any, Any]) -> Any:
+        """Run a coroutine on the server's loop and wait for it."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(LIMIT)
+
     def stop(self) -> None:
         """What a signal does."""
         self._loop.call_soon_threadsafe(self.server.stop)
@@ -144,9 +148,12 @@ def serving(*specs: ModelSpec, **settings: Any) -> Iterator[RunningServer]:
 class ServerProcess:
     """``windlass serve`` as a process of its own."""
 
-    def __init__(self, *arguments: str, env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, *arguments: str, env: Mapping[str, str] | None = None, prefix: Sequence[str] = (), code: str | None = None
+    ) -> None:
+        program = ["-m", "windlass"] if code is None else ["-c", f"{code}\nfrom windlass.cli import main\nexit(main())"]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "windlass", "serve", "--port", "0", *arguments],
+            [*prefix, sys.executable, *program, "serve", "--port", "0", *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -205,9 +212,14 @@ class ServerProcess:
 
 
 @contextmanager
-def server_process(*arguments: str, env: Mapping[str, str] | None = None) -> Iterator[ServerProcess]:
-    """``windlass serve`` with ``arguments`` on a free port; killed at the end if it still runs."""
-    process = ServerProcess(*arguments, env=env)
+def server_process(
+    *arguments: str, env: Mapping[str, str] | None = None, prefix: Sequence[str] = (), code: str | None = None
+) -> Iterator[ServerProcess]:
+    """``windlass serve`` with ``arguments`` on a free port; killed at the end if it still runs.
+
+    ``prefix`` is a command that runs it, ``code`` Python that runs before it in its process.
+    """
+    process = ServerProcess(*arguments, env=env, prefix=prefix, code=code)
     try:
         yield process
     finally:

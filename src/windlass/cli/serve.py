@@ -8,6 +8,7 @@ import click
 
 from windlass.cli.options import check_quantization
 from windlass.config import EngineConfig
+from windlass.server.signals import Signals
 
 
 @click.command(context_settings={"auto_envvar_prefix": "WINDLASS_SERVE", "show_default": True})
@@ -37,6 +38,12 @@ from windlass.config import EngineConfig
 @click.option("--enable-debug", is_flag=True, help="Serve /debug routes and take debug_config.")
 def serve(model: str | None, **options: Any) -> int:
     """Serve MODEL over HTTP: a directory, HF://org/name, or nothing for the bundled demo model."""
+    with Signals() as signals:
+        return _serve(model, options, signals)
+
+
+def _serve(model: str | None, options: dict[str, Any], signals: Signals) -> int:
+    # Imported late: it takes a while, and other commands need not wait for it.
     try:
         from windlass.server.run import serve as run
         from windlass.server.served import ModelSpec, default_name
@@ -68,7 +75,7 @@ def serve(model: str | None, **options: Any) -> int:
         click.echo("windlass is ready", err=True)
 
     try:
-        return run([spec], settings, started=started, ready=ready)
+        return run([spec], settings, signals=signals, started=started, ready=ready)
     except ValueError as error:
         raise click.ClickException(str(error)) from error
 

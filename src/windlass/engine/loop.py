@@ -74,6 +74,7 @@ class EngineCore:
         self._exiting = False
         self._ended = False
         self._reruns = 0
+        self._turns = 0
         self._unpublished: list[TokenEvent] = []
         self._threads: tuple[threading.Thread, ...] = ()
         self._silent_but_for: tuple[threading.Thread, ...] | None = None
@@ -221,6 +222,12 @@ class EngineCore:
         """Calls that were accepted and are not finished."""
         return len(self._accounts)
 
+    @property
+    def progress(self) -> int:
+        """A counter that changes while the engine thread gets on, in the middle of a step too. Takes no lock."""
+        runtime = self._runtime
+        return self._turns + (0 if runtime is None else runtime.progress)
+
     def num_free_pages(self) -> int:
         """Return the pages that no request holds, after checking that every page is accounted for.
 
@@ -290,6 +297,7 @@ class EngineCore:
         cause = AbortCause.TERMINATION
         try:
             while not self._exiting:
+                self._turns += 1
                 if self._run_commands(block=not self._has_work):
                     self._publish_metrics()
                 if self._has_work and not self._exiting:

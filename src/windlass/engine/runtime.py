@@ -80,6 +80,11 @@ class Runtime:
             for executor in self._executors:
                 stack.callback(executor.close)
 
+    @property
+    def progress(self) -> int:
+        """A counter that grows while ``run`` makes progress; readable from any thread."""
+        return sum(executor.progress for executor in self._executors)
+
     def schedule(self, recorder: MetricsRecorder) -> list[Chunk]:
         """Choose the next step. Empty only when nothing waits or runs."""
         chunks = self.scheduler.schedule(self._prefill_budget())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import os
 import threading
+from dataclasses import dataclass
 
 from windlass.errors import (
     EngineError,
@@ -25,6 +26,23 @@ class EngineState(enum.Enum):
     TERMINATING = "terminating"
     TERMINATED = "terminated"
     FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineHealth:
+    """What can be told of an engine from outside, whatever its threads are doing.
+
+    Attributes:
+        state: where it is in its life.
+        failure: what made it fail, also once it has been terminated; None when nothing did.
+        is_busy: whether it has accepted calls that are not finished.
+        progress: a counter that changes while it gets on. A busy engine where it stands still for seconds is stuck.
+    """
+
+    state: EngineState
+    failure: BaseException | None
+    is_busy: bool
+    progress: int
 
 
 _ENDS = frozenset({EngineState.FAILED, EngineState.TERMINATING, EngineState.TERMINATED})

@@ -105,6 +105,17 @@ class ConfigReader:
             raise self.error(key, f"is {_show(value)}, which must be a list of strings")
         return value
 
+    def numbers(self, key: str, count: int) -> list[float] | None:
+        """The list of ``count`` finite numbers above 0 at ``key``, or None."""
+        value = self._get(key, None)
+        if value is not None and not (
+            isinstance(value, list)
+            and len(value) == count
+            and all(type(item) in (int, float) and math.isfinite(item) and item > 0 for item in value)
+        ):
+            raise self.error(key, f"is {_show(value)}, which must be a list of {count} numbers above 0")
+        return value
+
     def section(self, key: str) -> ConfigReader | None:
         """The object at ``key``, to be read and finished like this one, or None."""
         value = self._get(key, None)

@@ -36,6 +36,20 @@ class DefaultRope:
 
 
 @dataclass(frozen=True, slots=True)
+class PairFactorRope:
+    """Each pair is slowed by a factor of its own: how GGUF files have the scaling of Llama 3.1 (``rope_freqs``)."""
+
+    theta: float
+    dim: int
+    factors: tuple[float, ...]
+
+    def cos_sin(self, positions: int) -> tuple[F32, F32]:
+        """See ``RopeTable``."""
+        factors: F32 = np.array(self.factors, dtype=np.float32)
+        return _cos_sin(np.arange(positions), _inverse_frequencies(self.theta, self.dim) / factors)
+
+
+@dataclass(frozen=True, slots=True)
 class DynamicRope:
     """NTK-aware scaling that begins where the model's own length ends ("dynamic").
 
@@ -149,6 +163,9 @@ def read_rope(config: ConfigReader, *, head_dim: int, max_position_embeddings: i
         raise config.error("head_dim", f"is {head_dim}, which rotary embeddings need to be even")
     config.require("partial_rotary_factor", 1.0, "partial rotation is not supported")
     config.require("rope_interleaved", False, "interleaved rotation is not supported")
+    factors = config.numbers("rope_pair_factors", head_dim // 2)
+    if factors is not None:
+        return RopeConfig(PairFactorRope(config.number("rope_theta", default=DEFAULT_THETA), head_dim, tuple(factors)))
     old, new = config.section("rope_scaling"), config.section("rope_parameters")
     if old is not None and new is not None:
         raise config.error("rope_scaling", "and rope_parameters are both given; one of them is enough")

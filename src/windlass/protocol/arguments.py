@@ -26,7 +26,7 @@ _STRICT = ConfigDict(extra="forbid")
 
 LogitBias = Annotated[float, Field(ge=-100.0, le=100.0)]
 TokenId = Annotated[int, Field(ge=0)]
-Prompt = str | Annotated[list[TokenId], Field(min_length=1)]
+Prompt = str | Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_BYTES)]
 
 
@@ -112,7 +112,7 @@ class CommonArguments(TypedDict, total=False):
 class ChatArguments(CommonArguments, total=False):
     """Arguments of ``chat.completions.create``."""
 
-    messages: Required[Annotated[list[Message], Field(min_length=1)]]
+    messages: Required[Annotated[list[Message], Field(min_length=1, fail_fast=True)]]
     """The conversation, OpenAI's message objects; the answer's own message object may be appended to it as it is."""
     max_completion_tokens: Annotated[int, Field(ge=1)] | None
     """OpenAI's newer name of ``max_tokens``."""
@@ -134,7 +134,7 @@ class ChatArguments(CommonArguments, total=False):
 class CompletionArguments(CommonArguments, total=False):
     """Arguments of ``completions.create``."""
 
-    prompt: Required[Prompt | Annotated[list[Prompt], Field(min_length=1)]]
+    prompt: Required[Prompt | Annotated[list[Prompt], Field(min_length=1, fail_fast=True)]]
     """Text, or token ids as they are; or a list of such prompts, each of which gets its own ``n`` choices, in order."""
     logprobs: Annotated[int, Field(ge=0, le=5)] | None
     """Report each token's logprob, and this many of the likeliest tokens beside it."""

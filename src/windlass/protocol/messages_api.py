@@ -19,7 +19,7 @@ _STRICT = ConfigDict(extra="forbid")
 # A client gives back blocks as it got them, and marks some for a cache; what says nothing to a model is passed over.
 _LENIENT = ConfigDict(extra="ignore")
 
-Blocks = list[dict[str, Any]]
+Blocks = Annotated[list[dict[str, Any]], Field(fail_fast=True)]
 
 
 @with_config(_LENIENT)
@@ -53,13 +53,19 @@ class _UnusedFields(TypedDict, total=False):
     """What clients send and what changes nothing here. Accepted; not used."""
 
     cache_control: dict[str, Any] | None
+    """Accepted; not used."""
     context_management: dict[str, Any] | None
-    """It limits what a provider charges for; nothing is left out of the conversation."""
+    """Accepted; nothing is left out of the conversation."""
     diagnostics: dict[str, Any] | None
+    """Accepted; not used."""
     inference_geo: str | None
+    """Accepted; not used."""
     metadata: dict[str, Any] | None
+    """Accepted; not used."""
     service_tier: str | None
+    """Accepted; not used."""
     speed: str | None
+    """Accepted; not used."""
 
 
 @with_config(_STRICT)
@@ -165,6 +171,21 @@ class Tool(TypedDict, total=False):
     name: Required[Annotated[str, Field(min_length=1)]]
     description: str | None
     input_schema: Required[dict[str, Any]]
+
+
+class MessageEvent(BaseModel):
+    """An event of a stream, with further fields by its type. It ends with ``message_stop`` or ``error``."""
+
+    model_config = ConfigDict(extra="allow")
+    type: Literal[
+        "message_start",
+        "content_block_start",
+        "content_block_delta",
+        "content_block_stop",
+        "message_delta",
+        "message_stop",
+        "error",
+    ]
 
 
 StopReason = Literal["end_turn", "max_tokens", "stop_sequence", "tool_use", "model_context_window_exceeded"]

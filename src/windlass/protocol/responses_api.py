@@ -21,6 +21,7 @@ _LENIENT = ConfigDict(extra="ignore")
 
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 Status = Literal["in_progress", "completed", "incomplete"]
+Parts = Annotated[list[dict[str, Any]], Field(fail_fast=True)]
 Metadata = Annotated[dict[str, Annotated[str, Field(max_length=512)]], Field(max_length=MAX_METADATA)]
 
 
@@ -58,17 +59,25 @@ class _UnusedFields(TypedDict, total=False):
     """What clients send and what changes nothing here. Accepted; not used."""
 
     stream_options: dict[str, Any] | None
+    """Accepted; not used."""
     store: bool | None
-    """Nothing is kept; answers say ``"store": false``."""
+    """Accepted; nothing is kept, and answers say ``"store": false``."""
     max_tool_calls: int | None
-    """It limits the provider's own tools, of which there are none."""
+    """Accepted; it limits the tools that a provider runs, of which there are none."""
     service_tier: str | None
+    """Accepted; not used."""
     user: str | None
+    """Accepted; not used."""
     safety_identifier: str | None
+    """Accepted; not used."""
     prompt_cache_key: str | None
+    """Accepted; not used."""
     prompt_cache_retention: str | None
+    """Accepted; not used."""
     prompt_cache_options: dict[str, Any] | None
+    """Accepted; not used."""
     client_metadata: dict[str, Any] | None
+    """Accepted; not used."""
 
 
 @with_config(_STRICT)
@@ -76,11 +85,17 @@ class _RefusedFields(TypedDict, total=False):
     """What asks for more than a server that keeps nothing can do: accepted with the value that asks for nothing."""
 
     previous_response_id: str | None
+    """None: send the whole conversation as ``input``."""
     conversation: str | dict[str, Any] | None
+    """None: send the whole conversation as ``input``."""
     prompt: dict[str, Any] | None
+    """None: send ``instructions`` and ``input``."""
     background: bool | None
+    """False."""
     truncation: str | None
+    """``disabled``."""
     top_logprobs: int | None
+    """0: ``/v1/chat/completions`` has logprobs."""
 
 
 @with_config(_STRICT)
@@ -104,7 +119,7 @@ class ResponsesBody(_UnusedFields, _RefusedFields, total=False):
     parallel_tool_calls: bool | None
     reasoning: ReasoningSettings | None
     text: TextSettings | None
-    include: list[str] | None
+    include: Annotated[list[str], Field(fail_fast=True)] | None
     """Further parts of the answer; those that could only come from what this server does not have are passed over."""
     metadata: Metadata | None
     """Repeated in the answer."""
@@ -116,7 +131,7 @@ class InputMessage(TypedDict, total=False):
 
     type: Literal["message"] | None
     role: Required[Literal["user", "assistant", "system", "developer"]]
-    content: Required[str | list[dict[str, Any]]]
+    content: Required[str | Parts]
 
 
 @with_config(_LENIENT)
@@ -135,7 +150,7 @@ class InputFunctionOutput(TypedDict, total=False):
 
     type: Required[Literal["function_call_output"]]
     call_id: Required[str]
-    output: Required[str | list[dict[str, Any]]]
+    output: Required[str | Parts]
 
 
 @with_config(_LENIENT)
@@ -143,8 +158,8 @@ class InputReasoning(TypedDict, total=False):
     """What the model thought aloud before the message or call that follows."""
 
     type: Required[Literal["reasoning"]]
-    summary: list[dict[str, Any]] | None
-    content: list[dict[str, Any]] | None
+    summary: Parts | None
+    content: Parts | None
 
 
 INPUT_ITEMS: dict[str, type] = {
@@ -187,6 +202,30 @@ OTHER_TOOLS = frozenset(
 )
 """Types of tools that OpenAI runs itself, or whose calls are no JSON. Agents send some of them unasked, beside their
 functions: they are passed over there, and a response lists the tools that the model was shown."""
+
+
+class ResponseEvent(BaseModel):
+    """An event of a stream, with further fields by its type. It ends with that of the response's last status."""
+
+    model_config = ConfigDict(extra="allow")
+    type: Literal[
+        "response.created",
+        "response.in_progress",
+        "response.output_item.added",
+        "response.content_part.added",
+        "response.output_text.delta",
+        "response.output_text.done",
+        "response.reasoning_text.delta",
+        "response.reasoning_text.done",
+        "response.content_part.done",
+        "response.function_call_arguments.delta",
+        "response.function_call_arguments.done",
+        "response.output_item.done",
+        "response.completed",
+        "response.incomplete",
+        "response.failed",
+    ]
+    sequence_number: int
 
 
 class OutputText(BaseModel):

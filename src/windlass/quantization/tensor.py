@@ -81,6 +81,23 @@ class Tensor:
         return (codes.astype(np.float32) - zeros.astype(np.float32)) * scales
 
 
+def as_int8(tensor: Tensor, group_size: int) -> Tensor:
+    """Return the same numbers as INT8 with groups of ``group_size``, which divides the tensor's own.
+
+    Raises:
+        ValueError: the tensor is not grouped, or its groups are not made of such.
+    """
+    if tensor.scales is None or tensor.group_size % group_size:
+        raise ValueError(f"{tensor.format.value} in groups of {tensor.group_size} has none of {group_size}")
+    rows, columns = tensor.shape
+    codes = tensor.data
+    if tensor.zeros is not None:
+        codes = np.stack((codes & 0x0F, codes >> 4), axis=-1).reshape(rows, -1)[:, :columns].astype(np.int8)
+        codes = codes - np.repeat(tensor.zeros.astype(np.int8), tensor.group_size, axis=1)[:, :columns]
+    scales = np.repeat(tensor.scales.astype(np.float32), tensor.group_size // group_size, axis=1)
+    return Tensor(Format.INT8, tensor.shape, codes, group_size, scales[:, : -(-columns // group_size)])
+
+
 def bf16_to_f32(data: NDArray[np.uint16]) -> NDArray[np.float32]:
     """Widen bfloat16 bit patterns to float32; exact."""
     return (data.astype(np.uint32) << 16).view(np.float32)

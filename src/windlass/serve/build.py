@@ -18,6 +18,7 @@ from windlass.engine.speculation import NgramSpeculator, Speculator
 from windlass.errors import LoadError
 from windlass.machine import available_bytes, total_bytes
 from windlass.models.definition import ModelDefinition
+from windlass.models.gguf_config import from_gguf_metadata
 from windlass.models.registry import define_model
 from windlass.native.executor import NativeExecutor, kv_bytes_per_page
 from windlass.native.quantize import quantize
@@ -29,6 +30,8 @@ from windlass.serve.progress import Interruptible, Progress, TerminalProgress
 from windlass.text.text_model import TextModel
 from windlass.weights.directory import ModelDirectory, open_model_directory
 from windlass.weights.dummy import dummy_weights
+from windlass.weights.gguf import find_gguf, read_gguf
+from windlass.weights.gguf_names import hugging_face_tensors, read_rope_factors
 from windlass.weights.hub import resolve_model
 from windlass.weights.loader import load_weights
 from windlass.weights.source import WeightSource
@@ -81,27 +84,23 @@ class _Described:
     """A model of which everything is known but the weights."""
 
     path: Path
-    directory: ModelDirectory
     definition: ModelDefinition
     scheme: Scheme | None
     source: WeightSource | None
     kv_dtype: KVStorage
     text: TextModel
+    active_vocab_size: int
+    """How many ids may be drawn."""
 
     @property
     def weight_bytes(self) -> int:
         """Estimate of the packed weights' size."""
-        return _weight_bytes(self.definition, self.scheme, _float_format(self.scheme, self.source, self.definition))
+        return _weight_bytes(self.definition, self.scheme, self.source)
 
     @property
     def page_bytes(self) -> int:
         """Size of one page of its KV cache."""
         return kv_bytes_per_page(self.definition.program, self.kv_dtype)
-
-    @property
-    def active_vocab_size(self) -> int:
-        """How many ids may be drawn."""
-        return _active_vocab_size(self.directory, self.definition, self.text)
 
 
 def load_model(
@@ -167,8 +166,11 @@ def _close(*executors: Executor | None) -> None:
 
 
 def _describe(path: Path, config: EngineConfig, progress: Progress, stack: ExitStack) -> _Described:
-    """Read what stands beside the weights in the directory ``path``; ``stack`` closes the files of the weights."""
+    """Read what stands beside the weights in ``path``; ``stack`` closes the files of the weights."""
     progress("reading the configuration", 0, 0)
+    gguf = find_gguf(path)
+    if gguf is not None:
+        return _describe_gguf(gguf, config, progress, stack)
     directory = open_model_directory(path)
     definition = define_model(directory.model_type, directory.config, directory.config_path, dialect=directory.dialect)
     scheme = _wanted_scheme(directory, config)
@@ -185,12 +187,35 @@ def _describe(path: Path, config: EngineConfig, progress: Progress, stack: ExitS
     )
     return _Described(
         path=path,
-        directory=directory,
         definition=definition,
         scheme=scheme,
         source=source,
         kv_dtype=_kv_storage(config, scheme, source, definition),
         text=text,
+        active_vocab_size=_active_vocab_size(directory, definition, text),
+    )
+
+
+def _describe_gguf(path: Path, config: EngineConfig, progress: Progress, stack: ExitStack) -> _Described:
+    model = read_gguf(path)
+    tensors = hugging_face_tensors(model)
+    shapes = {tensor.name: tensor.shape for tensor in tensors}
+    model_type, values = from_gguf_metadata(model.metadata, shapes, read_rope_factors(model), path)
+    definition = define_model(model_type, values, path, dialect="hf")
+    scheme = None if config.quantization is None else get_scheme(config.quantization)
+    source = None
+    if config.load_format != "dummy":
+        source = stack.enter_context(closing(WeightSource(path, tensors)))
+    progress("loading the tokenizer", 0, 0)
+    text = TextModel.from_gguf(path, model.metadata)
+    return _Described(
+        path=path,
+        definition=definition,
+        scheme=scheme,
+        source=source,
+        kv_dtype=_kv_storage(config, scheme, source, definition),
+        text=text,
+        active_vocab_size=min(definition.vocab_size, text.vocab_size or definition.vocab_size),
     )
 
 
@@ -224,17 +249,21 @@ def _float_format(scheme: Scheme | None, source: WeightSource | None, definition
     part = definition.program.weights[0].parts[0]
     if source is None or part not in source.names:
         return Format.BF16
-    return source.info(part).format or Format.F32
+    stored = source.info(part)
+    return Format.F16 if stored.kind is not None else stored.format or Format.F32
 
 
-def _weight_bytes(definition: ModelDefinition, scheme: Scheme | None, float_format: Format) -> int:
+def _weight_bytes(definition: ModelDefinition, scheme: Scheme | None, source: WeightSource | None) -> int:
     """Estimate the packed weights' size in bytes."""
-    float_bits = 32 if float_format is Format.F32 else 16
+    float_bits = 32 if _float_format(scheme, source, definition) is Format.F32 else 16
     total = 0
     for spec in definition.program.weights:
         bits: float = float_bits
         if scheme is not None and scheme.quantizes(spec.role):
             bits = (8 if scheme.bits > 4 else 4) + float_bits / scheme.group_size
+        elif source is not None:
+            kinds = [source.info(part).kind for part in spec.parts if part in source.names]
+            bits = max((kind.bits for kind in kinds if kind is not None), default=bits)
         total += math.ceil(math.prod(spec.shape) * bits / 8)
     return total
 

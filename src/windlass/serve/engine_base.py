@@ -16,7 +16,7 @@ from windlass.demo import model_directory
 from windlass.engine.exit import forget, stop_at_exit
 from windlass.engine.loop import EngineCore
 from windlass.engine.metrics import EngineMetrics
-from windlass.engine.state import EngineState, Lifecycle
+from windlass.engine.state import EngineHealth, EngineState, Lifecycle
 from windlass.engine.threads import EngineThread, join
 from windlass.engine.tracing import TraceRecorder
 from windlass.errors import EngineError, InvalidRequestError
@@ -150,6 +150,17 @@ class MLCEngineBase:
     def state(self) -> EngineState:
         """Where the engine is in its life."""
         return self._lifecycle.current
+
+    @property
+    def health(self) -> EngineHealth:
+        """What can be told of the engine from outside. Works in every state, waits for nothing."""
+        core = self._core
+        return EngineHealth(
+            self.state,
+            self._lifecycle.cause,
+            is_busy=core is not None and core.num_open > 0,
+            progress=0 if core is None else core.progress,
+        )
 
     @property
     def trace_recorder(self) -> TraceRecorder | None:

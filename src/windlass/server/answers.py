@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable
+from contextlib import aclosing
 from typing import Any, TypeVar
 
 from starlette.requests import Request
@@ -13,11 +14,15 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from windlass.server.api_errors import ApiError, ClientGone, api_error_of
+from windlass.server.tasks import cancelled
 
 Result = TypeVar("Result")
 log = logging.getLogger("windlass.server")
 
 DONE = b"data: [DONE]\n\n"
+
+ABORT = "windlass.abort"
+"""Among the extensions of a scope: a function that ends the connection now, without what is still unsent."""
 
 
 def data_event(value: str | bytes) -> bytes:
@@ -51,14 +56,14 @@ async def answer(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
             raise ClientGone
         return task.result()
     finally:
-        await _cancel(task, gone)
+        await cancelled(task, gone)
 
 
 class EventStream(Response):
     """A response of server-sent events with exactly one ending: that of ``events``, or what ``fail`` makes of an error.
 
     When the client leaves, or reads nothing for ``send_timeout`` seconds, ``events`` is closed, which must abort the
-    request behind it.
+    request behind it, and the connection ends in the middle of the response.
     """
 
     media_type = "text/event-stream"
@@ -77,7 +82,7 @@ class EventStream(Response):
         self._send_timeout = send_timeout
         self._sending_since: float | None = None
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002  (ASGI's face)
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the events while the client is there."""
         pump = asyncio.ensure_future(self._pump(send))
         gone = asyncio.ensure_future(_disconnected(receive))
@@ -86,29 +91,38 @@ class EventStream(Response):
             await asyncio.wait((pump, gone, stalled), return_when=asyncio.FIRST_COMPLETED)
             if pump.done():
                 pump.result()
-            elif stalled.done():
+            elif not gone.done():
                 log.warning("cut off a client that read nothing for %g s", self._send_timeout)
+                abort = scope.get("extensions", {}).get(ABORT)
+                if abort is not None:
+                    abort()
         finally:
-            await _cancel(pump, gone, stalled)
+            await cancelled(pump, gone, stalled)
             await self._events.aclose()
 
     async def _pump(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        async with aclosing(self._told()) as events:
+            async for event in events:
+                await self._send(send, event, more=True)
+        await self._send(send, b"", more=False)
+
+    async def _send(self, send: Send, data: bytes, *, more: bool) -> None:
+        self._sending_since = asyncio.get_running_loop().time()
+        await send({"type": "http.response.body", "body": data, "more_body": more})
+        self._sending_since = None
+
+    async def _told(self) -> AsyncGenerator[bytes, None]:
+        """The events; an error among them becomes events of its own."""
         try:
             async for event in self._events:
-                await self._send(send, event)
+                yield event
         except Exception as error:
             told = api_error_of(error)
             if told.status == 500:
                 log.exception("an answer broke off")
             for event in self._fail(told):
-                await self._send(send, event)
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-    async def _send(self, send: Send, event: bytes) -> None:
-        self._sending_since = asyncio.get_running_loop().time()
-        await send({"type": "http.response.body", "body": event, "more_body": True})
-        self._sending_since = None
+                yield event
 
     async def _stalled(self) -> None:
         """Return once one event has been on its way for too long."""
@@ -123,9 +137,3 @@ class EventStream(Response):
 async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-async def _cancel(*tasks: asyncio.Future[Any]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)

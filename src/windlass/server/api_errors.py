@@ -113,12 +113,24 @@ def api_error_of(error: BaseException) -> ApiError:
     if isinstance(error, EngineFailedError):
         return ApiError(503, "the engine failed", kind="server_error", code="engine_dead", headers=_NEVER_AGAIN)
     if isinstance(error, EngineTerminatedError):
-        return _unavailable("the server is shutting down", "draining")
+        return shutting_down()
     if isinstance(error, EngineUnloadedError):
         return _unavailable("the model is not loaded", "model_not_ready")
     if isinstance(error, EngineError):
         return _unavailable(str(error), "engine_unavailable")
     return ApiError(500, "the server failed to answer this request", kind="server_error", code="internal_error")
+
+
+def shutting_down() -> ApiError:
+    """Return how a client is told that the server ends. Its connection does, too: the next one may find another."""
+    error = _unavailable("the server is shutting down", "draining")
+    error.headers["connection"] = "close"
+    return error
+
+
+def not_ready(name: str) -> ApiError:
+    """Return how a client is told that the model ``name`` is still loading."""
+    return _unavailable(f"the model {name!r} is loading", "model_not_ready")
 
 
 def _unavailable(message: str, code: str) -> ApiError:

@@ -3,34 +3,35 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import signal
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
 
-import uvicorn
-
-from windlass.engine.state import EngineState
 from windlass.errors import WindlassError
 from windlass.server.app import make_app
 from windlass.server.connections import connection_class
 from windlass.server.context import Context
+from windlass.server.http import Http
+from windlass.server.last_call import LastCall
 from windlass.server.served import ModelSpec, ServedModels
 from windlass.server.settings import ServerSettings
+from windlass.server.signals import Signals
+from windlass.server.tasks import cancelled
 
 EXIT_DONE = 0
-EXIT_FAILED = 1
 EXIT_ENGINE_FAILED = 70
 """EX_SOFTWARE of sysexits.h."""
 
 WATCH_SECONDS = 0.25
-"""How often the state of the engines is looked at."""
+"""How often the engines are looked at."""
 
-CLOSE_SECONDS = 2
-"""How long connections may take to close once no answer is open any more."""
+END_SECONDS = 5.0
+"""How long engines may take to end; only one that is stuck takes longer."""
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+BACKLOG = 2048
+"""Connections that may wait to be accepted."""
+
 log = logging.getLogger("windlass.server")
 
 
@@ -38,35 +39,27 @@ class StartError(WindlassError):
     """The server cannot start; the message says why."""
 
 
-class _Uvicorn(uvicorn.Server):
-    """uvicorn without its signal handlers, which would raise the signal again at the end."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Leave all signals alone."""
-        yield
-
-
 class Server:
     """One server. It belongs to the event loop that runs it."""
 
     def __init__(self, specs: Sequence[ModelSpec], settings: ServerSettings) -> None:
-        """Bind the port.
+        """Open the port; what connects waits for ``run``.
 
         Raises:
-            StartError: it is in use, or may not be bound.
+            StartError: it is in use, or may not be opened.
             ValueError: two models have the same name.
         """
         self._settings = settings
         self._served = ServedModels(specs)
-        self._socket = _bind(settings)
-        self._signals = 0
-        self._signalled = asyncio.Event()
+        self._socket = _listen(settings)
+        self._port = int(self._socket.getsockname()[1])
+        self._stopping = asyncio.Event()
+        self._hurrying = asyncio.Event()
 
     @property
     def port(self) -> int:
-        """The port that was bound."""
-        return int(self._socket.getsockname()[1])
+        """The port that was opened."""
+        return self._port
 
     @property
     def served(self) -> ServedModels:
@@ -75,8 +68,9 @@ class Server:
 
     def stop(self) -> None:
         """Drain and end; the second time, end at once. What the signals do."""
-        self._signals += 1
-        self._signalled.set()
+        if self._stopping.is_set():
+            self._hurrying.set()
+        self._stopping.set()
 
     async def run(self, *, ready: Callable[[], None] = lambda: None) -> int:
         """Serve until a signal, or until an engine fails; return the exit code.
@@ -87,111 +81,136 @@ class Server:
         Raises:
             LoadError, ValueError: a model cannot be loaded.
         """
-        http = _Uvicorn(_uvicorn_config(Context(self._served, self._settings)))
+        app = LastCall(make_app(Context(self._served, self._settings)))
+        http = Http(app, connection_class(self._settings))
         serving = asyncio.ensure_future(http.serve([self._socket]))
+        living = asyncio.ensure_future(self._live(ready))
         try:
-            return await self._live(serving, ready)
+            await asyncio.wait((serving, living), return_when=asyncio.FIRST_COMPLETED)
+            if not living.done():
+                serving.result()
+            return await living
         finally:
-            await self._served.terminate()
-            http.should_exit = True
+            await cancelled(living)
+            await self._served.end(END_SECONDS)
+            app.close()
+            http.close()
             await serving
 
-    async def _live(self, serving: asyncio.Task[None], ready: Callable[[], None]) -> int:
-        loading = asyncio.ensure_future(self._served.load())
-        signalled = asyncio.ensure_future(self._signalled.wait())
+    async def _live(self, ready: Callable[[], None]) -> int:
+        if not await self._unless_stopped(self._served.load()):
+            return await self._drain()
+        ready()
+        watching = asyncio.ensure_future(self._watch())
         try:
-            await asyncio.wait((loading, signalled, serving), return_when=asyncio.FIRST_COMPLETED)
-            if loading.done():
-                loading.result()
-                ready()
-                failed = asyncio.ensure_future(self._failure())
-                await asyncio.wait((failed, signalled, serving), return_when=asyncio.FIRST_COMPLETED)
-                if not failed.cancel():
-                    return await self._mourn()
+            if await self._unless_stopped(asyncio.wait((watching,))):
+                watching.result()
+                return await self._mourn()
+            return await self._drain()
         finally:
-            loading.cancel()
-            signalled.cancel()
-            await asyncio.gather(loading, signalled, return_exceptions=True)
-        await self._drain()
-        return EXIT_DONE
+            await cancelled(watching)
 
-    async def _failure(self) -> None:
-        """Return once an engine has failed."""
-        while self._served.state is not EngineState.FAILED:
+    async def _unless_stopped(self, work: Coroutine[Any, Any, object]) -> bool:
+        """Wait for ``work``; a signal cuts it short. Return whether it was done."""
+        task = asyncio.ensure_future(work)
+        stopping = asyncio.ensure_future(self._stopping.wait())
+        try:
+            await asyncio.wait((task, stopping), return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                task.result()
+                return True
+            self._served.refuse()
+            task.cancel()
+            # What it has begun is undone first, unless somebody is in a hurry: the end of the process undoes it, too.
+            hurrying = asyncio.ensure_future(self._hurrying.wait())
+            await asyncio.wait((task, hurrying), return_when=asyncio.FIRST_COMPLETED)
+            hurrying.cancel()
+            return False
+        finally:
+            task.cancel()
+            stopping.cancel()
+
+    async def _watch(self) -> None:
+        """Look at the engines every now and then; return once one has failed."""
+        while self._served.failure is None:
+            self._served.look(WATCH_SECONDS)
             await asyncio.sleep(WATCH_SECONDS)
 
     async def _mourn(self) -> int:
-        """Say for a while that the engine failed, so that whoever watches sees it."""
-        log.error("the engine failed; exiting in %g s", self._settings.failure_grace)
-        self._signalled.clear()
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._signalled.wait(), self._settings.failure_grace)
+        """Say for a while that an engine failed, so that whoever watches sees it; a signal ends that."""
+        grace = self._settings.failure_grace
+        log.error("an engine failed; the server exits in %g s", grace, exc_info=self._served.failure)
+        stopping = asyncio.ensure_future(self._stopping.wait())
+        await asyncio.wait((stopping,), timeout=grace)
+        await cancelled(stopping)
         return EXIT_ENGINE_FAILED
 
-    async def _drain(self) -> None:
-        """Let open requests finish, unless a second signal comes."""
-        log.info("draining for at most %g s", self._settings.drain_timeout)
-        draining = asyncio.ensure_future(self._served.drain(self._settings.drain_timeout))
-        while not draining.done():
-            if self._signals > 1:
-                await self._served.terminate()
-            self._signalled.clear()
-            again = asyncio.ensure_future(self._signalled.wait())
-            await asyncio.wait((draining, again), return_when=asyncio.FIRST_COMPLETED)
-            again.cancel()
-        await draining
+    async def _drain(self) -> int:
+        """Let open requests finish, unless a second signal comes; return the exit code."""
+        timeout = self._settings.drain_timeout
+        log.info("draining for at most %g s", timeout)
+        draining = asyncio.ensure_future(self._served.drain(timeout))
+        hurrying = asyncio.ensure_future(self._hurrying.wait())
+        # An engine that is stuck does not come to the end of its drain.
+        await asyncio.wait((draining, hurrying), timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        ended = await self._served.end(END_SECONDS)
+        await cancelled(draining, hurrying)
+        if not ended:
+            log.error("an engine is stuck and could not be ended")
+        failure = self._served.failure
+        if failure is not None:
+            log.error("an engine failed while requests finished", exc_info=failure)
+        return EXIT_DONE if ended and failure is None else EXIT_ENGINE_FAILED
 
 
 def serve(
-    specs: Sequence[ModelSpec], settings: ServerSettings, *, started: Callable[[int], None], ready: Callable[[], None]
+    specs: Sequence[ModelSpec],
+    settings: ServerSettings,
+    *,
+    signals: Signals,
+    started: Callable[[int], None],
+    ready: Callable[[], None],
 ) -> int:
     """Serve until a signal, in the main thread; return the exit code.
 
     Args:
+        signals: have been noted for a while, perhaps.
         started: called with the port once it is open.
         ready: called once all models are loaded.
 
     Raises:
-        StartError: the port cannot be bound.
+        StartError: the port cannot be opened.
         LoadError, ValueError: a model cannot be loaded.
     """
 
     async def main() -> int:
         server = Server(specs, settings)
         loop = asyncio.get_running_loop()
-        for number in SIGNALS:
-            loop.add_signal_handler(number, server.stop)
+        signals.listen(lambda: _call_soon(loop, server.stop))
         try:
             started(server.port)
             return await server.run(ready=ready)
         finally:
-            for number in SIGNALS:
-                loop.remove_signal_handler(number)
+            signals.listen(_nothing)
 
     return asyncio.run(main())
 
 
-def _bind(settings: ServerSettings) -> socket.socket:
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    listener = socket.socket(family)
+def _call_soon(loop: asyncio.AbstractEventLoop, function: Callable[[], None]) -> None:
+    loop.call_soon_threadsafe(function)
+
+
+def _nothing() -> None:
+    """What a signal does when the server is down."""
+
+
+def _listen(settings: ServerSettings) -> socket.socket:
+    listener = socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((settings.host, settings.port))
+        listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
         raise StartError(f"cannot listen on {settings.host} port {settings.port}: {error.strerror}") from error
     return listener
-
-
-def _uvicorn_config(context: Context) -> uvicorn.Config:
-    return uvicorn.Config(
-        make_app(context),
-        http=connection_class(context.settings),
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        timeout_graceful_shutdown=CLOSE_SECONDS,
-    )

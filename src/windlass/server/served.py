@@ -12,7 +12,7 @@ from windlass.engine.state import EngineState
 from windlass.errors import EngineError
 from windlass.serve.engine import AsyncMLCEngine
 from windlass.serve.engine_base import DEMO_NAME
-from windlass.server.api_errors import RETRY_SECONDS, ApiError
+from windlass.server.api_errors import ApiError, not_ready, shutting_down
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +45,8 @@ class ServedModel:
     def __init__(self, spec: ModelSpec) -> None:
         self.spec = spec
         self._engine: AsyncMLCEngine | None = None
+        self._progress = 0
+        self._still_for = 0.0
 
     @property
     def name(self) -> str:
@@ -69,13 +71,7 @@ class ServedModel:
             ApiError: it is not loaded yet.
         """
         if self._engine is None:
-            raise ApiError(
-                503,
-                f"the model {self.name!r} is loading",
-                kind="server_error",
-                code="model_not_ready",
-                headers={"retry-after": str(RETRY_SECONDS)},
-            )
+            raise not_ready(self.name)
         return self._engine
 
     @property
@@ -85,6 +81,28 @@ class ServedModel:
             return None if self._engine is None else self._engine.engine_config.max_single_sequence_length
         except EngineError:
             return None
+
+    @property
+    def failure(self) -> BaseException | None:
+        """What made its engine fail, whatever its state is by now."""
+        return None if self._engine is None else self._engine.health.failure
+
+    @property
+    def still_for(self) -> float:
+        """Seconds, as far as they were watched, for which its engine has had work and has not got on with it."""
+        return self._still_for
+
+    def look(self, interval: float) -> None:
+        """See whether the engine gets on; to be called every ``interval`` seconds.
+
+        A look counts for its interval only, so that a process that was stopped for an hour has not stood still.
+        """
+        health = None if self._engine is None else self._engine.health
+        if health is None or not health.is_busy or health.progress != self._progress:
+            self._still_for = 0.0
+        else:
+            self._still_for += interval
+        self._progress = 0 if health is None else health.progress
 
     async def load(self) -> None:
         """Build the engine; cancelling cuts that short.
@@ -106,6 +124,7 @@ class ServedModels:
         if len(self._models) < len(specs):
             raise ValueError(f"two models have the same name; names are {', '.join(spec.name for spec in specs)}")
         self._draining = False
+        self._ending: asyncio.Future[list[None]] | None = None
 
     async def load(self) -> None:
         """Load one after the other.
@@ -141,13 +160,7 @@ class ServedModels:
             ApiError: there is none of that name, or the server is shutting down.
         """
         if self._draining:
-            raise ApiError(
-                503,
-                "the server is shutting down",
-                kind="server_error",
-                code="draining",
-                headers={"retry-after": str(RETRY_SECONDS)},
-            )
+            raise shutting_down()
         if name is None:
             return self.all[0]
         model = self._models.get(name) if isinstance(name, str) else None
@@ -160,15 +173,39 @@ class ServedModels:
             )
         return model
 
+    @property
+    def failure(self) -> BaseException | None:
+        """What made an engine fail, if one has."""
+        return next((model.failure for model in self.all if model.failure is not None), None)
+
+    def look(self, interval: float) -> None:
+        """See whether the engines get on; to be called every ``interval`` seconds."""
+        for model in self.all:
+            model.look(interval)
+
+    def is_stuck(self, limit: float) -> bool:
+        """Whether an engine has had work for ``limit`` seconds and has not got on with it."""
+        return any(model.still_for >= limit for model in self.all)
+
+    def refuse(self) -> None:
+        """Take no new requests from here on."""
+        self._draining = True
+
     async def drain(self, timeout: float) -> None:
         """Refuse new requests, let open ones finish for ``timeout`` seconds, and end all engines."""
-        self._draining = True
+        self.refuse()
         await asyncio.gather(*(engine.aterminate(drain=True, timeout=timeout) for engine in self._engines()))
 
-    async def terminate(self) -> None:
-        """End all engines at once; cuts a drain short."""
-        self._draining = True
-        await asyncio.gather(*(engine.aterminate() for engine in self._engines()))
+    async def end(self, limit: float) -> bool:
+        """End all engines at once; cuts a drain short. Return False when that takes longer than ``limit`` seconds.
+
+        Idempotent. Whoever waits for an answer is told at once, also by an engine that is stuck.
+        """
+        self.refuse()
+        if self._ending is None:
+            self._ending = asyncio.gather(*(engine.aterminate() for engine in self._engines()))
+            await asyncio.wait((self._ending,), timeout=limit)
+        return self._ending.done()
 
     def _engines(self) -> list[AsyncMLCEngine]:
         return [model.loaded for model in self.all if model.loaded is not None]

@@ -240,6 +240,22 @@ def read_chat_template(
     return None
 
 
+def gguf_chat_template(metadata: Mapping[str, Any], tokenizer: Tokenizer, path: Path) -> ChatTemplate | None:
+    """The chat template of the GGUF file ``path``, or None: ``tokenizer.chat_template``, and others by their names.
+
+    Raises:
+        LoadError: it is not valid.
+    """
+    key = "tokenizer.chat_template"
+    source = metadata.get(key)
+    if source is None:
+        return None
+    named = {name.removeprefix(f"{key}."): text for name, text in metadata.items() if name.startswith(f"{key}.")}
+    if not all(isinstance(text, str) for text in (source, *named.values())):
+        raise LoadError(path, f"{key} must be a string")
+    return ChatTemplate({**named, "default": source}, tokenizer=tokenizer, origin=path)
+
+
 def _named_sources(source: object, path: Path) -> dict[str, str]:
     if isinstance(source, str):
         return {"default": source}

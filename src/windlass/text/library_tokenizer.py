@@ -40,23 +40,6 @@ class LibraryEncoder:
         return text
 
 
-class Splitter:
-    """Cuts texts into words and these into characters, from the JSON of a tokenizer without merges."""
-
-    def __init__(self, text: str) -> None:
-        self._library = _Library.from_str(text)
-        self._library.encode_special_tokens = True
-
-    def split(self, text: str) -> tuple[list[int], list[int | None]]:
-        """The ids of the characters, or added tokens, of ``text``, and for each the number of its word.
-
-        Raises:
-            TypeError: the text holds a lone surrogate.
-        """
-        encoding = self._library.encode(text, add_special_tokens=False)
-        return encoding.ids, encoding.word_ids
-
-
 def read_library_tokenizer(directory: Path) -> tuple[LibraryEncoder, TokenizerFacts, Path]:
     """Read ``tokenizer.json``, or build a byte-level BPE from ``vocab.json`` and ``merges.txt``.
 
@@ -82,6 +65,25 @@ def read_library_tokenizer(directory: Path) -> tuple[LibraryEncoder, TokenizerFa
     if (directory / "tokenizer.model").is_file():
         raise LoadError(directory / "tokenizer.model", f"a SentencePiece model alone cannot be read; {accepted}")
     raise LoadError(directory, f"has no tokenizer; {accepted}")
+
+
+def read_library_json(text: str, path: Path, config: Mapping[str, Any]) -> tuple[LibraryEncoder, TokenizerFacts, Path]:
+    """Make a tokenizer from the text of a tokenizer.json.
+
+    Args:
+        text: the whole tokenizer.
+        path: the file that it was made from.
+        config: named special tokens and settings, as in tokenizer_config.json.
+
+    Raises:
+        LoadError: the library refuses it.
+    """
+    try:
+        return _prepared(_Library.from_str(text), path, config)
+    except (LoadError, MemoryError):
+        raise
+    except Exception as error:  # the library raises bare Exception for what it does not accept
+        raise LoadError(path, f"its tokenizer is broken: {error}") from error
 
 
 def _prepared(library: _Library, path: Path, config: Mapping[str, Any]) -> tuple[LibraryEncoder, TokenizerFacts, Path]:

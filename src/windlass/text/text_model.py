@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from windlass.errors import InvalidRequestError
 from windlass.text.byte_decoding import ByteDecoding
-from windlass.text.chat_template import ChatTemplate, Findings, read_chat_template
+from windlass.text.chat_template import ChatTemplate, Findings, gguf_chat_template, read_chat_template
 from windlass.text.detokenizer import IncrementalDetokenizer
 from windlass.text.generation import GenerationDefaults, read_generation_defaults
 from windlass.text.prompt_template import PromptTemplate
@@ -118,6 +118,28 @@ class TextModel:
             stop_token_ids=defaults.stop_token_ids.union(template.stop_token_ids if template else ()),
             stop_strings=template.stop_strings if template else (),
             prompts_begin_with_bos=mlc_config is None,
+        )
+
+    @classmethod
+    def from_gguf(cls, path: Path, metadata: Mapping[str, Any]) -> TextModel:
+        """The text side of the GGUF file ``path``.
+
+        Raises:
+            LoadError: it has no tokenizer, or something that this engine does not know.
+        """
+        from windlass.text.gguf_tokenizer import read_gguf_tokenizer, read_stop_ids  # with the library, 30 ms to import
+
+        tokenizer = Tokenizer(*read_gguf_tokenizer(path, metadata))
+        template = gguf_chat_template(metadata, tokenizer, path)
+        stop_ids = read_stop_ids(path, metadata)
+        return cls(
+            tokenizer=tokenizer,
+            template=template,
+            tools_template=None,
+            defaults=GenerationDefaults(stop_token_ids=stop_ids),
+            stop_token_ids=stop_ids.union(template.stop_token_ids if template else ()),
+            stop_strings=template.stop_strings if template else (),
+            prompts_begin_with_bos=True,
         )
 
     @property

@@ -21,7 +21,7 @@ from windlass.text.tokenizer_facts import TokenizerFacts
 LEAST_BYTES = 1 << 20
 """Tokenizers in smaller files are read in a moment."""
 
-_REVISION = 1
+_REVISION = 2
 """To be raised when the same files give another pack than before."""
 
 _MAGIC = b"WLTEXT01"
@@ -102,6 +102,7 @@ class TextPack:
             "bpe": meta,
         }
         text = json.dumps(values).encode()
+        text += b" " * (-(_HEAD.size + len(text)) % 8)  # the tables are used where they lie
         checksum = zlib.crc32(tables, zlib.crc32(text))
         data = _HEAD.pack(_MAGIC, checksum, len(text), len(tables)) + text + tables
         cache.write(name, len(data), lambda descriptor: _write(descriptor, data))

@@ -10,7 +10,8 @@ from typing import Protocol, TypeAlias
 import numpy as np
 
 from windlass.errors import LoadError
-from windlass.quantization import Format, Scheme, Tensor, cast, mlc_shapes, mlc_unpack, quantize
+from windlass.quantization import Format, Scheme, Tensor, as_int8, cast, mlc_shapes, mlc_unpack, quantize
+from windlass.quantization.ggml import to_tensor
 from windlass.weights.source import StoredTensor, WeightSource
 
 Progress: TypeAlias = Callable[[int, int], None]
@@ -146,8 +147,19 @@ def _read(spec: WeightSpec, source: WeightSource) -> list[Tensor]:
         rows, columns = spec.shape
         words, scales = source.read(names[0]), source.read(names[1])
         return [mlc_unpack(words, scales, (rows, columns), source.scheme, role=spec.role)]
-    infos = [source.info(name) for name in names]
-    return [Tensor(_float_format(info), info.shape, source.read(info.name)) for info in infos]
+    return [_stored(source.info(name), source) for name in names]
+
+
+def _stored(info: StoredTensor, source: WeightSource) -> Tensor:
+    """Read one tensor in the format it is stored in, or in the one that has exactly its numbers."""
+    data = source.read(info.name)
+    if info.kind is None:
+        return Tensor(_float_format(info), info.shape, data)
+    with np.errstate(over="ignore", invalid="ignore"):  # of damaged scales
+        tensor = to_tensor(info.kind, data, info.shape)
+    if not np.isfinite(tensor.data if tensor.scales is None else tensor.scales).all():
+        raise LoadError(info.file, f"tensor {info.name}: a number is not finite")
+    return tensor
 
 
 def _converted(
@@ -155,15 +167,19 @@ def _converted(
 ) -> Tensor:
     if scheme is None or source.scheme is not None:
         return part
+    if part.format.grouped:
+        raise ValueError(f"it is quantized in the file, and cannot become {scheme.name} without loss")
     return quantizer(part, scheme) if scheme.quantizes(spec.role) else cast(part, scheme.model_dtype)
 
 
 def _joined(parts: list[Tensor]) -> Tensor:
-    """Put the rows of one tensor below those of the next; parts of different float formats become float32."""
+    """Put the rows of one tensor below those of the next; parts of different formats get one that has both exactly."""
     if len(parts) == 1:
         return parts[0]
-    if len({part.format for part in parts}) > 1:
-        parts = [Tensor(Format.F32, part.shape, part.dequantize()) for part in parts]
+    if len({(part.format, part.group_size) for part in parts}) > 1:
+        grouped = all(part.format.grouped for part in parts)
+        group = math.gcd(*(part.group_size for part in parts))
+        parts = [as_int8(part, group) if grouped else _as_f32(part) for part in parts]
     first = parts[0]
     data = np.concatenate([part.data for part in parts])
     shape = (sum(part.shape[0] for part in parts), *first.shape[1:])
@@ -172,6 +188,10 @@ def _joined(parts: list[Tensor]) -> Tensor:
     scales = np.concatenate([part.scales for part in parts if part.scales is not None])
     zeros = None if first.zeros is None else np.broadcast_to(first.zeros[:1, :1], scales.shape)
     return Tensor(first.format, shape, data, first.group_size, scales, zeros)
+
+
+def _as_f32(part: Tensor) -> Tensor:
+    return part if part.format is Format.F32 else Tensor(Format.F32, part.shape, part.dequantize())
 
 
 def _stored_names(spec: WeightSpec, source: WeightSource) -> tuple[str, ...]:
@@ -192,7 +212,8 @@ def _check_shapes(spec: WeightSpec, source: WeightSource) -> None:
         _check_packed(spec, infos[0], infos[1], source.scheme)
         return
     for info in infos:
-        _float_format(info)
+        if info.kind is None:
+            _float_format(info)
         if info.shape[1:] != spec.shape[1:] or len(info.shape) != len(spec.shape):
             raise LoadError(info.file, f"tensor {info.name!r} has shape {list(info.shape)}, {_wanted(spec, names)}")
     if sum(info.shape[0] for info in infos) != spec.shape[0]:

@@ -18,10 +18,17 @@ from numpy.typing import NDArray
 
 from windlass.errors import LoadError
 from windlass.quantization import Format, Scheme, bf16_to_f32
+from windlass.quantization.ggml import GgmlType
 
-StoredType = Literal["float32", "float16", "bfloat16", "uint32"]
+StoredType = Literal["float32", "float16", "bfloat16", "uint32", "blocks"]
 
-_NUMPY_TYPES: dict[StoredType, str] = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2", "uint32": "<u4"}
+_NUMPY_TYPES: dict[StoredType, str] = {
+    "float32": "<f4",
+    "float16": "<f2",
+    "bfloat16": "<u2",
+    "uint32": "<u4",
+    "blocks": "u1",
+}
 _FORMATS: dict[StoredType, Format] = {"float32": Format.F32, "float16": Format.F16, "bfloat16": Format.BF16}
 _MAX_DIMENSIONS = 8
 _SAMPLE = 256
@@ -34,7 +41,9 @@ class StoredTensor:
     """Where a tensor's bytes are: ``nbytes`` at ``offset`` of ``file``, C order, little-endian.
 
     ``dtype`` is what ``WeightSource.read`` returns, bfloat16 as uint16 bit patterns. With ``widened`` the file holds
-    bfloat16 and ``dtype`` is float32.
+    bfloat16 and ``dtype`` is float32. Numbers of a GGUF file in ``blocks`` of ``kind`` are read as bytes, [N, bytes of
+    a row]. With ``paired_heads`` the file has the rows of each of so many heads in the order for rotation in pairs
+    (0, 1), (2, 3), ...; they are read in that for rotation by halves.
     """
 
     name: str
@@ -44,6 +53,8 @@ class StoredTensor:
     shape: tuple[int, ...]
     dtype: StoredType
     widened: bool = False
+    kind: GgmlType | None = None
+    paired_heads: int = 0
 
     @property
     def format(self) -> Format | None:
@@ -94,8 +105,11 @@ class WeightSource:
             array = bf16_to_f32(array)
         elif not array.flags.aligned:
             array = array.copy()
+        array = array.reshape(tensor.shape if tensor.kind is None else (*tensor.shape[:-1], -1))
+        if tensor.paired_heads:
+            array = _by_halves(array, tensor.paired_heads)
         array.flags.writeable = False
-        return array.reshape(tensor.shape)
+        return array
 
     def fingerprint(self) -> bytes:
         """Return a hash of 32 bytes that other tensors do not have, without reading all of them.
@@ -116,8 +130,12 @@ class WeightSource:
                     status = os.fstat(opened.fileno())
                     digest.update(repr((file.name, status.st_size, status.st_mtime_ns)).encode())
                     for tensor in tensors:
-                        table = (tensor.name, tensor.offset, tensor.nbytes, tensor.shape, tensor.dtype, tensor.widened)
-                        digest.update(repr(table).encode())
+                        table = repr(
+                            (tensor.name, tensor.offset, tensor.nbytes, tensor.shape, tensor.dtype, tensor.widened)
+                        )
+                        if tensor.kind is not None or tensor.paired_heads:
+                            table += repr((tensor.kind and tensor.kind.name, tensor.paired_heads))
+                        digest.update(table.encode())
                         digest.update(os.pread(opened.fileno(), _SAMPLE, tensor.offset + tensor.nbytes // 2))
             except OSError as error:
                 raise LoadError(file, f"cannot be read: {error.strerror}") from error
@@ -163,6 +181,12 @@ class WeightSource:
         return mapping
 
 
+def _by_halves(rows: NDArray[Any], heads: int) -> NDArray[Any]:
+    """Of the rows of each head those with even numbers, then the others."""
+    pairs = rows.reshape(heads, -1, 2, *rows.shape[1:])
+    return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(rows.shape)
+
+
 def _map(file: Path) -> mmap.mmap:
     try:
         with file.open("rb") as opened:
@@ -200,7 +224,7 @@ def check_extents(file: Path, tensors: list[StoredTensor], start: int, stop: int
     previous = ""
     for tensor in sorted(tensors, key=lambda tensor: (tensor.offset, tensor.nbytes)):
         itemsize = 2 if tensor.widened else np.dtype(_NUMPY_TYPES[tensor.dtype]).itemsize
-        if math.prod(tensor.shape) * itemsize != tensor.nbytes:
+        if tensor.kind is None and math.prod(tensor.shape) * itemsize != tensor.nbytes:
             raise LoadError(
                 file, f"tensor {tensor.name!r}: {tensor.nbytes} bytes do not fit {tensor.dtype} {list(tensor.shape)}"
             )

@@ -6,22 +6,14 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from itertools import product
 from pathlib import Path
-from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from tokenizers import Tokenizer as Library
-from tokenizers import models, trainers
-from tokenizers.decoders import ByteLevel as ByteLevelDecoder
-from tokenizers.pre_tokenizers import ByteLevel
 
-from windlass.errors import InvalidRequestError, LoadError
+from windlass.errors import LoadError
 from windlass.text import text_pack
 from windlass.text.library_tokenizer import LibraryEncoder
-from windlass.text.packed_bpe import PackedBpe, pack_bpe
+from windlass.text.packed_bpe import PackedBpe
 from windlass.text.text_model import TextModel
 from windlass.text.text_pack import TextPack
 from windlass.text.tokenizer import MARK, Tokenizer
@@ -54,112 +46,6 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cache:
     monkeypatch.setattr(text_pack, "LEAST_BYTES", 0)
     (tmp_path / "cache").mkdir()
     return Cache(tmp_path / "cache")
-
-
-def packed(tokenizer: Tokenizer) -> Tokenizer:
-    """The same tokenizer from tables."""
-    encoder = tokenizer.encoder
-    assert isinstance(encoder, LibraryEncoder)
-    tables = pack_bpe(encoder.to_json(), [encoder.entry(token_id) for token_id in range(tokenizer.vocab_size)])
-    assert tables is not None
-    meta, sections = tables
-    return Tokenizer(PackedBpe(json.loads(json.dumps(meta)), memoryview(sections)), tokenizer.facts, tokenizer.path)
-
-
-@pytest.fixture(scope="module")
-def qwen2_packed(qwen2: Tokenizer) -> Tokenizer:
-    return packed(qwen2)
-
-
-@pytest.fixture(scope="module")
-def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Tokenizer, Tokenizer]:
-    """A tokenizer trained on words of few letters, with many merges that overlap, and its packed form."""
-    library = Library(models.BPE(ignore_merges=request.param))
-    library.pre_tokenizer = ByteLevel(add_prefix_space=False)
-    library.decoder = ByteLevelDecoder()
-    words = ["".join(letters) for length in range(1, 10) for letters in product("aab", repeat=length)][::7]
-    trainer = trainers.BpeTrainer(
-        vocab_size=600, initial_alphabet=ByteLevel.alphabet(), special_tokens=["<end>"], show_progress=False
-    )
-    library.train_from_iterator([" ".join(words)], trainer)
-    directory = tmp_path_factory.mktemp("trained")
-    library.save(str(directory / "tokenizer.json"))
-    tokenizer = Tokenizer.from_directory(directory)
-    return tokenizer, packed(tokenizer)
-
-
-TEXTS = (
-    "",
-    " ",
-    "Hello, world! It's 3.14159 o'clock.",
-    "naïve café — Größe 東京都 привет 🦊👩‍👩‍👧",
-    "def f(x):\n\treturn  x ** 2\r\n\n\n    # done",
-    "<|im_start|>user\n<|im_end|>",
-    "a" * 500,
-    "ab" * 300 + " " + "ba" * 301,
-    "\ufdd0x\ufdd0\ufdd0 y\ufdd0",
-    "\x00\x01\x7f\u200b\ufeff",
-    "zażółć gęślą jaźń" * 20,
-)
-
-
-@pytest.mark.parametrize("text", TEXTS)
-def test_the_ids_of_a_real_tokenizer(qwen2: Tokenizer, qwen2_packed: Tokenizer, text: str) -> None:
-    assert qwen2_packed.encode(text) == qwen2.encode(text)
-    assert qwen2_packed.encode_template(text) == qwen2.encode_template(text)
-
-
-@settings(max_examples=300, deadline=None)
-@given(st.text(max_size=80))
-def test_the_ids_of_any_text(qwen2: Tokenizer, qwen2_packed: Tokenizer, text: str) -> None:
-    try:
-        wanted = qwen2.encode(text)
-    except InvalidRequestError:
-        with pytest.raises(InvalidRequestError):
-            qwen2_packed.encode(text)
-        return
-    assert qwen2_packed.encode(text) == wanted
-
-
-@pytest.mark.parametrize("pair", [False, True], indirect=True, ids=["merges", "whole-words"])
-@settings(max_examples=500, deadline=None)
-@given(st.text(alphabet="aab ", max_size=60))
-def test_merges_that_compete(pair: tuple[Tokenizer, Tokenizer], text: str) -> None:
-    assert pair[1].encode(text) == pair[0].encode(text)
-
-
-def test_every_token_reads_the_same(qwen2: Tokenizer, qwen2_packed: Tokenizer) -> None:
-    for token_id in range(qwen2.vocab_size + 3):
-        assert qwen2_packed.token_bytes(token_id) == qwen2.token_bytes(token_id)
-        assert qwen2_packed.text_bytes(token_id) == qwen2.text_bytes(token_id)
-
-
-def test_what_is_not_byte_level_bpe_is_not_packed(phi3: Tokenizer) -> None:
-    encoder = phi3.encoder
-    assert isinstance(encoder, LibraryEncoder)
-    assert pack_bpe(encoder.to_json(), []) is None
-
-
-def test_kinds_of_bpe_that_are_not_known(qwen2: Tokenizer) -> None:
-    encoder = qwen2.encoder
-    assert isinstance(encoder, LibraryEncoder)
-    whole: dict[str, Any] = json.loads(encoder.to_json())
-    small = {**whole["model"], "vocab": {"a": 0, "b": 1}, "merges": []}
-    plain = {**whole, "model": small, "added_tokens": []}
-    assert pack_bpe(json.dumps(plain), ["a", "b"]) is not None
-    for change in (
-        {"dropout": 0.1},
-        {"unk_token": "<unk>"},
-        {"fuse_unk": True},
-        {"byte_fallback": True},
-        {"end_of_word_suffix": "</w>"},
-        {"continuing_subword_prefix": "##"},
-        {"type": "Unigram"},
-    ):
-        assert pack_bpe(json.dumps({**plain, "model": {**small, **change}}), ["a", "b"]) is None
-    token = {**whole["added_tokens"][0], "content": "é", "id": 2}
-    assert pack_bpe(json.dumps({**plain, "added_tokens": [token]}), ["a", "b", "é"]) is None
-    assert pack_bpe(json.dumps({**plain, "pre_tokenizer": {"type": "Whitespace"}}), ["a", "b"]) is None
 
 
 def model_directory(data_dir: Path, at: Path, template: str = TEMPLATE) -> Path:
@@ -225,16 +111,6 @@ def test_a_damaged_pack_is_replaced(data_dir: Path, tmp_path: Path, cache: Cache
     assert isinstance(text.tokenizer, Tokenizer)
     assert isinstance(text.tokenizer.encoder, LibraryEncoder)
     assert path.read_bytes() == whole
-
-
-def test_tables_that_are_cut_off_are_refused(qwen2: Tokenizer) -> None:
-    encoder = qwen2.encoder
-    assert isinstance(encoder, LibraryEncoder)
-    tables = pack_bpe(encoder.to_json(), [encoder.entry(token_id) for token_id in range(qwen2.vocab_size)])
-    assert tables is not None
-    for cut in (0, 3, 1000, 3_000_000, len(tables[1]) - 1):
-        with pytest.raises((ValueError, TypeError)):
-            PackedBpe(tables[0], memoryview(tables[1][:cut]))
 
 
 def test_a_cache_that_does_not_work_does_not_matter(data_dir: Path, tmp_path: Path, cache: Cache) -> None:

@@ -204,11 +204,13 @@ function tickRuns(source) {
  * @returns {string} without what rather belongs to the sentence
  */
 function trimAddress(address) {
+  let unopened = 0;
+  for (const mark of address) unopened += mark === ")" ? 1 : mark === "(" ? -1 : 0;
   let end = address.length;
   for (; end > 0; end--) {
     const last = address[end - 1];
-    if (last === ")" && address.slice(0, end).includes("(")) break;
-    if (!".,;:!?'\"*_~)]".includes(last)) break;
+    if (last === ")" && unopened-- <= 0) break;
+    if (!").,;:!?'\"*_~]".includes(last)) break;
   }
   return address.slice(0, end);
 }

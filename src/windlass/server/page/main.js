@@ -39,6 +39,7 @@ class Page {
   /** @type {Map<string, AbortController>} by conversation, what stops its answer */
   #running = new Map();
   #ready = true;
+  #leaving = false;
   #settings = new Settings();
   /** @type {HTMLTextAreaElement} */
   #text = byId("text");
@@ -132,9 +133,15 @@ class Page {
     this.#transcript.show(this.#chat);
   }
 
+  /** Keeps what has come so far. That the browser now breaks the connections must not look like the server's fault. */
+  #leave() {
+    for (const chat of this.#chats) if (this.#running.has(chat.id)) this.#save(chat);
+    this.#leaving = true;
+  }
+
   /** @param {Chat} chat one that was deleted meanwhile stays deleted */
   #save(chat) {
-    if (!this.#chats.includes(chat)) return;
+    if (this.#leaving || !this.#chats.includes(chat)) return;
     if (!saveChat(chat)) toast("This browser has no room left for conversations. Export and delete some.");
   }
 
@@ -310,9 +317,8 @@ class Page {
     this.#models.addEventListener("change", () => localStorage.setItem(MODEL, this.#models.value));
     this.#text.addEventListener("input", () => fitHeight(this.#text));
     window.addEventListener("storage", (event) => concernsChats(event) && this.#reload());
-    window.addEventListener("pagehide", () => {
-      for (const chat of this.#chats) if (this.#running.has(chat.id)) this.#save(chat);
-    });
+    window.addEventListener("pagehide", () => this.#leave());
+    window.addEventListener("pageshow", () => (this.#leaving = false));
   }
 
   #listenToKeys() {

@@ -28,8 +28,8 @@ export class MarkdownView {
     const rest = source.slice(this.#settled);
     const lines = toLines(rest);
     const shown = patch(this.#root, this.#open, parseBlocks(lines));
-    // The line being written may yet turn out to belong to the block before it.
-    const whole = shown.filter(({ line }) => line < lines.length - 1);
+    // The line being written may yet turn out to belong to the block before it; what a table is, its second line tells.
+    const whole = shown.filter(({ kind, line }) => line + (kind === "table" ? 1 : 0) < lines.length - 1);
     const last = whole.length - 1;
     if (last > 0) {
       const before = rest.split("\n", whole[last].line);

@@ -12,6 +12,7 @@ import { MarkdownView } from "./markdown_view.js";
  */
 
 const SPOKEN = 2000;
+const SHORTEST_S = 0.1;
 
 /** What questions and answers have in common. */
 class MessageView {
@@ -188,7 +189,7 @@ function showFailure(element, { state, failure }) {
  */
 function noticeOf({ state, finish }) {
   if (state === "stopped") return "Stopped.";
-  if (state === "cut") return "Cut off: the answer ended without its end.";
+  if (state === "cut") return "Cut off: the answer did not come to its end.";
   if (state === "done" && finish === "length") return "The limit of tokens was reached.";
   return "";
 }
@@ -201,9 +202,11 @@ function statsOf({ state, stats }) {
   if (!stats || state === "open") return "";
   const { tokens, first, seconds } = stats;
   const shown = [];
-  if (tokens !== null) shown.push(tokens === 1 ? "1 token" : `${tokens} tokens`);
-  // The first token's time is the prompt's.
-  if (tokens !== null && tokens > 1 && seconds > 0) shown.push(`${((tokens - 1) / seconds).toFixed(1)} tokens/s`);
+  if (tokens !== null) {
+    // The first token's time is the prompt's. But what comes nearly all at once says nothing about its own speed.
+    const rate = seconds < SHORTEST_S ? tokens / (first + seconds) : (tokens - 1) / seconds;
+    shown.push(tokens === 1 ? "1 token" : `${tokens} tokens`, `${rate.toFixed(1)} tokens/s`);
+  }
   shown.push(`first after ${first.toFixed(2)} s`);
   return shown.join(" · ");
 }

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from windlass.protocol.arguments import ChatArguments
-from windlass.protocol.messages_api import CountBody, Message, MessagesBody, MessagesError, TokenCount
+from windlass.protocol.messages_api import CountBody, Message, MessageEvent, MessagesBody, MessagesError, TokenCount
 from windlass.protocol.responses import ChatCompletion, ChatCompletionChunk
 from windlass.serve.call import AsyncStream
 from windlass.serve.engine import AsyncMLCEngine
@@ -22,9 +22,10 @@ from windlass.server.bodies import digest, read_json
 from windlass.server.context import Context
 from windlass.server.messages_input import chat_arguments, check_messages_body, prompt_arguments
 from windlass.server.messages_output import Event, MessageWriter, whole_message
-from windlass.server.openapi import GENERATION_ERRORS
+from windlass.server.openapi import GENERATION_ERRORS, event_stream, request_body
 
 _ERRORS = {status: {**told, "model": MessagesError} for status, told in GENERATION_ERRORS.items()}
+EXAMPLE = {"messages": [{"role": "user", "content": "What is the capital of France?"}]}
 
 
 def make_router(context: Context) -> APIRouter:
@@ -33,7 +34,12 @@ def make_router(context: Context) -> APIRouter:
     # A tokenizer keeps memory for each thread that uses it.
     one_thread = anyio.CapacityLimiter(1)
 
-    @router.post("", response_model=Message, responses=_ERRORS)
+    @router.post(
+        "",
+        response_model=Message,
+        responses={200: event_stream(MessageEvent), **_ERRORS},
+        openapi_extra=request_body(MessagesBody, example={**EXAMPLE, "max_tokens": 32}),
+    )
     async def create_message(request: Request) -> Response:
         """Answer a conversation, at once or as a stream of server-sent events."""
         settings = context.settings
@@ -54,7 +60,7 @@ def make_router(context: Context) -> APIRouter:
         writer = MessageWriter(body, model=model.name, num_prompt_tokens=answered.num_prompt_tokens)
         return EventStream(_events(answered, writer), send_timeout=settings.send_timeout, fail=_fail)
 
-    @router.post("/count_tokens", responses=_ERRORS)
+    @router.post("/count_tokens", responses=_ERRORS, openapi_extra=request_body(CountBody, example=EXAMPLE))
     async def count_tokens(request: Request) -> TokenCount:
         """Count the tokens of a prompt."""
         given = await read_json(request)

@@ -14,20 +14,22 @@ def make_router(context: Context) -> APIRouter:
     """Return the routes."""
     router = APIRouter(tags=["probes"])
 
-    def report(*, ok: bool) -> JSONResponse:
-        return JSONResponse(
-            {"status": "ok" if ok else "unavailable", "state": context.served.state.value}, 200 if ok else 503
-        )
+    def report(*, only_ready: bool) -> JSONResponse:
+        served = context.served
+        stuck = served.is_stuck(context.settings.stall_timeout)
+        ok = served.failure is None and not stuck and (served.state is EngineState.READY or not only_ready)
+        state = "stuck" if stuck else served.state.value
+        return JSONResponse({"status": "ok" if ok else "unavailable", "state": state}, 200 if ok else 503)
 
     @router.get("/livez")
     async def livez() -> JSONResponse:
-        """Whether the process is well; 503 asks for a restart."""
-        return report(ok=context.served.state is not EngineState.FAILED)
+        """Whether the process is well: no engine has failed, or is stuck. 503 asks for a restart."""
+        return report(only_ready=False)
 
     @router.get("/readyz")
     async def readyz() -> JSONResponse:
         """Whether requests are taken."""
-        return report(ok=context.served.state is EngineState.READY)
+        return report(only_ready=True)
 
     @router.get("/health")
     async def health() -> JSONResponse:

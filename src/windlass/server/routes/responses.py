@@ -12,23 +12,30 @@ from starlette.responses import Response as HttpResponse
 from windlass.errors import InvalidRequestError
 from windlass.protocol.arguments import ChatArguments
 from windlass.protocol.responses import ChatCompletion, ChatCompletionChunk
-from windlass.protocol.responses_api import Response
+from windlass.protocol.responses_api import Response, ResponseEvent, ResponsesBody
 from windlass.serve.call import AsyncStream
 from windlass.serve.engine import AsyncMLCEngine
 from windlass.server.answers import EventStream, answer, named_event
 from windlass.server.api_errors import ApiError
 from windlass.server.bodies import digest, read_json
 from windlass.server.context import Context
-from windlass.server.openapi import GENERATION_ERRORS
+from windlass.server.openapi import GENERATION_ERRORS, event_stream, request_body
 from windlass.server.responses_input import PARAMS, chat_arguments, check_responses_body
 from windlass.server.responses_output import Event, ResponseWriter, begin_response, whole_response
+
+EXAMPLE = {"input": "What is the capital of France?", "max_output_tokens": 32}
 
 
 def make_router(context: Context) -> APIRouter:
     """Return the route."""
     router = APIRouter(tags=["generation"])
 
-    @router.post("/v1/responses", response_model=Response, responses=GENERATION_ERRORS)
+    @router.post(
+        "/v1/responses",
+        response_model=Response,
+        responses={200: event_stream(ResponseEvent), **GENERATION_ERRORS},
+        openapi_extra=request_body(ResponsesBody, example=EXAMPLE),
+    )
     async def create_response(request: Request) -> HttpResponse:
         """Answer a conversation, at once or as a stream of server-sent events. Nothing of it is kept."""
         settings = context.settings

@@ -1,0 +1,102 @@
+"""The metadata of a GGUF file as the keys of a Hugging Face config.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from windlass.errors import LoadError
+from windlass.models.config import ConfigReader
+
+ARCHITECTURES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
+"""``general.architecture``, and the architecture here. Mistral's models are written as llama."""
+
+_RENAMED = {
+    "context_length": "max_position_embeddings",
+    "embedding_length": "hidden_size",
+    "feed_forward_length": "intermediate_size",
+    "block_count": "num_hidden_layers",
+    "attention.head_count": "num_attention_heads",
+    "attention.head_count_kv": "num_key_value_heads",
+    "attention.key_length": "head_dim",
+    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+    "rope.freq_base": "rope_theta",
+}
+_SCALINGS = {"none": "default", "linear": "linear", "yarn": "yarn"}
+
+
+def from_gguf_metadata(
+    metadata: Mapping[str, Any],
+    shapes: Mapping[str, tuple[int, ...]],
+    rope_factors: list[float] | None,
+    path: Path,
+) -> tuple[str, dict[str, Any]]:
+    """Return the ``model_type`` and the config.json that say the same as ``metadata``.
+
+    Args:
+        metadata: keys and values of the file.
+        shapes: of all tensors, by Hugging Face's names; they tell what metadata leaves out.
+        rope_factors: how much each pair of a head is slowed, where the file has that.
+        path: the file, for error messages.
+
+    Raises:
+        LoadError: the architecture is not supported, or a key is missing, of the wrong type, or not understood.
+    """
+    architecture = metadata.get("general.architecture")
+    if architecture not in ARCHITECTURES:
+        supported = ", ".join(ARCHITECTURES)
+        raise LoadError(
+            path, f"general.architecture is {architecture!r}, which is not supported; supported: {supported}"
+        )
+    prefix = f"{architecture}."
+    reader = ConfigReader(
+        {key.removeprefix(prefix): value for key, value in metadata.items() if key.startswith(prefix)}, path
+    )
+    config: dict[str, Any] = {}
+    for key, name in _RENAMED.items():
+        if key in ("attention.layer_norm_rms_epsilon", "rope.freq_base"):
+            if reader.has(key):
+                config[name] = reader.number(key)
+        elif reader.has(key):
+            config[name] = reader.integer(key)
+    embedding = shapes.get("model.embed_tokens.weight")
+    if embedding is None:
+        raise LoadError(path, "there is no tensor token_embd.weight")
+    config["vocab_size"] = reader.integer("vocab_size", default=embedding[0])
+    config["tie_word_embeddings"] = "lm_head.weight" not in shapes
+    if architecture == "llama":
+        config["attention_bias"] = "model.layers.0.self_attn.q_proj.bias" in shapes
+        config["mlp_bias"] = "model.layers.0.mlp.gate_proj.bias" in shapes
+    _check_heads(reader, config)
+    config.update(_rope(reader, rope_factors))
+    reader.finish()
+    return ARCHITECTURES[architecture], config
+
+
+def _check_heads(reader: ConfigReader, config: dict[str, Any]) -> None:
+    """Read what must agree with the size of a head."""
+    heads = reader.integer("attention.head_count")
+    head_dim = config.get("head_dim", reader.integer("embedding_length") // heads)
+    for key in ("attention.value_length", "rope.dimension_count"):
+        if reader.integer(key, default=head_dim) != head_dim:
+            raise reader.error(key, f"is not the size of a head, {head_dim}, which is not supported")
+
+
+def _rope(reader: ConfigReader, factors: list[float] | None) -> dict[str, Any]:
+    kind = reader.choice("rope.scaling.type", ("none", "linear", "yarn"), default="none")
+    factor = reader.number("rope.scaling.factor", default=1.0)
+    original = reader.integer("rope.scaling.original_context_length", default=0, minimum=0)
+    reader.boolean("rope.scaling.finetuned", default=False)  # how the model was made; the maths is the same
+    if factors is not None:
+        if kind != "none":
+            raise reader.error("rope.scaling.type", f"is {kind!r}, and the tensor rope_freqs.weight is there too")
+        return {"rope_pair_factors": factors}
+    if kind == "none" or factor == 1.0:
+        return {}
+    scaling = {"rope_type": kind, "factor": factor}
+    if kind == "yarn":
+        scaling["original_max_position_embeddings"] = original or reader.integer("context_length")
+        scaling["beta_fast"] = reader.number("rope.scaling.yarn_beta_fast", default=32.0)
+        scaling["beta_slow"] = reader.number("rope.scaling.yarn_beta_slow", default=1.0)
+    return {"rope_scaling": scaling}

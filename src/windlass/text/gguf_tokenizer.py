@@ -1,0 +1,234 @@
+"""Tokenizers from the metadata of GGUF files: SentencePiece's with scores ("llama"), and byte-level BPE ("gpt2")."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from windlass.errors import LoadError
+from windlass.text.library_tokenizer import LibraryEncoder, read_library_json
+from windlass.text.tokenizer_facts import TokenizerFacts
+
+MAX_TOKENS = 1 << 20
+
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)  # tokenizer.ggml.token_type
+_NAMED = {
+    "bos_token": "bos_token_id",
+    "eos_token": "eos_token_id",
+    "unk_token": "unknown_token_id",
+    "sep_token": "seperator_token_id",
+    "pad_token": "padding_token_id",
+}
+_NONE = 0xFFFFFFFF
+"""An id that stands for none."""
+
+_CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
+_REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_LLAMA_3 = rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}{{1,3}}|{_REST}"
+_QWEN_2 = rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}|{_REST}"
+_GPT_2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+
+_SPLITS: dict[str, tuple[str, ...]] = {
+    "gpt-2": (_GPT_2,),
+    "phi-2": (_GPT_2,),
+    "mpt": (_GPT_2,),
+    "olmo": (_GPT_2,),
+    "jais": (_GPT_2,),
+    "llama-bpe": (_LLAMA_3,),
+    "llama3": (_LLAMA_3,),
+    "llama-v3": (_LLAMA_3,),
+    "dbrx": (_LLAMA_3,),
+    "smaug-bpe": (_LLAMA_3,),
+    "qwen2": (_QWEN_2,),
+    "deepseek-r1-qwen": (_QWEN_2,),
+    "stablelm2": (_QWEN_2,),
+    "smollm": (r"\p{N}", _GPT_2),
+    "starcoder": (r"\p{N}", _GPT_2),
+    "refact": (r"\p{N}", _GPT_2),
+    "command-r": (r"\p{N}", _GPT_2),
+}
+"""``tokenizer.ggml.pre``, and the patterns that cut a text into words, each applied to what the one before left."""
+
+
+def read_gguf_tokenizer(path: Path, metadata: Mapping[str, Any]) -> tuple[LibraryEncoder, TokenizerFacts, Path]:
+    """Return the encoder, what is to be known of it, and ``path``.
+
+    Raises:
+        LoadError: the file has no tokenizer, one of a kind that is not supported, or a broken one.
+    """
+    reader = _Reader(path, metadata)
+    kind = reader.value("model", str)
+    if kind == "llama":
+        tokenizer = _sentence_piece(reader)
+    elif kind == "gpt2":
+        tokenizer = _byte_level(reader)
+    else:
+        raise reader.error("model", f"is {kind!r}; supported: 'llama' (SentencePiece with scores), 'gpt2' (BPE)")
+    tokens = reader.tokens
+    config: dict[str, Any] = {"add_bos_token": reader.value("add_bos_token", bool, kind == "llama")}
+    for name, key in _NAMED.items():
+        token_id = reader.token_id(key)
+        if token_id is not None:
+            config[name] = tokens[token_id]
+    return read_library_json(json.dumps(tokenizer), path, config)
+
+
+def read_stop_ids(path: Path, metadata: Mapping[str, Any]) -> frozenset[int]:
+    """Return the ids of the tokens that end an answer.
+
+    Raises:
+        LoadError: one is not in the vocabulary.
+    """
+    reader = _Reader(path, metadata)
+    ids = (reader.token_id(key) for key in ("eos_token_id", "eot_token_id", "eom_token_id"))
+    return frozenset(token_id for token_id in ids if token_id is not None)
+
+
+class _Reader:
+    """The keys that begin with ``tokenizer.ggml.``, checked."""
+
+    def __init__(self, path: Path, metadata: Mapping[str, Any]) -> None:
+        self._path = path
+        self._metadata = metadata
+        tokens = self.value("tokens", list)
+        if not 0 < len(tokens) <= MAX_TOKENS or not all(isinstance(token, str) for token in tokens):
+            raise self.error("tokens", f"must be 1 to {MAX_TOKENS} strings")
+        self.tokens = _distinct(tokens)
+
+    def value(self, key: str, kind: type, default: Any = None) -> Any:
+        value = self._metadata.get(f"tokenizer.ggml.{key}", default)
+        if value is None:
+            raise self.error(key, "is missing")
+        if type(value) is not kind:
+            raise self.error(key, f"is of the wrong type, {type(value).__name__}")
+        return value
+
+    def numbers(self, key: str, kind: type, default: Any) -> list[Any]:
+        """A list with a number for each token."""
+        values: list[Any] = self.value(key, list, [default] * len(self.tokens))
+        if len(values) != len(self.tokens) or not all(type(value) is kind for value in values):
+            raise self.error(key, f"must have one {kind.__name__} for each of {len(self.tokens)} tokens")
+        if kind is float and not all(map(math.isfinite, values)):
+            raise self.error(key, "has a number that is not finite")
+        return values
+
+    def token_id(self, key: str) -> int | None:
+        value = self._metadata.get(f"tokenizer.ggml.{key}")
+        if value is None or value == _NONE:
+            return None
+        if type(value) is not int or not 0 <= value < len(self.tokens):
+            raise self.error(key, f"is {value!r}, which is not one of {len(self.tokens)} tokens")
+        return value
+
+    def error(self, key: str, reason: str) -> LoadError:
+        return LoadError(self._path, f"tokenizer.ggml.{key} {reason}")
+
+
+def _distinct(tokens: list[str]) -> list[str]:
+    """Give entries that occur twice, as fillers do, a name that no text has."""
+    seen: set[str] = set()
+    result = []
+    for number, token in enumerate(tokens):
+        name = token if token not in seen else f"{token}\ufdd2{number}"
+        seen.add(name)
+        result.append(name)
+    return result
+
+
+def _added_tokens(tokens: list[str], types: list[int]) -> list[dict[str, Any]]:
+    return [
+        {
+            "id": token_id,
+            "content": token,
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+            "special": kind in (_CONTROL, _UNKNOWN),
+        }
+        for token_id, (token, kind) in enumerate(zip(tokens, types, strict=True))
+        if kind in (_CONTROL, _UNKNOWN, _USER_DEFINED) and token
+    ]
+
+
+def _sentence_piece(reader: _Reader) -> dict[str, Any]:
+    """SentencePiece's merging by scores as BPE with byte fallback: pairs merge by the scores of their results."""
+    tokens = reader.tokens
+    types = reader.numbers("token_type", int, _NORMAL)
+    scores = reader.numbers("scores", float, 0.0)
+    vocab = {token: token_id for token_id, token in enumerate(tokens)}
+    merges: list[tuple[float, int, int, str, str]] = []
+    for token, kind, score in zip(tokens, types, scores, strict=True):
+        if kind in (_NORMAL, _USER_DEFINED, _UNUSED):
+            for cut in range(1, len(token)):
+                left, right = token[:cut], token[cut:]
+                if left in vocab and right in vocab:
+                    merges.append((-score, vocab[left], vocab[right], left, right))
+    merges.sort()
+    normalizers: list[dict[str, Any]] = [{"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]
+    prefix = reader.value("add_space_prefix", bool, True)
+    if prefix:
+        normalizers.insert(0, {"type": "Prepend", "prepend": "▁"})
+    decoders: list[dict[str, Any]] = [
+        {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+        {"type": "ByteFallback"},
+        {"type": "Fuse"},
+    ]
+    if prefix:
+        decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
+    unknown = reader.token_id("unknown_token_id")
+    return {
+        "version": "1.0",
+        "added_tokens": _added_tokens(tokens, types),
+        "normalizer": {"type": "Sequence", "normalizers": normalizers},
+        "pre_tokenizer": None,
+        "post_processor": None,
+        "decoder": {"type": "Sequence", "decoders": decoders},
+        "model": {
+            "type": "BPE",
+            "unk_token": None if unknown is None else tokens[unknown],
+            "fuse_unk": True,
+            "byte_fallback": True,
+            "vocab": vocab,
+            "merges": [[left, right] for *_, left, right in merges],
+        },
+    }
+
+
+def _byte_level(reader: _Reader) -> dict[str, Any]:
+    """GPT-2's byte-level BPE, with the way of cutting words that ``tokenizer.ggml.pre`` names."""
+    tokens = reader.tokens
+    types = reader.numbers("token_type", int, _NORMAL)
+    merges = reader.value("merges", list)
+    if not all(isinstance(merge, str) and merge.count(" ") == 1 for merge in merges):
+        raise reader.error("merges", "must be strings of two entries with a space between them")
+    name = reader.value("pre", str, "gpt-2")
+    if name not in _SPLITS:
+        raise reader.error("pre", f"is {name!r}, which is not supported; supported: {', '.join(_SPLITS)}")
+    splits = [
+        {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+        for pattern in _SPLITS[name]
+    ]
+    return {
+        "version": "1.0",
+        "added_tokens": _added_tokens(tokens, types),
+        "normalizer": None,
+        "pre_tokenizer": {
+            "type": "Sequence",
+            "pretokenizers": [
+                *splits,
+                {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False},
+            ],
+        },
+        "post_processor": None,
+        "decoder": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False},
+        "model": {
+            "type": "BPE",
+            "vocab": {token: token_id for token_id, token in enumerate(tokens)},
+            "merges": [merge.split(" ", 1) for merge in merges],
+        },
+    }

@@ -1,0 +1,183 @@
+"""GGUF models: what comes out is what comes out of the same numbers elsewhere."""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from support.gguf_files import BLOCK_TYPES, dequantized, random_blocks, write_gguf
+from support.tiny_models import CASES, TinyModel, write_hf_directory
+from windlass import EngineConfig, LoadError, MLCEngine
+from windlass.program.executor import Batch
+from windlass.quantization.ggml import GGML_TYPES
+from windlass.serve.build import load_model
+
+F32 = NDArray[np.float32]
+PROMPT = [3, 17, 29, 5, 200, 31, 8, 150, 77, 42, 11, 100, 6, 9, 250, 33, 12, 180]
+PLAIN = ("llama2", "llama3-tied", "qwen2", "qwen3")
+
+
+def logits(path: Path, executor: str = "native") -> F32:
+    """Of all positions of the prompt."""
+    config = EngineConfig(executor=executor, kv_cache_dtype="f32", pack_cache=False, max_total_sequence_length=64)
+    with closing(load_model("m", path, config)) as model:
+        length = len(PROMPT)
+        batch = Batch(
+            token_ids=np.array(PROMPT, dtype=np.int32),
+            positions=np.arange(length, dtype=np.int32),
+            token_starts=np.array([0, length], dtype=np.int32),
+            page_ids=np.arange(2, dtype=np.int32),
+            page_starts=np.array([0, 2], dtype=np.int32),
+            logit_rows=np.arange(length, dtype=np.int32),
+        )
+        return np.array(model.executor.run(batch))
+
+
+def test_stories_gives_its_goldens(data_dir: Path) -> None:
+    goldens = json.loads((data_dir / "weights" / "goldens-stories260K.json").read_text())["stories260K"]
+    with MLCEngine(str(data_dir / "weights" / "stories260K.gguf")) as engine:
+        for golden in goldens:
+            answer = engine.completions.create(
+                prompt=golden["prompt_ids"],
+                max_tokens=len(golden["greedy_ids"]),
+                temperature=0,
+                debug_config={"ignore_eos": True},
+            )
+            expected = engine.tokenizer.decode([*golden["prompt_ids"], *golden["greedy_ids"]])
+            shown = engine.tokenizer.decode(golden["prompt_ids"]) + answer.choices[0].text
+            assert shown.strip() == expected.strip()
+
+
+@pytest.mark.parametrize("name", PLAIN)
+@pytest.mark.parametrize("executor", ["native", "reference"])
+def test_a_model_is_the_one_that_it_was_written_from(tmp_path: Path, name: str, executor: str) -> None:
+    model = CASES[name]
+    (tmp_path / "hf").mkdir()
+    directory = write_hf_directory(model, tmp_path / "hf")
+    write_tokenizer(directory, model.config["vocab_size"])
+    file = write_gguf(tmp_path / "m.gguf", model.config, model.weights())
+    np.testing.assert_array_equal(logits(file, executor), logits(directory, executor))
+
+
+def test_slowed_pairs_are_llama_3_1_s_scaling(tmp_path: Path) -> None:
+    model = CASES["llama3.1-rope"]
+    (tmp_path / "hf").mkdir()
+    directory = write_hf_directory(model, tmp_path / "hf")
+    write_tokenizer(directory, model.config["vocab_size"])
+    dim = model.config["hidden_size"] // model.config["num_attention_heads"]
+    file = write_gguf(
+        tmp_path / "m.gguf", model.config, model.weights(), extra={"rope_freqs.weight": slowed(model.config, dim)}
+    )
+    np.testing.assert_allclose(logits(file), logits(directory), atol=2e-5)
+    plain = write_gguf(tmp_path / "n.gguf", model.config, model.weights())
+    assert np.abs(logits(plain) - logits(directory)).max() > 1e-3
+
+
+def slowed(config: dict[str, Any], dim: int) -> F32:
+    """Llama 3.1's scaling, pair by pair."""
+    scaling = config["rope_scaling"]
+    wavelengths = 2 * np.pi * config["rope_theta"] ** (np.arange(0, dim, 2) / dim)
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    kept = np.clip((scaling["original_max_position_embeddings"] / wavelengths - low) / (high - low), 0, 1)
+    factors: F32 = (1 / (kept + (1 - kept) / scaling["factor"])).astype(np.float32)
+    return factors
+
+
+def write_tokenizer(directory: Path, size: int) -> None:
+    """The vocabulary of ``write_gguf``."""
+    vocab = {f"<{number}>": number for number in range(size)}
+    model = {"type": "BPE", "vocab": vocab, "merges": []}
+    tokenizer = {"version": "1.0", "added_tokens": [], "decoder": {"type": "Fuse"}, "model": model}
+    (directory / "tokenizer.json").write_text(json.dumps(tokenizer))
+
+
+WIDE = TinyModel(
+    "wide",
+    {
+        **CASES["llama2"].config,
+        "hidden_size": 256,
+        "intermediate_size": 512,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    },
+    seed=9,
+)
+
+
+def in_blocks(numbers: dict[str, int]) -> tuple[dict[str, NDArray[Any]], dict[str, int], dict[str, F32]]:
+    """The matrices of WIDE as blocks, by the last part of their names; their types; and all weights as floats."""
+    rng = np.random.default_rng(4)
+    stored: dict[str, NDArray[Any]] = {}
+    types: dict[str, int] = {}
+    plain: dict[str, F32] = {}
+    for name, data in WIDE.weights().items():
+        stored[name] = plain[name] = data
+        if data.ndim == 2:
+            number = numbers.get(name.split(".")[-2], numbers["default"])
+            stored[name] = random_blocks(number, data.shape[0], data.shape[1], rng)
+            types[name] = number
+            plain[name] = dequantized(number, stored[name])
+    return stored, types, plain
+
+
+@pytest.mark.parametrize("number", BLOCK_TYPES, ids=lambda number: GGML_TYPES[number].name)
+def test_blocks_are_computed_on_without_loss(tmp_path: Path, number: int) -> None:
+    """The reference executor gives the logits of the same numbers as floats; the native one has 8-bit activations."""
+    stored, types, plain = in_blocks({"default": number})
+    blocks = write_gguf(tmp_path / "blocks.gguf", WIDE.config, stored, types)
+    floats = write_gguf(tmp_path / "floats.gguf", WIDE.config, plain)
+    expected = logits(floats, "reference")
+    np.testing.assert_array_equal(logits(blocks, "reference"), expected)
+    error = np.abs(logits(blocks) - expected).max() / np.abs(expected).max()
+    assert error < 0.02, f"{error:.4f}"
+
+
+def test_parts_of_one_weight_may_have_different_types(tmp_path: Path) -> None:
+    """As usual mixtures have: the values and the gate are finer than the rest."""
+    by_name = {kind.name: number for number, kind in GGML_TYPES.items()}
+    for finer, rest in (("Q6_K", "Q4_0"), ("Q8_0", "IQ4_XS"), ("Q6_K", "Q4_K"), ("Q5_0", "Q4_0")):
+        numbers = {"default": by_name[rest], "v_proj": by_name[finer], "gate_proj": by_name[finer]}
+        stored, types, plain = in_blocks(numbers)
+        blocks = write_gguf(tmp_path / f"{finer}{rest}.gguf", WIDE.config, stored, types)
+        floats = write_gguf(tmp_path / f"{finer}{rest}-floats.gguf", WIDE.config, plain)
+        expected = logits(floats, "reference")
+        np.testing.assert_array_equal(logits(blocks, "reference"), expected)
+        assert np.abs(logits(blocks) - expected).max() < 0.02 * np.abs(expected).max()
+
+
+def test_blocks_are_not_quantized_anew(tmp_path: Path) -> None:
+    stored, types, _ = in_blocks({"default": 8})
+    path = write_gguf(tmp_path / "m.gguf", WIDE.config, stored, types)
+    with pytest.raises(LoadError, match="quantized in the file, and cannot become q4f16_1 without loss"):
+        MLCEngine(str(path), quantization="q4f16_1")
+
+
+def test_scales_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    stored, types, _ = in_blocks({"default": 8})
+    name = "model.layers.0.mlp.down_proj.weight"
+    stored[name][3, :2] = (0x00, 0x7C)
+    path = write_gguf(tmp_path / "m.gguf", WIDE.config, stored, types)
+    with pytest.raises(LoadError, match=r"mlp\.down_proj\.weight: a number is not finite"):
+        MLCEngine(str(path))
+
+
+def test_a_second_load_maps_what_the_first_packed(tmp_path: Path) -> None:
+    stored, types, _ = in_blocks({"default": 2, "v_proj": 14})
+    path = write_gguf(tmp_path / "m.gguf", WIDE.config, stored, types)
+    answers = []
+    for _ in range(2):
+        with ExitStack() as stack:
+            engine = stack.enter_context(MLCEngine(str(path)))
+            answers.append(
+                engine.completions.create(prompt=PROMPT, max_tokens=8, temperature=0, logprobs=1)
+                .choices[0]
+                .model_dump()
+            )
+    assert answers[0] == answers[1]
