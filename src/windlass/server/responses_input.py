@@ -143,7 +143,10 @@ def _messages(body: ResponsesBody) -> list[dict[str, Any]]:
     else:
         for index, item in enumerate(items):
             conversation.add(item, f"input[{index}]")
-    return conversation.messages()
+    messages = conversation.messages()
+    if not messages:
+        raise InvalidRequestError("input: nothing is said in it", param="input")
+    return messages
 
 
 class _Conversation:
