@@ -50,7 +50,9 @@ async def respond(request: Request, context: Context, create: Create, ignored: f
     settings = context.settings
     arguments = await read_json(request)
     model = context.served.find(arguments.get("model"))
-    stream = arguments.pop("stream", None) or False
+    stream = arguments.pop("stream", None)
+    if stream is None:
+        stream = False
     if not isinstance(stream, bool):
         raise ApiError(400, "stream: must be true or false", code="invalid_value", param="stream")
     for name in OF_THE_LIBRARY & arguments.keys():

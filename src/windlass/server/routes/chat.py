@@ -12,7 +12,7 @@ from windlass.protocol.arguments import ChatArguments
 from windlass.protocol.responses import ChatCompletion, ChatCompletionChunk
 from windlass.server.completion_calls import CHAT_FIELDS, OF_THE_LIBRARY, respond
 from windlass.server.context import Context
-from windlass.server.openapi import GENERATION_ERRORS, event_stream, request_body
+from windlass.server.openapi import GENERATION_ERRORS, ErrorBody, event_stream, request_body
 
 EXAMPLE = {"messages": [{"role": "user", "content": "What is the capital of France?"}], "max_tokens": 32}
 
@@ -24,7 +24,7 @@ def make_router(context: Context) -> APIRouter:
     @router.post(
         "/v1/chat/completions",
         response_model=ChatCompletion,
-        responses={200: event_stream(ChatCompletionChunk), **GENERATION_ERRORS},
+        responses={200: event_stream(ChatCompletionChunk | ErrorBody, ends_with_done=True), **GENERATION_ERRORS},
         openapi_extra=request_body(
             ChatArguments, without=OF_THE_LIBRARY, ignored=CHAT_FIELDS, streams=True, example=EXAMPLE
         ),

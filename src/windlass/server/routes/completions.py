@@ -13,7 +13,7 @@ from windlass.protocol.responses import Completion
 from windlass.server.api_errors import ApiError
 from windlass.server.completion_calls import COMPLETION_FIELDS, OF_THE_LIBRARY, respond
 from windlass.server.context import Context
-from windlass.server.openapi import GENERATION_ERRORS, event_stream, request_body
+from windlass.server.openapi import GENERATION_ERRORS, ErrorBody, event_stream, request_body
 
 EXAMPLE = {"prompt": "The capital of France is", "max_tokens": 8}
 
@@ -28,7 +28,7 @@ def make_router(context: Context) -> APIRouter:
     @router.post(
         "/v1/completions",
         response_model=Completion,
-        responses={200: event_stream(Completion), **GENERATION_ERRORS},
+        responses={200: event_stream(Completion | ErrorBody, ends_with_done=True), **GENERATION_ERRORS},
         openapi_extra=request_body(
             CompletionArguments, without=OF_THE_LIBRARY, ignored=COMPLETION_FIELDS, streams=True, example=EXAMPLE
         ),
