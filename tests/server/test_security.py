@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import logging
 import re
-import resource
 import selectors
 import socket
 import statistics
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from support.lifecycle import LIMIT, QUESTION
+from support.lifecycle import LIMIT, QUESTION, resident_bytes
 from support.server import DEMO, RunningServer, serving, until
 from support.sockets import RawClient, head, open_requests, post
 from windlass.server.app import make_api
@@ -568,7 +566,7 @@ def test_memory_is_bounded_while_200_large_bodies_arrive(server: RunningServer) 
     text = "x" * (4_000_000)
     body = {"messages": [{"role": "user", "content": text}], "temperature": 9}
     request = memoryview(post(CHAT, body))
-    before = _resident()
+    before = resident_bytes()
     peak, statuses = before, []
     clients = [RawClient(server.port) for _ in range(200)]
     sent = dict.fromkeys(clients, 0)
@@ -582,11 +580,11 @@ def test_memory_is_bounded_while_200_large_bodies_arrive(server: RunningServer) 
                     sent[key.data] += key.data.socket.send(request[sent[key.data] :][: 1 << 18])
                     if sent[key.data] == len(request):
                         ready.unregister(key.data.socket)
-                peak = max(peak, _resident())
+                peak = max(peak, resident_bytes())
         for client in clients:
             client.socket.settimeout(LIMIT)
             statuses.append(client.answer().status)
-            peak = max(peak, _resident())
+            peak = max(peak, resident_bytes())
     finally:
         for client in clients:
             client.__exit__()
@@ -595,10 +593,6 @@ def test_memory_is_bounded_while_200_large_bodies_arrive(server: RunningServer) 
     assert peak - before < 400 << 20
     assert server.request("POST", CHAT, body).status == 400  # what was held is given back
     assert server.request("POST", CHAT, ASK).status == 200
-
-
-def _resident() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 def test_the_budget_is_given_back_however_a_request_ends(server: RunningServer) -> None:

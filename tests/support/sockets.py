@@ -15,6 +15,7 @@ from typing import Any
 
 from support.lifecycle import LIMIT
 from support.server import Answer, RunningServer
+from windlass.engine.metrics import EngineMetrics
 
 
 def head(method: str, path: str, headers: Mapping[str, str] | None = None, version: str = "1.1") -> bytes:
@@ -104,7 +105,15 @@ def open_requests(server: RunningServer) -> int:
     return sum(getattr(task.get_coro(), "__qualname__", "") == "RequestResponseCycle.run_asgi" for task in tasks)
 
 
-def aborted(server: RunningServer) -> int:
-    """How many requests of the default model were aborted."""
-    metrics = asyncio.run_coroutine_threadsafe(server.engine.metrics(), server._loop).result(LIMIT)
-    return sum(metrics.requests_aborted.values())
+def running_requests(server: RunningServer) -> int:
+    """How many requests of the default model are in its batch."""
+    return _metrics(server).num_requests_running
+
+
+def aborted_requests(server: RunningServer) -> int:
+    """How many requests of the default model were aborted so far."""
+    return sum(_metrics(server).requests_aborted.values())
+
+
+def _metrics(server: RunningServer) -> EngineMetrics:
+    return asyncio.run_coroutine_threadsafe(server.engine.metrics(), server._loop).result(LIMIT)
