@@ -70,10 +70,19 @@ WINDLASS_INLINE std::int64_t tail_bytes(const PackedMatrix& matrix) {
     return scale_bytes(matrix) * (matrix.minima ? 2 : 1) + (has_zeros(matrix) ? kPanelRows : 0);
 }
 
+// Which matrices a kernel is for. With minima, or with scales that are products, it needs registers that the plain one
+// has not to spare.
+enum class Scaling { kPlain, kAny };
+
+WINDLASS_INLINE bool is_plain(const PackedMatrix& matrix) {
+    return !matrix.minima && matrix.scale_type != ScaleType::kProduct;
+}
+
 // Scales or minima of vector v; `factors` are those of the block.
+template <Scaling kScaling>
 WINDLASS_INLINE F32 load_scale(const PackedMatrix& matrix, const std::uint8_t* scales, const std::uint8_t* factors,
                                int v) {
-    if (matrix.scale_type == ScaleType::kProduct) {
+    if (kScaling == Scaling::kAny && matrix.scale_type == ScaleType::kProduct) {
         const I32 code = (load_bytes(scales + v * kLanes) ^ 0x80) - 0x80;
         return __builtin_convertvector(code, F32) *
                load_f16(reinterpret_cast<const std::uint16_t*>(factors) + v * kLanes);
@@ -101,10 +110,13 @@ std::size_t tile_bytes(const PackedMatrix& matrix, int tokens) {
 
 // Walks the codes of a panel: calls block(factors) where an activation block begins, run(codes, octets, scales) for
 // each run of columns, and end() where the block ends.
-template <typename Codes, typename Block, typename Run, typename End>
+template <typename Codes, Scaling kScaling, typename Block, typename Run, typename End>
 WINDLASS_INLINE void for_runs(const PackedMatrix& matrix, const std::uint8_t* codes, const Block& block, const Run& run,
                               const End& end) {
-    const std::int64_t after_codes = tail_bytes(matrix), before_block = head_bytes(matrix);
+    constexpr bool kPlain = kScaling == Scaling::kPlain;
+    const std::int64_t before_block = kPlain ? 0 : head_bytes(matrix);
+    const std::int64_t after_codes =
+        kPlain ? scale_bytes(matrix) + (has_zeros(matrix) ? kPanelRows : 0) : tail_bytes(matrix);
     std::int64_t column = 0;
     while (column < matrix.columns) {
         block(codes);
@@ -131,13 +143,13 @@ WINDLASS_INLINE I32 correction(const std::uint8_t* corrections, int token, bool 
 
 // The products of a tile with some vectors of a panel, from vector `first` on. Fetches what lies `ahead` bytes
 // after all that it reads of the panel, unless that is 0.
-template <typename Codes, int Tokens, int Vectors>
+template <typename Codes, Scaling kScaling, int Tokens, int Vectors>
 void multiply_codes(const PackedMatrix& matrix, const std::uint8_t* panel, const std::uint8_t* tile, int first,
                     std::int64_t ahead, F32 (*totals)[Vectors]) {
     constexpr int kPlanes = Codes::kPlanes;
-    const bool own_zeros = has_zeros(matrix), minima = matrix.minima;
+    const bool own_zeros = has_zeros(matrix), minima = kScaling == Scaling::kAny && matrix.minima;
     // int8 codes are biased; int4 ones have no zero point beside minima.
-    const I32 no_zeros = splat(kPlanes == 2 ? kSignedBias : 0);
+    const I32 no_zeros = splat(minima && kPlanes == 2 ? kSignedBias : 0);
     const std::uint8_t* block_scales = tile;
     const std::uint8_t* factors = panel;
     F32 block[Tokens][Vectors];
@@ -200,7 +212,7 @@ void multiply_codes(const PackedMatrix& matrix, const std::uint8_t* panel, const
         }
 #pragma GCC unroll 8
         for (int v = 0; v < Vectors; ++v) {
-            const F32 scale = load_scale(matrix, scales, factors, first + v);
+            const F32 scale = load_scale<kScaling>(matrix, scales, factors, first + v);
 #pragma GCC unroll 8
             for (int t = 0; t < Tokens; ++t) {
                 I32 total = sums[0][t][v].total();
@@ -211,7 +223,8 @@ void multiply_codes(const PackedMatrix& matrix, const std::uint8_t* panel, const
         if (minima) {
 #pragma GCC unroll 8
             for (int v = 0; v < Vectors; ++v) {
-                const F32 minimum = load_scale(matrix, scales + scale_bytes(matrix), factors + kFactorBytes, first + v);
+                const F32 minimum =
+                    load_scale<kScaling>(matrix, scales + scale_bytes(matrix), factors + kFactorBytes, first + v);
 #pragma GCC unroll 8
                 for (int t = 0; t < Tokens; ++t) {
                     const F32 sum = __builtin_convertvector(splat(load_four(corrections + t * 4)), F32);
@@ -227,11 +240,11 @@ void multiply_codes(const PackedMatrix& matrix, const std::uint8_t* panel, const
             for (int v = 0; v < Vectors; ++v) totals[t][v] = multiply_add(block[t][v], scale, totals[t][v]);
         }
     };
-    for_runs<Codes>(matrix, panel, begin_block, run, end_block);
+    for_runs<Codes, kScaling>(matrix, panel, begin_block, run, end_block);
 }
 
 // One panel times one tile, whose tokens are the job's `first` and following ones.
-template <typename Codes, int Tokens>
+template <typename Codes, Scaling kScaling, int Tokens>
 void multiply_panel(const LinearJob& job, std::int64_t panel, const std::uint8_t* tile, int first, std::int64_t ahead) {
     const std::uint8_t* const codes = job.matrix->data + panel * job.matrix->panel_bytes;
     constexpr int kTogether = kCodeVectors<Tokens>;
@@ -245,27 +258,27 @@ void multiply_panel(const LinearJob& job, std::int64_t panel, const std::uint8_t
     }
     for (int v = 0; v < kVectors; v += kTogether) {
         F32 totals[Tokens][kTogether] = {};
-        multiply_codes<Codes, Tokens, kTogether>(*job.matrix, codes, tile, v, ahead, totals);
+        multiply_codes<Codes, kScaling, Tokens, kTogether>(*job.matrix, codes, tile, v, ahead, totals);
         for (int t = 0; t < Tokens; ++t) write_panel(job, panel, first + t, v, kTogether, totals[t]);
     }
 }
 
 using MultiplyPanel = void (*)(const LinearJob&, std::int64_t, const std::uint8_t*, int, std::int64_t);
 
-template <typename Codes, int Tokens>
+template <typename Codes, Scaling kScaling, int Tokens>
 MultiplyPanel panel_function(int tokens) {
     if constexpr (Tokens > 1) {
-        if (tokens < Tokens) return panel_function<Codes, Tokens - 1>(tokens);
+        if (tokens < Tokens) return panel_function<Codes, kScaling, Tokens - 1>(tokens);
     }
-    return multiply_panel<Codes, Tokens>;
+    return multiply_panel<Codes, kScaling, Tokens>;
 }
 
-template <typename Codes>
-void linear_codes(const LinearJob& job) {
+template <typename Codes, Scaling kScaling>
+void linear_scaled(const LinearJob& job) {
     constexpr int kTokens = Codes::kTileTokens;
     const int rest = job.tokens % kTokens;
-    const MultiplyPanel full = multiply_panel<Codes, kTokens>;
-    const MultiplyPanel last = panel_function<Codes, kTokens>(rest == 0 ? kTokens : rest);
+    const MultiplyPanel full = multiply_panel<Codes, kScaling, kTokens>;
+    const MultiplyPanel last = panel_function<Codes, kScaling, kTokens>(rest == 0 ? kTokens : rest);
     for (std::int64_t panel = job.panel_begin; panel < job.panel_end; ++panel) {
         // Only the first tile waits for memory, and only with many tokens.
         const bool fetch = job.tokens >= kFetchTokens && panel + 1 < job.panel_end;
@@ -276,6 +289,11 @@ void linear_codes(const LinearJob& job) {
             ahead = 0;
         }
     }
+}
+
+template <typename Codes>
+void linear_codes(const LinearJob& job) {
+    (is_plain(*job.matrix) ? linear_scaled<Codes, Scaling::kPlain> : linear_scaled<Codes, Scaling::kAny>)(job);
 }
 
 // The embedding of one token: a row of codes.
@@ -295,8 +313,9 @@ void embed_codes(const PackedMatrix& table, std::int64_t row, float* out) {
         const std::uint8_t* const zeros = scales + scale_bytes(table);
         float scale[kPanelRows], minimum[kPanelRows] = {};
         for (int v = 0; v < kVectors; ++v) {
-            store(scale + v * kLanes, load_scale(table, scales, factors, v));
-            if (table.minima) store(minimum + v * kLanes, load_scale(table, zeros, factors + kFactorBytes, v));
+            store(scale + v * kLanes, load_scale<Scaling::kAny>(table, scales, factors, v));
+            if (table.minima)
+                store(minimum + v * kLanes, load_scale<Scaling::kAny>(table, zeros, factors + kFactorBytes, v));
         }
         const int zero = has_zeros(table) ? zeros[lane] : table.zero != nullptr ? *table.zero : 0;
         for (std::int64_t c = 0; c < columns; ++c) {
