@@ -26,6 +26,7 @@ MAX_SUFFIX_BYTES = 65536
 STRICT = ConfigDict(extra="forbid")
 """No unknown names."""
 
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 LogitBias = Annotated[float, Field(ge=-100.0, le=100.0)]
 TokenId = Annotated[int, Field(ge=0)]
 Prompt = str | Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
@@ -130,7 +131,7 @@ class ChatArguments(CommonArguments, total=False):
     """False keeps the first tool call of an answer only."""
     chat_template_kwargs: dict[str, Any] | None
     """Further variables for the model's chat template, such as ``enable_thinking``."""
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None
+    reasoning_effort: Effort | None
     """How much to think, for templates that know ``reasoning_effort`` or ``enable_thinking``; others ignore it.
     What ``chat_template_kwargs`` says of these comes first."""
 

@@ -15,7 +15,7 @@ class ConversationFields(TypedDict, total=False):
     """A conversation for the model's chat template."""
 
     model: str | None
-    messages: Required[Annotated[list[Message], Field(min_length=1)]]
+    messages: Required[Annotated[list[Message], Field(min_length=1, fail_fast=True)]]
     """OpenAI's message objects."""
     tools: Annotated[list[dict[str, Any]], Field(max_length=MAX_TOOLS)] | None
     """Function tools that the template shows to the model."""
@@ -30,7 +30,7 @@ class TokenizeFields(TypedDict, total=False):
     model: str | None
     prompt: str | None
     """Text. It and ``messages`` exclude each other."""
-    messages: Annotated[list[Message], Field(min_length=1)] | None
+    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)] | None
     """OpenAI's message objects."""
     tools: Annotated[list[dict[str, Any]], Field(max_length=MAX_TOOLS)] | None
     """With ``messages``: function tools that the template shows to the model."""
@@ -47,7 +47,7 @@ class DetokenizeFields(TypedDict, total=False):
     """Tokens to be turned into text."""
 
     model: str | None
-    tokens: Required[list[TokenId]]
+    tokens: Required[Annotated[list[TokenId], Field(fail_fast=True)]]
     """Token ids."""
 
 

@@ -11,7 +11,7 @@ from windlass.protocol.checks import check_chat_arguments
 from windlass.serve.call import AsyncHost, AsyncStream, Box, Call, Host, Stream, SyncHost, wait, wait_async
 from windlass.serve.mailbox import AsyncMailbox, SyncMailbox
 from windlass.serve.submit import counted, start_call
-from windlass.serve.text_calls import for_template
+from windlass.serve.text_calls import prompt_ids_of, shown_tools
 
 # pydantic takes longer to import, and to make its types, than the weights take to load.
 if TYPE_CHECKING:
@@ -42,18 +42,13 @@ def start_chat(
         if max_tokens is not None and newer is not None and max_tokens != newer:
             raise InvalidRequestError("max_tokens and max_completion_tokens differ; give one", param="max_tokens")
         wants_logprobs = bool(arguments.get("logprobs"))
-        tools = arguments.get("tools") if arguments.get("tool_choice") != "none" else None
-        template_kwargs = arguments.get("chat_template_kwargs") or {}
-        if (effort := arguments.get("reasoning_effort")) is not None:
-            template_kwargs = {**model.text.effort_arguments(effort), **template_kwargs}
-        prompt_ids = model.text.encode_chat(
-            [for_template(message) for message in arguments["messages"]],
-            tools=tools,
-            template_kwargs=template_kwargs,
-        )
+        prompt_ids = prompt_ids_of(model.text, arguments)
         parallel = arguments.get("parallel_tool_calls")
         new_parser = partial(
-            model.text.answer_parser, prompt_ids, tools=bool(tools), parallel_tool_calls=parallel is None or parallel
+            model.text.answer_parser,
+            prompt_ids,
+            tools=bool(shown_tools(arguments)),
+            parallel_tool_calls=parallel is None or parallel,
         )
         return start_call(
             core,

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 from windlass.errors import InvalidRequestError
 
 if TYPE_CHECKING:
+    from windlass.protocol.arguments import ChatArguments
     from windlass.serve.build import LoadedModel
     from windlass.serve.call import Host
+    from windlass.text.text_model import TextModel
 
 _OF_MESSAGES = ("tools", "chat_template_kwargs")
 
@@ -87,6 +89,27 @@ def apply_template(host: Host, fields: Mapping[str, Any]) -> str:
 
     _, model = host._parts()
     return model.text.write_chat(**_conversation(check_fields(ConversationFields, fields)))
+
+
+def prompt_ids_of(text: TextModel, arguments: ChatArguments) -> list[int]:
+    """Return the prompt of a chat call.
+
+    Args:
+        arguments: checked, without None.
+
+    Raises:
+        InvalidRequestError: the template refuses the conversation; ``param`` names the argument at fault.
+    """
+    template_kwargs = arguments.get("chat_template_kwargs") or {}
+    if (effort := arguments.get("reasoning_effort")) is not None:
+        template_kwargs = {**text.effort_arguments(effort), **template_kwargs}
+    messages = [for_template(message) for message in arguments["messages"]]
+    return text.encode_chat(messages, tools=shown_tools(arguments), template_kwargs=template_kwargs)
+
+
+def shown_tools(arguments: ChatArguments) -> list[dict[str, Any]] | None:
+    """Return the tools that the model of a chat call is shown, and may call."""
+    return arguments.get("tools") if arguments.get("tool_choice") != "none" else None
 
 
 def check_ids(ids: Sequence[int], model: LoadedModel, *, param: str) -> None:

@@ -91,7 +91,7 @@ def make_app(context: Context) -> ASGIApp:
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:
-    return response_to(error, request.scope["path"])
+    return response_to(error, request.scope)
 
 
 async def _refuse(request: Request, error: Exception) -> Response:
@@ -103,13 +103,11 @@ async def _refuse(request: Request, error: Exception) -> Response:
         405: f"{request.url.path[:200]!r} does not take {request.method}",
     }.get(status, "the request was refused")
     code = {404: "not_found", 405: "method_not_allowed"}.get(status, "refused")
-    return error_response(ApiError(status, message, code=code, headers=headers), request.scope["path"])
+    return error_response(ApiError(status, message, code=code, headers=headers), request.scope)
 
 
 async def _refuse_parameters(request: Request, error: Exception) -> Response:
     """Answer where FastAPI found a parameter wrong."""
     first = error.errors()[0] if isinstance(error, RequestValidationError) else {"loc": (), "msg": "invalid"}
     name = str(first["loc"][-1]) if first["loc"] else None
-    return error_response(
-        ApiError(400, f"{name}: {first['msg']}", code="invalid_value", param=name), request.scope["path"]
-    )
+    return error_response(ApiError(400, f"{name}: {first['msg']}", code="invalid_value", param=name), request.scope)

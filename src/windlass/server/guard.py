@@ -35,22 +35,12 @@ def open_paths(settings: ServerSettings) -> frozenset[str]:
     return _OPEN_PATHS | {"/metrics"} if settings.open_metrics else _OPEN_PATHS
 
 
-class _ErrorResponse(Response):
-    """Tells a client of an error, in the words of the clients of ``path``, and the log of its code."""
-
-    def __init__(self, error: ApiError, path: str) -> None:
-        super().__init__(json.dumps(error.body_for(path)), error.status, error.headers, "application/json")
-        self._code = error.code
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it."""
-        note_of(scope).error = self._code
-        await super().__call__(scope, receive, send)
-
-
-def error_response(error: ApiError, path: str) -> Response:
-    """Return the response that tells a client of ``error``, in the words of the clients of ``path``."""
-    return _ErrorResponse(error, path)
+def error_response(error: ApiError, scope: Scope) -> Response:
+    """Return the response that tells a client of ``error``, in the words of the clients of its path; note its code."""
+    note = note_of(scope)
+    note.error = error.code
+    body = error.body_for(scope["path"], note.request_id)
+    return Response(json.dumps(body), error.status, error.headers, "application/json")
 
 
 class _Silence(Response):
@@ -60,14 +50,14 @@ class _Silence(Response):
         """Send nothing."""
 
 
-def response_to(error: Exception, path: str) -> Response:
-    """Return the response to a request for ``path`` that raised ``error``."""
+def response_to(error: Exception, scope: Scope) -> Response:
+    """Return the response to the request of ``scope``, which raised ``error``."""
     if isinstance(error, ClientGone):
         return _Silence()
     told = api_error_of(error)
     if told.status == 500:
         log.error("a request failed", exc_info=error)
-    return error_response(told, path)
+    return error_response(told, scope)
 
 
 class ErrorBoundary:
@@ -93,7 +83,7 @@ class ErrorBoundary:
                 # The connection is closed in the middle of the answer, which no client takes for a whole one.
                 raise
             if not begun:
-                await response_to(error, scope["path"])(scope, receive, send)
+                await response_to(error, scope)(scope, receive, send)
 
 
 class Guard:

@@ -96,7 +96,7 @@ class _Passage:
             headers = MutableHeaders(raw=list(message.get("headers", ())))
             self.streams = headers.get("content-type", "").startswith("text/event-stream")
             self._metrics.streams += self.streams
-            headers["x-request-id"] = self._note.request_id
+            headers["x-request-id"] = headers["request-id"] = self._note.request_id  # OpenAI's name, and Anthropic's
             headers["openai-processing-ms"] = str(round((time.perf_counter() - self._note.started) * 1e3))
             message = {**message, "headers": headers.raw}
         await self._send(message)

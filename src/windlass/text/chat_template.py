@@ -118,17 +118,11 @@ class ChatTemplate:
 
         return knows_thinking("".join(self.sources.values()))
 
-    @cached_property
-    def switches_thinking(self) -> bool:
-        """Whether the template takes ``enable_thinking``, which says whether the model is to think aloud."""
-        return any("enable_thinking" in source for source in self.sources.values())
-
     def effort_arguments(self, effort: str) -> dict[str, Any]:
         """What tells the template how much the model shall think: those of its variables that are known to say so."""
-        says = {"enable_thinking": effort != "none"} if self.switches_thinking else {}
-        if any("reasoning_effort" in source for source in self.sources.values()):
-            return {**says, "reasoning_effort": effort}
-        return says
+        values = {"enable_thinking": effort != "none", "reasoning_effort": effort}
+        source = "".join(self.sources.values())
+        return {name: value for name, value in values.items() if name in source}
 
     @property
     def supports_tools(self) -> bool:

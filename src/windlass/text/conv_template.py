@@ -75,11 +75,6 @@ class ConversationTemplate:
         return {}
 
     @property
-    def switches_thinking(self) -> bool:
-        """False: a conversation template takes no arguments."""
-        return False
-
-    @property
     def supports_tools(self) -> bool:
         """Whether tools can be shown to the model."""
         return any(_FUNCTIONS in text for text in (self.system_template, *self.role_templates.values()))

@@ -27,10 +27,6 @@ class PromptTemplate(Protocol):
         """The template arguments for a ``reasoning_effort`` of OpenAI's; none when the template knows nothing of it."""
 
     @property
-    def switches_thinking(self) -> bool:
-        """Whether the template takes ``enable_thinking``, which says whether the model is to think aloud."""
-
-    @property
     def supports_tools(self) -> bool:
         """Whether the template shows tools to the model."""
 

@@ -109,6 +109,7 @@ class TextModel:
                 tools_template = read_chat_template(directory, tokenizer, pack.findings)
             made = next((one for one in (template, tools_template) if isinstance(one, ChatTemplate)), None)
             pack.keep(None if made is None else made.findings)
+            tokenizer = pack.tokenizer
         defaults = read_generation_defaults(directory, config, mlc_config, tokenizer.eos_id)
         return cls(
             tokenizer=tokenizer,
@@ -146,11 +147,6 @@ class TextModel:
     def vocab_size(self) -> int | None:
         """One more than the largest id of the tokenizer; None with a placeholder."""
         return self.tokenizer.vocab_size
-
-    @property
-    def switches_thinking(self) -> bool:
-        """Whether the chat template takes ``enable_thinking``."""
-        return self.template is not None and self.template.switches_thinking
 
     def encode_prompt(self, text: str, *, bos: bool | None = None) -> list[int]:
         """Token ids of a text to continue.

@@ -15,6 +15,7 @@ from windlass.protocol.messages_api import CountBody, Message, MessageEvent, Mes
 from windlass.protocol.responses import ChatCompletion, ChatCompletionChunk
 from windlass.serve.call import AsyncStream
 from windlass.serve.engine import AsyncMLCEngine
+from windlass.serve.text_calls import prompt_ids_of
 from windlass.server.answers import EventStream, answer, named_event
 from windlass.server.api_errors import ApiError
 from windlass.server.bodies import digest, read_json
@@ -45,11 +46,10 @@ def make_router(context: Context) -> APIRouter:
         given = await read_json(request)
         model = context.served.find(given.get("model"))
         engine = model.engine
-        text = engine.tokenizer
 
         def understand() -> tuple[MessagesBody, ChatArguments]:
             body = check_messages_body(MessagesBody, given)
-            return body, chat_arguments(body, switches_thinking=text.switches_thinking)
+            return body, chat_arguments(body)
 
         note = note_of(request.scope)
         note.model = model.name
@@ -60,7 +60,11 @@ def make_router(context: Context) -> APIRouter:
             message = whole_message(body, answered, model=model.name)
             return Response(json.dumps(message.model_dump()), media_type="application/json")
         writer = MessageWriter(body, model=model.name, num_prompt_tokens=answered.usage.prompt_tokens)
-        return EventStream(_events(answered, writer, note), send_timeout=settings.send_timeout, fail=_fail)
+
+        def fail(error: ApiError) -> Iterable[bytes]:
+            yield _event_bytes(error.anthropic_body(note.request_id))
+
+        return EventStream(_events(answered, writer, note), send_timeout=settings.send_timeout, fail=fail)
 
     @router.post("/count_tokens", responses=_ERRORS, openapi_extra=request_body(CountBody, example=EXAMPLE))
     async def count_tokens(request: Request) -> TokenCount:
@@ -72,12 +76,8 @@ def make_router(context: Context) -> APIRouter:
 
         def count() -> int:
             body = check_messages_body(CountBody, given)
-            arguments = prompt_arguments(body, switches_thinking=engine.tokenizer.switches_thinking)
-            tools = arguments.get("tools") if arguments.get("tool_choice") != "none" else None
-            ids = engine.tokenizer.encode_chat(
-                arguments["messages"], tools=tools, template_kwargs=arguments.get("chat_template_kwargs")
-            )
-            return len(ids)
+            arguments = prompt_arguments(body)
+            return len(prompt_ids_of(engine.tokenizer, arguments))
 
         return TokenCount(input_tokens=await answer(request, engine._run_prepared(count)))
 
@@ -102,10 +102,6 @@ async def _events(
             events = writer.add(chunk) if chunk.usage is None else writer.end(chunk.usage)
             for event in events:
                 yield _event_bytes(event)
-
-
-def _fail(error: ApiError) -> Iterable[bytes]:
-    yield _event_bytes(error.anthropic_body())
 
 
 def _event_bytes(event: Event) -> bytes:

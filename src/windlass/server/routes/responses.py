@@ -56,7 +56,7 @@ def make_router(context: Context) -> APIRouter:
                 temperature=1.0 if temperature is None else temperature,
                 top_p=1.0 if top_p is None else top_p,
             )
-            arguments = chat_arguments(body, switches_thinking=text.switches_thinking)
+            arguments = chat_arguments(body)
             return response, arguments, body.get("stream") or False
 
         note = note_of(request.scope)
