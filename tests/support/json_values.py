@@ -18,6 +18,19 @@ json_values: st.SearchStrategy[Any] = st.recursive(
 
 
 def mixed(fields: Mapping[str, st.SearchStrategy[Any]]) -> st.SearchStrategy[dict[str, Any]]:
-    """Objects with some of ``fields``, most of them right and some of them any JSON value."""
-    values = {name: st.one_of(right, right, right, json_values) for name, right in fields.items()}
-    return st.fixed_dictionaries({}, optional=values)
+    """Objects with all of ``fields``; in some of them one is missing, or any JSON value."""
+    one_wrong = st.tuples(st.sampled_from(sorted(fields)), st.just(_ABSENT) | json_values)
+    changes = st.sampled_from([False] * 7 + [True]).flatmap(lambda change: one_wrong if change else st.none())
+    return st.builds(_changed, st.fixed_dictionaries(dict(fields)), changes)
+
+
+_ABSENT = object()
+
+
+def _changed(value: dict[str, Any], change: tuple[str, Any] | None) -> dict[str, Any]:
+    name, other = change or (None, None)
+    return {
+        field: other if field == name else right
+        for field, right in value.items()
+        if field != name or other is not _ABSENT
+    }

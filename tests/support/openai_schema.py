@@ -22,6 +22,15 @@ class OpenAISchema:
         schema = {**self._document, "$ref": f"#/components/schemas/{name}"}
         jsonschema.Draft202012Validator(schema).validate(value)
 
+    def fields(self, name: str) -> set[str]:
+        """The fields that an object of the schema of that name may have."""
+        return self._fields({"$ref": f"#/components/schemas/{name}"})
+
+    def _fields(self, schema: dict[str, Any]) -> set[str]:
+        if "$ref" in schema:
+            schema = self._document["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
+        return set(schema.get("properties", ())).union(*map(self._fields, schema.get("allOf", ())))
+
 
 @functools.cache
 def openai_schema(data_dir: Path) -> OpenAISchema:
