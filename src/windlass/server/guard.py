@@ -21,7 +21,7 @@ from windlass.server.settings import ServerSettings
 
 log = logging.getLogger("windlass.server")
 
-_OPEN_PATHS = frozenset({"/livez", "/readyz", "/health", *page.PATHS})
+OPEN_PATHS = frozenset({"/livez", "/readyz", "/health", *page.PATHS})
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 """Methods that change nothing."""
@@ -32,7 +32,7 @@ _CLOSE = {"connection": "close"}
 
 def open_paths(settings: ServerSettings) -> frozenset[str]:
     """Return what needs no key: the probes, and the page, which asks its reader for one."""
-    return _OPEN_PATHS | {"/metrics"} if settings.open_metrics else _OPEN_PATHS
+    return OPEN_PATHS | {"/metrics"} if settings.open_metrics else OPEN_PATHS
 
 
 def error_response(error: ApiError, scope: Scope) -> Response:
