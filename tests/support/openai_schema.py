@@ -16,6 +16,7 @@ class OpenAISchema:
     def __init__(self, path: Path) -> None:
         loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
         self._document = yaml.load(path.read_bytes(), loader)  # noqa: S506  (both are safe loaders)
+        _allow_null(self._document)
 
     def check(self, name: str, value: Any) -> None:
         """Raise jsonschema.ValidationError where ``value`` is not what the schema of that name says."""
@@ -30,6 +31,16 @@ class OpenAISchema:
         if "$ref" in schema:
             schema = self._document["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
         return set(schema.get("properties", ())).union(*map(self._fields, schema.get("allOf", ())))
+
+
+def _allow_null(node: Any) -> None:
+    """Write ``nullable`` of OpenAPI 3.0, which OpenAI's document goes on to use, as JSON Schema does."""
+    if isinstance(node, dict) and node.get("nullable") is True and isinstance(node.get("type"), str):
+        node["type"] = [node["type"], "null"]
+        if "enum" in node:
+            node["enum"] = [*node["enum"], None]
+    for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        _allow_null(child)
 
 
 @functools.cache

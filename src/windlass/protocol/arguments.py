@@ -86,7 +86,7 @@ class CommonArguments(TypedDict, total=False):
     """Taken from the logit of each token that stands in the answer already."""
     frequency_penalty: Annotated[float, Field(ge=-2.0, le=2.0)] | None
     """Taken from the logit of each token once for each time it stands in the answer."""
-    repetition_penalty: Annotated[float, Field(gt=0.0, le=10.0)] | None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=10.0)] | None
     """Divides the positive logits of tokens in prompt and answer, and multiplies the negative ones."""
     logit_bias: Annotated[dict[str, LogitBias] | dict[int, LogitBias], Field(max_length=MAX_BIASES)] | None
     """Token ids, as numbers or decimal strings, and what is added to their logits, -100 to 100."""

@@ -60,6 +60,7 @@ class ChatLogprobs(BaseModel):
     """The tokens of a chat answer, or of a chunk of it."""
 
     content: list[TokenLogprob]
+    refusal: None = None
 
 
 class CompletionLogprobs(BaseModel):

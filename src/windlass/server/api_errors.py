@@ -43,7 +43,7 @@ class ApiError(Exception):
 
     Args:
         status: of the response.
-        message: for people; our own text, never that of a foreign exception.
+        message: for people; our own text, never that of a foreign exception. Cut off where it is very long.
         kind: the ``type`` of OpenAI's error body.
         code: short and machine-readable.
         param: the field of the body at fault.
@@ -62,10 +62,10 @@ class ApiError(Exception):
     ) -> None:
         super().__init__(message)
         self.status = status
-        self.message = message
+        self.message = _cut(message, 2000)
         self.kind = kind
         self.code = code
-        self.param = param
+        self.param = None if param is None else _cut(param, 200)
         self.headers = dict(headers or {})
 
     def body(self) -> dict[str, Any]:
@@ -85,6 +85,11 @@ class ApiError(Exception):
         """The error body that the clients of a path understand: Anthropic's on its routes, else OpenAI's."""
         is_messages = path == _MESSAGES or path.startswith(_MESSAGES + "/")
         return self.anthropic_body(request_id) if is_messages else self.body()
+
+
+def _cut(text: str, limit: int) -> str:
+    """What may repeat a part of the request, of which there may be megabytes."""
+    return text if len(text) <= limit else f"{text[:limit]}..."
 
 
 class ClientGone(Exception):  # noqa: N818  (not an error: there is nobody left to tell)

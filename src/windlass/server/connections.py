@@ -144,7 +144,10 @@ class Connection(H11Protocol):
     def on_response_complete(self) -> None:
         """Wait for the next request, or for the rest of a body that was answered early."""
         super().on_response_complete()
-        self._expect_next(None)
+        has_begun = bool(self.conn.trailing_data[0])
+        if has_begun:
+            self._unset_keepalive_if_required()
+        self._expect_next(_HEAD if has_begun else None)
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002  (uvicorn's words)
         """Refuse what is not HTTP. Called while h11's error is being handled."""

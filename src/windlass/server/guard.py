@@ -117,6 +117,8 @@ class Guard:
         if "transfer-encoding" in headers and ("content-length" in headers or scope["http_version"] == "1.0"):
             # A proxy in front may go by the other one, and take a part of the body for a request of its own.
             raise ApiError(400, "the length of the body is ambiguous", code="malformed_request", headers=_CLOSE)
+        if scope["http_version"] not in ("1.1", "1.0"):
+            raise ApiError(400, "the version must be HTTP/1.1", code="malformed_request", headers=_CLOSE)
         if not scope["path"].startswith("/"):
             raise ApiError(400, "the target of a request must be a path", code="malformed_request", headers=_CLOSE)
         size = len(scope.get("raw_path") or b"") + len(scope["query_string"])
@@ -129,10 +131,12 @@ class Guard:
         name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() else host
         if self._hosts is None or name.lower() in self._hosts:
             return
+        address: ipaddress.IPv4Address | ipaddress.IPv6Address | None = None
         try:
-            address = ipaddress.ip_address(name.removeprefix("[").removesuffix("]"))
+            is_v6 = name.startswith("[") and name.endswith("]")
+            address = ipaddress.IPv6Address(name[1:-1]) if is_v6 else ipaddress.IPv4Address(name)
         except ValueError:
-            address = None
+            pass
         # An address, unlike a name, cannot be made to point elsewhere: neither this machine's, nor the one it called.
         if address is None or not (address.is_loopback or (server is not None and str(address) == server[0])):
             raise ApiError(403, "the Host header names no host of this server", code="host_not_allowed")

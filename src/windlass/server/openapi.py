@@ -54,6 +54,7 @@ _DESCRIPTIONS = {
     504: "The request's own `timeout` is over.",
 }
 _ANYWHERE = (400, 401, 403, 408, 431, 500, 503)
+_REFUSAL = {"content": {"application/json": {"schema": {"$ref": _REF.format(model="ErrorBody")}}}}
 
 
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -87,7 +88,7 @@ def request_body(
     schema = TypeAdapter(kind).json_schema(ref_template=_REF)
     properties = schema["properties"]
     for name in without:
-        del properties[name]
+        properties.pop(name, None)
     if streams:
         properties["stream"] = {
             "anyOf": [{"type": "boolean"}, {"type": "null"}],
@@ -104,19 +105,22 @@ def request_body(
     return {"requestBody": {"required": True, "content": {"application/json": content}}}
 
 
-def event_stream(kind: Any) -> dict[str, Any]:
+def event_stream(kind: Any, *, ends_with_done: bool = False) -> dict[str, Any]:
     """Return the response of a route that may answer with server-sent events whose data are JSON of a ``kind``.
 
-    It goes by ``itemSchema`` as OpenAPI 3.2 has it. What ends a stream, ``[DONE]`` or an error body, is in its text.
+    It goes by ``itemSchema`` as OpenAPI 3.2 has it.
+
+    Args:
+        kind: of each event, that of a failure included.
+        ends_with_done: whether the data of the last event are ``[DONE]``, unless the answer failed.
     """
-    data = {
-        "type": "string",
-        "contentMediaType": "application/json",
-        "contentSchema": TypeAdapter(kind).json_schema(ref_template=_REF, mode="serialization"),
-    }
+    schema = TypeAdapter(kind).json_schema(ref_template=_REF, mode="serialization")
+    data: dict[str, Any] = {"contentMediaType": "application/json", "contentSchema": schema}
+    if ends_with_done:
+        data = {"anyOf": [data, {"const": "[DONE]"}]}
     item = {
         "type": "object",
-        "properties": {"data": data, "event": {"type": "string"}},
+        "properties": {"data": {"type": "string", **data}, "event": {"type": "string"}},
         "required": ["data"],
     }
     return {"content": {"text/event-stream": {"itemSchema": item}}}
@@ -133,7 +137,10 @@ def finish(document: dict[str, Any], settings: ServerSettings, open_paths: Itera
     schemas = components.setdefault("schemas", {})
     _hoist(document["paths"], schemas)
     for operation in _operations(document):
-        operation["responses"].pop("422", None)  # FastAPI's way; here it is a 400
+        responses = operation["responses"]
+        responses.pop("422", None)  # FastAPI's way; here it is a 400
+        for status in _ANYWHERE:
+            responses.setdefault(str(status), {"description": _DESCRIPTIONS[status], **_REFUSAL})
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
     components["schemas"] = dict(sorted(schemas.items()))
