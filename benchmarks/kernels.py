@@ -209,7 +209,7 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, default="llama-1b")
     parser.add_argument("--format", choices=[kind.value for kind in Format], default="int4")
     parser.add_argument("--group", type=int, default=32)
-    parser.add_argument("--kv-dtype", choices=["f32", "f16", "bf16", "int8"], default="f16")
+    parser.add_argument("--kv-dtype", choices=["f32", "f16", "bf16", "int16", "int8"], default="f16")
     parser.add_argument("--kernels", nargs="+", choices=info.kernels, default=list(reversed(info.kernels)))
     parser.add_argument("--threads", nargs="+", type=int, default=[info.default_threads])
     parser.add_argument("--context", type=int, default=128)

@@ -30,7 +30,7 @@ TIERS: tuple[tuple[str, ...], ...] = (
     ("__main__",),
 )
 TIER_OF = {room: tier for tier, rooms in enumerate(TIERS) for room in rooms}
-SAME_TIER = {("native", "program"), ("text", "native")}
+SAME_TIER = {("native", "program"), ("text", "native")}  # native runs programs, text encodes with native
 APART = {("engine", "text"), ("engine", "protocol")}  # the core knows token ids, pages and logits only
 
 # Third-party package -> the rooms that may import it. A package that is not here may be imported nowhere.

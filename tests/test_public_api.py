@@ -60,6 +60,7 @@ COMMON_ARGUMENTS = {
 }
 CHAT_ARGUMENTS = {
     "chat_template_kwargs",
+    "reasoning_effort",
     "parallel_tool_calls",
     "max_completion_tokens",
     "messages",

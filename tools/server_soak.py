@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from soak.endings import ErrorEventError, RefusedError, WrongAnswerError, chat_stream, check_refusal
-from soak.meters import Sample, as_json, sample, slopes
+from soak.meters import Sample, as_json, busy, sample, slopes
 from soak.users import ROUTES, Report, Users, check_probes, follow_long_stream
 from soak.wire import ask
 
@@ -38,6 +38,9 @@ BURST_SECONDS = 15.0
 OPEN_AT_THE_END = 8
 LONG = 900
 DRAIN_TIMEOUT = 30
+KEPT_LINES = 100
+UNWANTED = re.compile("Traceback|Warning|Error|ERROR")
+METRICS = "metrics"
 MAX_GROWTH = {"rss": 2048.0, "descriptors": 4.0, "threads": 0.5}
 """KiB, and numbers, by which each may grow in the second half of the time, whatever that is."""
 
@@ -75,7 +78,9 @@ class Server:
     async def _read(self) -> None:
         assert self.process.stderr is not None
         async for line in self.process.stderr:
-            self.lines.append(line.decode(errors="replace").rstrip())
+            text = line.decode(errors="replace").rstrip()
+            if len(self.lines) < KEPT_LINES or UNWANTED.search(text):
+                self.lines.append(text)
 
     async def end(self) -> int | None:
         """Wait for its end; the exit code, or None if it had to be killed."""
@@ -100,6 +105,8 @@ async def load(server: Server, options: argparse.Namespace, report: Report) -> l
         bar = progress.add_task("", total=options.seconds)
         while (now := time.monotonic() - began) < options.seconds and len(report.violations) < 20:
             await check_probes(server.port, report)
+            if METRICS not in options.without:
+                busy((await ask(server.port, "GET", "/metrics")).body.decode())
             samples.append(sample(server.process.pid, now))
             if now >= next_burst:
                 next_burst = now + BURST_SECONDS
@@ -127,6 +134,16 @@ async def settle(server: Server, wanted: Sample | None) -> Sample:
         fits = wanted is None or (now.descriptors <= wanted.descriptors and now.threads <= wanted.threads)
         if fits or time.monotonic() > deadline:
             return now
+
+
+async def check_idle(server: Server, report: Report) -> None:
+    """With no client left, nothing runs, nothing waits, and no page is held, within 10 s."""
+    deadline = time.monotonic() + 10.0
+    while any((found := busy((await ask(server.port, "GET", "/metrics")).body.decode())).values()):
+        if time.monotonic() > deadline:
+            report.violation(f"in use without a client: {found}")
+            return
+        await asyncio.sleep(0.1)
 
 
 async def end_with_open_streams(server: Server, report: Report) -> dict[str, Any]:
@@ -193,6 +210,8 @@ async def judge(server: Server, options: argparse.Namespace, report: Report) -> 
     before = await settle(server, None)
     samples = await load(server, options, report)
     after = await settle(server, before)
+    if METRICS not in options.without:
+        await check_idle(server, report)
     growth = slopes(samples)
     for name, limit in MAX_GROWTH.items():
         if growth[name] * options.seconds / 120 > limit:
@@ -200,7 +219,7 @@ async def judge(server: Server, options: argparse.Namespace, report: Report) -> 
     if (after.descriptors, after.threads) > (before.descriptors, before.threads):
         report.violation(f"descriptors and threads were {before}, and are {after}")
     ending = await end_with_open_streams(server, report)
-    unwanted = [line for line in server.lines if re.search(r"Traceback|Warning|ERROR|Error", line)]
+    unwanted = [line for line in server.lines if UNWANTED.search(line)]
     for line in unwanted[:10]:
         report.violation(f"the server wrote: {line}")
     seconds = time.monotonic() - began
@@ -253,7 +272,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=1800.0)
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--clients", type=int, default=12)
-    parser.add_argument("--without", nargs="+", choices=ROUTES, default=[], help="leave these routes out")
+    parser.add_argument("--without", nargs="+", choices=[*ROUTES, METRICS], default=[], help="leave these routes out")
     parser.add_argument("--json", type=Path, help="write everything here")
     parser.add_argument("--serve", nargs=argparse.REMAINDER, default=[], help="more arguments of windlass serve; last")
     return asyncio.run(soak(parser.parse_args()))

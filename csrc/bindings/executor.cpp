@@ -40,7 +40,8 @@ KVType kv_type_named(const std::string& name) {
     if (name == "f16") return KVType::kF16;
     if (name == "bf16") return KVType::kBF16;
     if (name == "int8") return KVType::kInt8;
-    throw std::invalid_argument("the KV cache can be f32, f16, bf16 or int8, not " + name);
+    if (name == "int16") return KVType::kInt16;
+    throw std::invalid_argument("the KV cache can be f32, f16, bf16, int16 or int8, not " + name);
 }
 
 nb::dlpack::dtype data_type(Format format) {

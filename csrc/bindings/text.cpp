@@ -69,7 +69,7 @@ class OwningEncoder {
         if (!nb::try_cast(array, numbers, false)) {
             throw std::invalid_argument(std::string("the table ") + name + " has the wrong type");
         }
-        if (reinterpret_cast<std::uintptr_t>(numbers.data()) % alignof(T) != 0) {
+        if (numbers.size() != 0 && reinterpret_cast<std::uintptr_t>(numbers.data()) % alignof(T) != 0) {
             throw std::invalid_argument(std::string("the table ") + name + " is not aligned");
         }
         out = {reinterpret_cast<const T*>(numbers.data()), numbers.shape(0)};

@@ -51,6 +51,10 @@ Executor::Executor(Program program, const ExecutorOptions& options)
       kernels_(select_kernels(options.kernels)),
       plan_(make_plan(program_, options.max_tokens)),
       owner_(getpid()) {
+    if (options.kv_type == KVType::kInt16 && program_.head_dim > kMostCodedHead) {
+        throw std::invalid_argument("heads must have at most " + std::to_string(kMostCodedHead) +
+                                    " columns for a KV cache of int16");
+    }
     auto resources = std::make_unique<Resources>();
     resources->cache =
         KVCache({program_.num_layers, program_.num_kv_heads, program_.head_dim, options.kv_type}, options.num_pages);

@@ -18,7 +18,9 @@ std::int64_t multiply(std::int64_t a, std::int64_t b) {
 std::int64_t KVCache::Shape::block_bytes() const {
     const std::int64_t padded = (std::int64_t{head_dim} + kHeadPadding - 1) / kHeadPadding * kHeadPadding;
     const std::int64_t elements = (head_dim + padded) * kPageSize;
-    if (type == KVType::kInt8) return elements + 2 * kPageSize * static_cast<std::int64_t>(sizeof(float));
+    const std::int64_t scales = 2 * kPageSize * static_cast<std::int64_t>(sizeof(float));
+    if (type == KVType::kInt8) return elements + scales;
+    if (type == KVType::kInt16) return (elements + head_dim % 2 * kPageSize) * 2 + scales;
     return elements * (type == KVType::kF32 ? 4 : 2);
 }
 

@@ -9,9 +9,9 @@
 namespace windlass {
 
 // Pages of kPageSize tokens. A page holds all layers and KV heads of its tokens, one block per (layer, KV head): keys
-// [head_dim][kPageSize], then values [kPageSize][padded head_dim], then with kInt8 the scales of both. Owns its memory,
-// which the system provides as pages are first written. Not synchronized: writers and readers of one step are separated
-// by the executor.
+// [head_dim][kPageSize], then values [kPageSize][padded head_dim], then with codes the scales of both
+// (csrc/kernels/attention.inl). Owns its memory, which the system provides as pages are first written. Not
+// synchronized: writers and readers of one step are separated by the executor.
 class KVCache {
   public:
     struct Shape {

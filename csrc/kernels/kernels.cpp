@@ -39,6 +39,12 @@ namespace {
 
 #include "kernels/attention.inl"
 
+#include "kernels/attention_floats.inl"
+
+#include "kernels/attention_codes.inl"
+
+#include "kernels/attention_jobs.inl"
+
 #include "kernels/sampling.inl"
 
 }  // namespace

@@ -28,12 +28,13 @@ std::int32_t largest_magnitude(const float* x, std::int64_t count) {
     return result;
 }
 
-// The magnitude that codes of some values are scaled by: NaN when a value is not finite, 0 when all count as zero.
-float code_magnitude(const float* x, std::int64_t count) {
-    const std::int32_t bits = largest_magnitude(x, count);
+// The magnitude that codes of some values are scaled by, from the bits of the largest: NaN when that is not finite, 0
+// when all count as zero.
+WINDLASS_INLINE float finite_magnitude(std::int32_t bits) {
     const float magnitude = load_as<float>(&bits);
     return bits >= kInfiniteBits ? __builtin_nanf("") : magnitude >= kSmallestMagnitude ? magnitude : 0.0F;
 }
+float code_magnitude(const float* x, std::int64_t count) { return finite_magnitude(largest_magnitude(x, count)); }
 
 // One token's run: its codes into every `step`-th quad of `to`, plane after plane; returns their sum.
 template <int kPlanes>

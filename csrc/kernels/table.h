@@ -28,6 +28,8 @@ inline constexpr int kPageSize = 16;
 inline constexpr int kSegmentPages = 32;
 // Most query tokens that one AttentionJob may name.
 inline constexpr int kQueryTokens = 32;
+// The largest head with KVType::kInt16: sums of products of codes must fit 32 bits.
+inline constexpr int kMostCodedHead = 2048;
 // Rows of values in the KV cache are padded to this many elements.
 inline constexpr int kHeadPadding = 16;
 // Logits that share one maximum while a token is drawn.
@@ -35,7 +37,8 @@ inline constexpr int kSamplingBlock = 64;
 
 enum class Format : std::int32_t { kF32, kF16, kBF16, kInt8, kInt4 };
 enum class ScaleType : std::int32_t { kNone, kF16, kF32 };
-enum class KVType : std::int32_t { kF32, kF16, kBF16, kInt8 };
+// kInt8 and kInt16: codes with a scale per token and head, of 8 and 14 bits.
+enum class KVType : std::int32_t { kF32, kF16, kBF16, kInt8, kInt16 };
 
 // A matrix [rows, columns] in panels of kPanelRows rows; rows that pad the last panel are zero.
 //

@@ -131,7 +131,7 @@ struct LittleBatch {
 
 void check_executor(const std::string& kernels) {
     const LittleBatch batch;
-    for (const KVType type : {KVType::kF32, KVType::kF16, KVType::kBF16, KVType::kInt8}) {
+    for (const KVType type : {KVType::kF32, KVType::kF16, KVType::kBF16, KVType::kInt8, KVType::kInt16}) {
         std::vector<float> expected;
         for (int threads = 1; threads <= kThreads; ++threads) {
             Executor executor(little_program(), options(kernels, threads, type));

@@ -80,6 +80,7 @@ class BpeEncoder::Call {
             return;
         }
         word_.clear();
+        word_.reserve(word.size());
         for (const char byte : word) {
             const std::uint32_t id = encoder_.letters_[static_cast<unsigned char>(byte)];
             if (id != kNoId) word_.push_back(id);
@@ -121,7 +122,8 @@ BpeEncoder::BpeEncoder(const BpeTables& tables)
         longest_whole_ = std::max(longest_whole_, entry(id).size());
     }
     for (const std::uint32_t id : tables.added_ids) {
-        require(id <= num_ids || id == kNoId, "an added token is unknown");  // the tokenizer's own one is beyond the others
+        require(id <= num_ids || id == kNoId,
+                "an added token is unknown");  // the tokenizer's own one is beyond the others
     }
 }
 

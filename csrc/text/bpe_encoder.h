@@ -15,8 +15,8 @@
 
 namespace windlass {
 
-// A vocabulary as it lies in a file: `text/packed_bpe.py` makes it. Numbers that point somewhere are checked before
-// use.
+// A vocabulary as it lies in a file: src/windlass/text/packing.py makes it. Numbers that point somewhere are checked
+// before use.
 struct BpeTables {
     std::span<const std::uint32_t> letters;  // [256]: the token of each byte, or kNoId
     // See Merger.

@@ -29,7 +29,6 @@ Merger::Merger(std::span<const std::uint32_t> starts, std::span<const std::uint3
 }
 
 std::uint32_t Merger::find(std::uint32_t left, std::uint32_t right) const {
-    if (left >= num_ids()) return kNoId;
     const auto from = rights_.begin() + starts_[left], to = rights_.begin() + starts_[left + 1];
     const auto found = std::lower_bound(from, to, right);
     return found != to && *found == right ? static_cast<std::uint32_t>(found - rights_.begin()) : kNoId;

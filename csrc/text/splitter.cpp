@@ -3,7 +3,8 @@
 namespace windlass {
 namespace {
 
-constexpr std::uint32_t kMostSteps = 16;  // of an alternative: bounds the depth of the recursion
+constexpr std::uint32_t kMostSteps = 16;    // of an alternative: bounds the depth of the recursion
+constexpr std::uint32_t kMostFlexible = 3;  // of them, that can take fewer characters: what bounds the time
 constexpr std::uint32_t kMostPatterns = 16;
 constexpr std::uint32_t kNumSets = 32;
 
@@ -23,6 +24,11 @@ Splitter::Splitter(const CharacterTable& characters, std::span<const std::uint32
         const Alternative one = {alternatives[i], alternatives[i + 1]};
         require(one.first <= steps_.size() && one.count <= steps_.size() - one.first && one.count <= kMostSteps,
                 "an alternative has steps that there are not");
+        std::uint32_t flexible = 0;
+        for (std::uint32_t step = one.first; step + 1 < one.first + one.count; ++step) {
+            flexible += steps_[step].kind == Kind::kRepeat && steps_[step].least < steps_[step].most ? 1 : 0;
+        }
+        require(flexible <= kMostFlexible, "an alternative has too many ways to match");
         alternatives_.push_back(one);
     }
     const auto has_choice = [&](const Alternative& one) {

@@ -134,6 +134,28 @@ def test_the_queue_is_the_sum_over_models_and_may_be_missing(scripted: ScriptedS
     expect(visitor.find("#queue")).to_be_empty()
 
 
+def test_a_page_that_nobody_sees_asks_nothing(scripted: ScriptedServer, visit: Any) -> None:
+    visitor = visit(scripted.url)
+    visitor.page.clock.install()
+    visitor.page.reload()
+    expect(visitor.find("#queue")).not_to_be_empty()
+    requests: list[str] = []
+    visitor.page.on("request", lambda request: requests.append(request.url))
+    show = """(hidden) => {
+      Object.defineProperty(document, "hidden", {value: hidden, configurable: true});
+      document.dispatchEvent(new Event("visibilitychange"));
+    }"""
+    visitor.evaluate(show, True)
+    visitor.page.clock.run_for(1000)  # the end of what it may be asking just now
+    requests.clear()
+    visitor.page.clock.run_for(60_000)
+    assert requests == []
+    with visitor.page.expect_request("**/readyz"):
+        visitor.evaluate(show, False)
+    with visitor.page.expect_request("**/metrics"):
+        visitor.page.clock.run_for(10_000)
+
+
 def test_reasoning_is_folded_and_tool_calls_are_shown(scripted: ScriptedServer, visit: Any) -> None:
     def script(exchange: Exchange) -> None:
         function = {"name": "get_weather", "arguments": '{"city":'}
@@ -289,6 +311,33 @@ def test_keys(scripted: ScriptedServer, visit: Any, gate: threading.Event) -> No
     expect(visitor.notice).to_have_text("Stopped.")
 
 
+def test_the_keyboard_keeps_its_place(scripted: ScriptedServer, visit: Any, gate: threading.Event) -> None:
+    def script(exchange: Exchange) -> None:
+        gate.wait(LIMIT)
+        gate.clear()
+        exchange.refuse(503, "not now")
+
+    scripted.script = script
+    visitor = visit(scripted.url)
+    visitor.tolerated += ("503",)
+    visitor.find("#text").fill("Hello?")
+    visitor.press("Tab")
+    expect(visitor.button("Send")).to_be_focused()
+    visitor.press("Enter")
+    expect(visitor.button("Stop")).to_be_focused()
+    gate.set()
+    expect(visitor.button("Send")).to_be_focused()
+    visitor.button("Retry").focus()
+    visitor.press("Enter")
+    expect(visitor.button("Stop")).to_be_focused()
+    gate.set()
+    visitor.button("Keyboard shortcuts").focus()
+    visitor.press("Enter")
+    expect(visitor.find("#keys")).to_be_visible()
+    visitor.press("Escape")
+    expect(visitor.button("Keyboard shortcuts")).to_be_focused()
+
+
 def test_an_answer_goes_on_while_another_conversation_is_read(
     scripted: ScriptedServer, visit: Any, gate: threading.Event
 ) -> None:
@@ -417,6 +466,9 @@ def test_a_phone(scripted: ScriptedServer, visit: Any) -> None:
     for selector in ("html", "#scroller"):
         width = visitor.find(selector).evaluate("element => element.scrollWidth - element.clientWidth")
         assert width == 0, selector
+    for selector in ("pre", ".table"):
+        scrolled = "element => { element.scrollLeft = 40; return element.scrollLeft }"
+        assert visitor.content.locator(selector).evaluate(scrolled) == 40, selector
     expect(visitor.find("#sidebar")).not_to_be_in_viewport()
     visitor.button("Conversations").click()
     expect(visitor.button("New conversation")).to_be_in_viewport()

@@ -197,7 +197,7 @@ def test_L26_stop_strings_end_an_answer_at_the_same_place_with_drafts(face: Face
     assert outcomes[0][0][0]["finish_reason"] == "stop"
 
 
-@pytest.mark.parametrize("kv_cache_dtype", ["f32", "f16", "bf16", "int8"])
+@pytest.mark.parametrize("kv_cache_dtype", ["f32", "f16", "bf16", "int16", "int8"])
 def test_L26_with_every_kv_type(face: Face, kv_cache_dtype: str) -> None:
     engine = face.build(kv_cache_dtype=kv_cache_dtype, prefill_chunk_size=7, max_num_sequence=1)
     one = [outcome(face, engine, request) for request in REQUESTS]

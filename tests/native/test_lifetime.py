@@ -262,12 +262,20 @@ def test_too_little_memory_is_a_memory_error(changes: dict[str, int]) -> None:
         ({"num_threads": 0}, "num_threads must be 1 to"),
         ({"num_threads": 100_000}, "num_threads must be 1 to"),
         ({"kernels": "abacus"}, "there are: portable"),
-        ({"kv_dtype": "int3"}, "can be f32, f16, bf16 or int8"),
+        ({"kv_dtype": "int3"}, "can be f32, f16, bf16, int16 or int8"),
     ],
 )
 def test_bad_arguments(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make(**changes)
+
+
+def test_heads_too_large_for_sums_of_codes() -> None:
+    model = LittleModel(head_dim=2064)
+    limits = {**LIMITS, "num_threads": 1}
+    with pytest.raises(ValueError, match="at most 2048 columns"):
+        NativeExecutor(model.program(), model.weights(), **limits, kv_dtype="int16")
+    NativeExecutor(model.program(), model.weights(), **limits, kv_dtype="f16").close()
 
 
 GOOD = {

@@ -16,7 +16,7 @@ from windlass.program.reference import ReferenceExecutor
 from windlass.quantization import Format
 
 LIMITS = {"num_pages": 24, "max_tokens": 160, "max_positions": 128}
-KV = Literal["f32", "f16", "bf16", "int8"]
+KV = Literal["f32", "f16", "bf16", "int16", "int8"]
 
 
 def native(model: LittleModel, kernels: str, kv_dtype: KV = "f32", threads: int = 2) -> NativeExecutor:
@@ -45,7 +45,9 @@ def test_every_format_agrees_with_the_reference(kernels: str, kind: Kind) -> Non
 
 
 @pytest.mark.parametrize("kernels", KERNELS)
-@pytest.mark.parametrize(("kv_dtype", "tolerance"), [("f32", 1e-5), ("f16", 1e-3), ("bf16", 1e-2), ("int8", 2e-2)])
+@pytest.mark.parametrize(
+    ("kv_dtype", "tolerance"), [("f32", 1e-5), ("f16", 1e-3), ("bf16", 1e-2), ("int16", 1e-3), ("int8", 2e-2)]
+)
 @pytest.mark.parametrize("window", [None, 20])
 def test_decoding_step_by_step_agrees_with_the_reference(
     kernels: str, kv_dtype: KV, tolerance: float, window: int | None
@@ -66,7 +68,7 @@ def test_decoding_step_by_step_agrees_with_the_reference(
 
 @pytest.mark.parametrize("kernels", KERNELS)
 @pytest.mark.parametrize("kind", [KINDS[0], KINDS[7]], ids=str)
-@pytest.mark.parametrize("kv_dtype", ["f32", "f16", "bf16", "int8"])
+@pytest.mark.parametrize("kv_dtype", ["f32", "f16", "bf16", "int16", "int8"])
 def test_same_bits_alone_batched_chunked_and_on_any_threads(kernels: str, kind: Kind, kv_dtype: KV) -> None:
     model = LittleModel(kind=kind)
     chunks = ragged(np.random.default_rng(3))
@@ -127,12 +129,12 @@ def test_only_the_wanted_rows_in_the_wanted_order() -> None:
     executor.close()
 
 
-@pytest.mark.parametrize("kv_dtype", ["f32", "f16", "bf16", "int8"])
+@pytest.mark.parametrize("kv_dtype", ["f32", "f16", "bf16", "int16", "int8"])
 def test_kv_cache_size(kv_dtype: KV) -> None:
     model = LittleModel(head_dim=64, kv_heads=2, layers=3)
     per_page = kv_bytes_per_page(model.program(), kv_dtype)
-    element = {"f32": 4, "f16": 2, "bf16": 2, "int8": 1}[kv_dtype]
-    scales = 16 * 4 if kv_dtype == "int8" else 0
+    element = {"f32": 4, "f16": 2, "bf16": 2, "int16": 2, "int8": 1}[kv_dtype]
+    scales = 16 * 4 if kv_dtype.startswith("int") else 0
     assert per_page == 3 * 2 * 2 * (64 * 16 * element + scales)
     executor = native(model, KERNELS[-1], kv_dtype)
     assert 0 <= executor.kv_cache_bytes - LIMITS["num_pages"] * per_page < 2**21

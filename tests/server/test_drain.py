@@ -17,7 +17,7 @@ import pytest
 
 from support.baseline import Baseline
 from support.http_streams import CHAT, ENDLESS, TEXT, Exchange, body_of, endings
-from support.lifecycle import LIMIT, PROMPT, QUESTION, Gate, Started, core_of, slow_down, wait_for
+from support.lifecycle import LIMIT, PROMPT, QUESTION, Gate, core_of, slow_down
 from support.server import RunningServer, server_process, serving, until
 from windlass.engine.state import EngineState
 from windlass.server import run
@@ -68,14 +68,16 @@ def test_L22_open_requests_finish_and_new_ones_are_refused(path: str) -> None:
         assert server.join() == 0
 
 
+@pytest.mark.parametrize("signals", [1, 2])
 @pytest.mark.parametrize("path", [CHAT, TEXT])
-def test_L22_what_outlasts_the_drain_gets_an_error_event_or_503(path: str) -> None:
-    with slow_server(drain_timeout=0.2) as server, ExitStack() as exchanges:
+def test_L22_what_outlasts_the_drain_gets_an_error_event_or_503(path: str, signals: int) -> None:
+    with slow_server(drain_timeout=0.2 if signals == 1 else LIMIT) as server, ExitStack() as exchanges:
         stream = exchanges.enter_context(closing(Exchange(server.port, body_of(path, stream=True, **ENDLESS), path)))
         stream.next_event()
         whole = exchanges.enter_context(closing(Exchange(server.port, body_of(path, **ENDLESS), path)))
         until(lambda: core_of(server.engine).num_open == 2)
-        server.stop()
+        for _ in range(signals):
+            server.stop()
         events = stream.rest()
         assert endings(events) == ["draining"]
         assert set(events[-1]) == {"error"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,6 @@ from support.lifecycle import (
     core_of,
     replace_run,
     slow_down,
-    wait_for,
     write_shape,
 )
 from support.server import DEMO, RunningServer, server_process, serving, until

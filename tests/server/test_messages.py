@@ -5,12 +5,15 @@ from __future__ import annotations
 import http.client
 import json
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import pytest
 
-from support.lifecycle import ANSWER, LONG, QUESTION, idle_and_whole, slow_down
+from support.lifecycle import ANSWER, LONG, QUESTION, idle_and_whole, slow_down, wait_for
 from support.server import Answer, RunningServer, serving
+from windlass import EngineConfig
+from windlass.server.served import ModelSpec
 
 PATH = "/v1/messages"
 WEATHER: Any = {
@@ -143,6 +146,35 @@ def test_a_call_its_result_and_the_answer(server: RunningServer, *, stream: bool
     assert answer.json["content"] == [{"type": "text", "text": "The weather in Paris is rainy."}]
 
 
+def test_what_claude_code_sends_is_taken(server: RunningServer) -> None:
+    cached = {"cache_control": {"type": "ephemeral", "ttl": "1h"}}
+    texts = ["x-anthropic-billing-header: cc_version=2.1; cch=fa690;", "You are an agent.", "# Tools"]
+    answer = ask(
+        server,
+        path=f"{PATH}?beta=true",
+        messages=[
+            {
+                "role": "user",
+                "content": [
+                    {"type": "text", "text": "<system-reminder/>"},
+                    {"type": "text", "text": QUESTION, **cached},
+                ],
+            }
+        ],
+        system=[{"type": "text", "text": text, **cached} for text in texts],
+        tools=[{**WEATHER, "eager_input_streaming": True, "strict": False, **cached}],
+        metadata={"user_id": "user_1"},
+        thinking={"type": "adaptive"},
+        context_management={"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]},
+        output_config={"effort": "medium"},
+        max_tokens=32000,
+        temperature=1,
+        stream=True,
+    )
+    assert answer.status == 200
+    assert answer.events[-1] == {"type": "message_stop"}
+
+
 def test_tokens_are_counted_as_the_model_gets_them(server: RunningServer) -> None:
     for fields in (
         {"messages": [WEATHER_QUESTION]},
@@ -175,6 +207,7 @@ def test_a_bad_request_is_refused_by_name(
     assert answer.headers["content-type"] == "application/json"
     error = answer.json
     assert set(error) == {"type", "error", "request_id"}
+    assert error["request_id"] == answer.headers["request-id"] == answer.headers["x-request-id"]
     assert (error["type"], error["error"]["type"]) == ("error", kind)
     assert words in error["error"]["message"]
 
@@ -221,6 +254,7 @@ def test_a_stream_that_is_cut_ends_with_an_error() -> None:
         read += response.read()
     events = Answer(200, {}, read).events
     assert events[-1]["type"] == "error"
+    assert events[-1]["request_id"] == response.headers["request-id"]
     assert events[-1]["error"] == {"type": "overloaded_error", "message": "the server is shutting down"}
     assert "message_stop" not in [event["type"] for event in events]
 
@@ -236,9 +270,27 @@ def test_a_client_that_leaves_frees_its_request() -> None:
         assert server.engine._metrics().requests_aborted["caller"] == 1
 
 
-def begin_a_story(server: RunningServer) -> http.client.HTTPResponse:
-    """A stream, as it comes; with the response its connection is closed."""
+def test_who_comes_when_too_many_wait_is_told_when_to_try_again() -> None:
+    config = EngineConfig(num_threads=2, max_num_sequence=1, max_waiting_requests=1)
+    with serving(ModelSpec("windlass-demo", config)) as server:
+        slow_down(server.engine, 0.03)
+        running = begin_a_story(server)
+        with closing(send_a_story(server)):
+            assert wait_for(lambda: server.engine._metrics().num_requests_waiting == 1)
+            refused = ask(server)
+        running.close()
+    assert (refused.status, refused.json["error"]["type"]) == (429, "rate_limit_error")
+    assert int(refused.headers["retry-after"]) >= 1
+
+
+def send_a_story(server: RunningServer) -> http.client.HTTPConnection:
+    """A connection on which a stream was asked for."""
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
     body = {"max_tokens": 500, "temperature": 0, "stream": True, "messages": [{"role": "user", "content": LONG}]}
     connection.request("POST", PATH, json.dumps(body), {"Content-Type": "application/json", "Connection": "close"})
-    return connection.getresponse()
+    return connection
+
+
+def begin_a_story(server: RunningServer) -> http.client.HTTPResponse:
+    """A stream, as it comes; with the response its connection is closed."""
+    return send_a_story(server).getresponse()

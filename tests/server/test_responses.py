@@ -155,6 +155,41 @@ def test_instructions_and_items_make_the_chat_prompt(server: RunningServer) -> N
     assert server.request("POST", PATH, body).json["usage"]["input_tokens"] == chat["prompt_tokens"]
 
 
+def test_what_codex_sends_is_taken(server: RunningServer, schema: OpenAISchema) -> None:
+    def message(role: str, text: str) -> dict[str, Any]:
+        return {"type": "message", "role": role, "content": [{"type": "input_text", "text": text}]}
+
+    body = {
+        "model": "windlass-demo",
+        "instructions": "You are a coding agent.",
+        "input": [
+            message("developer", "Approval policy: never."),
+            message("user", "<environment_context><cwd>/tmp</cwd></environment_context>"),
+            message("user", WEATHER_QUESTION),
+        ],
+        "tools": [
+            WEATHER,
+            {"type": "custom", "name": "apply_patch", "format": {"type": "grammar", "syntax": "lark"}},
+            {"type": "web_search", "external_web_access": False},
+            {"type": "namespace", "name": "mcp", "description": "", "tools": [WEATHER]},
+        ],
+        "tool_choice": "auto",
+        "parallel_tool_calls": False,
+        "reasoning": {"effort": "medium", "summary": "auto"},
+        "store": False,
+        "stream": True,
+        "include": ["reasoning.encrypted_content"],
+        "prompt_cache_key": "0199",
+        "text": {"verbosity": "low"},
+        "client_metadata": {"originator": "codex"},
+    }
+    events = server.request("POST", PATH, body).events
+    for event in events:
+        schema.check("ResponseStreamEvent", event)
+    assert events[-1]["type"] in ("response.completed", "response.incomplete")
+    assert [tool["name"] for tool in events[-1]["response"]["tools"]] == ["get_weather"]
+
+
 @pytest.mark.parametrize(
     ("fields", "status", "code", "param"),
     [

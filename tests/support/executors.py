@@ -25,7 +25,7 @@ def make_executor(
     num_pages: int,
     max_positions: int,
     max_tokens: int = 512,
-    kv_dtype: Literal["f32", "f16", "bf16", "int8"] = "f32",
+    kv_dtype: Literal["f32", "f16", "bf16", "int16", "int8"] = "f32",
 ) -> Executor:
     """One of ``EXECUTORS``; the caller closes it."""
     if name.startswith(_NATIVE):

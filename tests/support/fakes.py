@@ -109,6 +109,7 @@ class RecordingOutput:
         self.error: BaseException | None = None
         self.endings = 0
         self.ended = threading.Event()
+        self._ending = threading.RLock()
 
     def put(self, token_id: int, logprobs: TokenLogprobs | None) -> None:
         assert logprobs is None or logprobs.logprob <= 0.0
@@ -116,16 +117,18 @@ class RecordingOutput:
         self.token_ids.append(token_id)
 
     def finish(self, reason: FinishReason) -> None:
-        if not self.ended.is_set():
-            self.reason = reason
-            self.endings += 1
-            self.ended.set()
+        with self._ending:
+            if not self.ended.is_set():
+                self.reason = reason
+                self.endings += 1
+                self.ended.set()
 
     def fail(self, error: BaseException) -> None:
-        if not self.ended.is_set():
-            self.error = error
-            self.endings += 1
-            self.ended.set()
+        with self._ending:
+            if not self.ended.is_set():
+                self.error = error
+                self.endings += 1
+                self.ended.set()
 
 
 def make_request(

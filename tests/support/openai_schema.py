@@ -23,6 +23,15 @@ class OpenAISchema:
         schema = {**self._document, "$ref": f"#/components/schemas/{name}"}
         jsonschema.Draft202012Validator(schema).validate(value)
 
+    def fields(self, name: str) -> set[str]:
+        """The fields that an object of the schema of that name may have."""
+        return self._fields({"$ref": f"#/components/schemas/{name}"})
+
+    def _fields(self, schema: dict[str, Any]) -> set[str]:
+        if "$ref" in schema:
+            schema = self._document["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
+        return set(schema.get("properties", ())).union(*map(self._fields, schema.get("allOf", ())))
+
 
 def _allow_null(node: Any) -> None:
     """Write ``nullable`` of OpenAPI 3.0, which OpenAI's document goes on to use, as JSON Schema does."""

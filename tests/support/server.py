@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,8 +113,9 @@ class RunningServer:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(LIMIT)
 
     def stop(self) -> None:
-        """What a signal does."""
-        self._loop.call_soon_threadsafe(self.server.stop)
+        """What a signal does; nothing once the server is down."""
+        with suppress(RuntimeError):  # its loop is closed
+            self._loop.call_soon_threadsafe(self.server.stop)
 
     def join(self, limit: float = LIMIT) -> int | None:
         """Wait for the end; the exit code."""
@@ -153,7 +154,7 @@ class ServerProcess:
     ) -> None:
         program = ["-m", "windlass"] if code is None else ["-c", f"{code}\nfrom windlass.cli import main\nexit(main())"]
         self.process = subprocess.Popen(
-            [*prefix, sys.executable, *program, "serve", "--port", "0", *arguments],
+            [*prefix, sys.executable, *program, "serve", "--port", "0", "--log-level", "warning", *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

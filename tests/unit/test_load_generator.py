@@ -260,6 +260,7 @@ def test_the_overhead_is_the_median_over_pairs() -> None:
     own = Figures.of(run_of("in process", 2.0))
     pairs = [(Figures.of(run_of("server", 2.0 * factor)), own) for factor in (1.5, 1.01, 1.02)]
     assert Overhead.of(pairs).as_json()["median"]["ratios"] == pytest.approx(1.02)
+    assert Overhead.of(pairs).best == 1.0
     assert (
         "HTTP takes +2.00 % longer than the engine in this process [+1.00 to +50.00, 3 pairs]"
         in Overhead.of(pairs).text()

@@ -71,8 +71,8 @@ def chat_stream(reply: Reply, n: int = 1) -> str:
     for chunk in chunks:
         for choice in chunk["choices"]:
             index = choice["index"]
-            if reasons[index]:
-                raise WrongAnswerError("a chunk after the finish reason of its choice")
+            if reasons[index] or index not in texts:
+                raise WrongAnswerError(f"a chunk of choice {index}, which has ended or was not asked for")
             texts[index] += choice.get("text") or choice.get("delta", {}).get("content") or ""
             reasons[index] += choice["finish_reason"] is not None
     if reasons != Counter(range(n)):

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+_IN_USE = {
+    "running": r"^windlass_num_requests_running(?:{.*})? (.*)$",
+    "waiting": r"^windlass_num_requests_waiting(?:{.*})? (.*)$",
+    "held pages": r'^windlass_kv_cache_pages{.*use="held".*} (.*)$',
+}
 _PAIRS = 400
 """Points that a slope is taken from: all pairs of them are 80,000 numbers."""
 
@@ -37,6 +43,21 @@ def sample(pid: int, when: float) -> Sample:
         descriptors=len(os.listdir(process / "fd")),  # noqa: PTH208
         threads=int(fields["Threads"]),
     )
+
+
+def busy(exposition: str) -> dict[str, float]:
+    """What a server's metrics say is in use: requests that run or wait, pages that are held; over all models.
+
+    Raises:
+        ValueError: one of them is missing, so that nobody would know.
+    """
+    found: dict[str, float] = {}
+    for name, pattern in _IN_USE.items():
+        values = re.findall(pattern, exposition, re.MULTILINE)
+        if not values:
+            raise ValueError(f"the metrics have no {name}")
+        found[name] = sum(map(float, values))
+    return found
 
 
 def theil_sen(points: Sequence[tuple[float, float]]) -> float:

@@ -62,8 +62,7 @@ class Route:
 
 
 def _chat(prompt: str, seed: int, length: int, n: int) -> dict[str, Any]:
-    message = {"role": "user", "content": prompt}
-    return {"messages": [message], "seed": seed, "temperature": 1.0, "max_tokens": length, "n": n}
+    return {"messages": _message_of(prompt), "seed": seed, "temperature": 1.0, "max_tokens": length, "n": n}
 
 
 def _completion(prompt: str, seed: int, length: int, n: int) -> dict[str, Any]:
@@ -75,8 +74,11 @@ def _response(prompt: str, _seed: int, length: int, _n: int) -> dict[str, Any]:
 
 
 def _message(prompt: str, _seed: int, length: int, _n: int) -> dict[str, Any]:
-    message = {"role": "user", "content": prompt}
-    return {"model": "windlass-demo", "messages": [message], "temperature": 0.0, "max_tokens": length}
+    return {"model": "windlass-demo", "messages": _message_of(prompt), "temperature": 0.0, "max_tokens": length}
+
+
+def _message_of(prompt: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": prompt}]
 
 
 ROUTES = {
@@ -85,6 +87,10 @@ ROUTES = {
     "responses": Route("/v1/responses", _response, endings.responses_whole, endings.responses_stream),
     "messages": Route("/v1/messages", _message, endings.messages_whole, endings.messages_stream),
     "tokenize": Route("/tokenize", lambda prompt, *_: {"prompt": prompt}, endings.plain_json),
+    "detokenize": Route("/detokenize", lambda *_: {"tokens": [72, 101]}, endings.plain_json),
+    "apply-template": Route(
+        "/apply-template", lambda prompt, *_: {"messages": _message_of(prompt)}, endings.plain_json
+    ),
 }
 
 _HELLO = _chat("Hello", 1, 4, 1)
@@ -213,7 +219,7 @@ class Users:
 
 
 async def check_probes(port: int, report: Report) -> None:
-    """Probes answer at any load, and soon."""
+    """Probes answer at any load."""
     for path in ("/livez", "/readyz"):
         started = time.monotonic()
         reply = await ask(port, "GET", path)

@@ -45,7 +45,11 @@ INTERRUPTED = 130
 @click.option("--load-format", type=click.Choice(["auto", "dummy"]), help="dummy: random weights from the config.")
 @click.option("--no-pack-cache", is_flag=True, help="Neither use nor keep a file of packed weights.")
 @click.option("--context", type=click.IntRange(min=1), help="Longest conversation in tokens.")
-@click.option("--kv-cache-dtype", type=click.Choice(["auto", "f32", "f16", "bf16"]), help="Type of the KV cache.")
+@click.option(
+    "--kv-cache-dtype",
+    type=click.Choice(["auto", "f32", "f16", "bf16", "int16", "int8"]),
+    help="Type of the KV cache.",
+)
 @click.option("--threads", type=click.IntRange(min=1), help="Threads that compute.")
 @click.option("--device", default="auto", show_default=True, help="Where to run.")
 @click.option(

@@ -74,6 +74,8 @@ class EngineCore:
         self._exiting = False
         self._ended = False
         self._reruns = 0
+        # Those whose step was cut short, and has not come to its end since.
+        self._cut: set[Request] = set()
         self._turns = 0
         self._unpublished: list[TokenEvent] = []
         self._threads: tuple[threading.Thread, ...] = ()
@@ -359,6 +361,10 @@ class EngineCore:
             if self._runtime is not None:
                 self._runtime.scheduler.remove(request)
             self._accounts.ends(request)
+            self._cut.discard(request)
+            if not self._cut:
+                # Nobody is left for whom a step would be run again.
+                self._reruns = 0
             # Its output has ended, or whoever removes it would not.
             request.output = SPENT
 
@@ -391,8 +397,10 @@ class EngineCore:
             self._unpublished = runtime.run(chunks, self._recorder)
         except StepCancelledError:
             self._reruns += 1
+            self._cut = {chunk.request for chunk in chunks}
             return
         self._reruns = 0
+        self._cut.clear()
         for event in self._unpublished:
             if event.reason is not None:
                 self._accounts.ends(event.request)

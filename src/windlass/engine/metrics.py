@@ -13,6 +13,9 @@ from typing import Any
 from windlass.engine.exposition import Exposition
 from windlass.engine.state import EngineState
 
+PREFIX = "windlass_"
+"""Of the names of all metrics of an engine in Prometheus' format."""
+
 
 @dataclass(frozen=True, slots=True)
 class Histogram:
@@ -190,12 +193,17 @@ class EngineMetrics(Mapping[str, Any]):
     def prometheus_text(self, labels: Mapping[str, str] | None = None) -> str:
         """All of it in Prometheus' text format.
 
-        Names are vLLM's, where it has them, with the prefix ``windlass_``.
+        Names are vLLM's, where it has them, with ``PREFIX``.
 
         Args:
             labels: put on every sample, for instance ``{"model_name": ...}``.
         """
-        text = Exposition("windlass_", labels or {})
+        text = Exposition(PREFIX, labels)
+        self.add_to(text)
+        return text.text()
+
+    def add_to(self, text: Exposition) -> None:
+        """Add all of it to a document, which may have that of other engines already."""
         self._add_gauges(text)
         for name, (value, description) in _COUNTERS.items():
             text.add("counter", name, description, [({}, self[value])])
@@ -218,11 +226,9 @@ class EngineMetrics(Mapping[str, Any]):
         for name, description in _HISTOGRAMS.items():
             histogram: Histogram = self[name]
             text.add_histogram(name, description, histogram.bounds, histogram.counts, histogram.total)
-        return text.text()
 
     def _add_gauges(self, text: Exposition) -> None:
-        states = [({"state": state.value}, int(state is self.state)) for state in EngineState]
-        text.add("gauge", "engine_state", "1 for the state that the engine is in.", states)
+        add_state(text, self.state)
         text.add("gauge", "num_requests_running", "Requests in the batch.", [({}, self.num_requests_running)])
         text.add("gauge", "num_requests_waiting", "Requests that wait for pages.", [({}, self.num_requests_waiting)])
         used = rate(self.num_pages_held, self.num_pages)
@@ -234,6 +240,12 @@ class EngineMetrics(Mapping[str, Any]):
             "Pages of the KV cache.",
             [({"use": use}, count) for use, count in pages.items()],
         )
+
+
+def add_state(text: Exposition, state: EngineState) -> None:
+    """Add the state of an engine to a document: all that there is to say of one without metrics."""
+    states = [({"state": one.value}, int(one is state)) for one in EngineState]
+    text.add("gauge", "engine_state", "1 for the state that the engine is in.", states)
 
 
 _PROPERTIES = (

@@ -70,8 +70,12 @@ class RefusalCause(enum.Enum):
     FAILURE = "failure"
 
 
-class _Observations:
-    """A histogram that grows."""
+class Observations:
+    """A histogram that grows. One thread observes and freezes.
+
+    Args:
+        bounds: the inclusive upper ends of all buckets but the last one, which has none.
+    """
 
     def __init__(self, bounds: tuple[float, ...]) -> None:
         self._bounds = bounds
@@ -80,11 +84,13 @@ class _Observations:
         self._frozen: Histogram | None = None
 
     def observe(self, value: float) -> None:
+        """Count ``value``."""
         self._counts[bisect_left(self._bounds, value)] += 1
         self._total += value
         self._frozen = None
 
     def freeze(self) -> Histogram:
+        """What has been observed so far."""
         if self._frozen is None:
             self._frozen = Histogram(self._bounds, tuple(self._counts), self._total)
         return self._frozen
@@ -115,7 +121,7 @@ class _Totals:
         self.last_finished: Mapping[str, float] = {}
         self.decode_steps: dict[int, tuple[int, float]] = {}
         self.drafts: dict[int, tuple[int, int]] = {}
-        self.observations = {name: _Observations(bounds) for name, bounds in _BOUNDS.items()}
+        self.observations = {name: Observations(bounds) for name, bounds in _BOUNDS.items()}
 
     def observe(self, name: str, value: float) -> None:
         self.observations[name].observe(value)

@@ -29,7 +29,7 @@ from windlass.program.ops import (
 from windlass.program.program import Program, WeightSpec
 from windlass.quantization import Tensor
 
-KVDtype: TypeAlias = Literal["f32", "f16", "bf16", "int8"]
+KVDtype: TypeAlias = Literal["f32", "f16", "bf16", "int16", "int8"]
 
 _NO_WEIGHT = -1
 
@@ -84,7 +84,8 @@ class NativeExecutor:
             max_positions: the most positions of a sequence.
             num_threads: threads that work on a step, the caller of ``run`` included; by default one per physical core
                 that this process may use.
-            kv_dtype: how keys and values are stored; ``int8`` has a scale per token and KV head, for each of the two.
+            kv_dtype: how keys and values are stored; ``int16`` (codes of 14 bits) and ``int8`` have a scale per token
+                and KV head, for each of the two.
             kernels: name of a kernel table (``cpu_info().kernels``); by default the best one.
             pack_file: the same weights, packed; ignored when it is damaged, or made for another layout.
 

@@ -45,7 +45,7 @@ class ReferenceExecutor:
         num_pages: int,
         max_tokens: int,
         max_positions: int,
-        kv_dtype: Literal["f32", "f16", "bf16", "int8"] = "f32",
+        kv_dtype: Literal["f32", "f16", "bf16", "int16", "int8"] = "f32",
     ) -> None:
         """Take the weights and allocate a KV cache of ``num_pages`` pages.
 
@@ -63,8 +63,8 @@ class ReferenceExecutor:
         for name, size in (("num_pages", num_pages), ("max_tokens", max_tokens), ("max_positions", max_positions)):
             if size < 1:
                 raise ValueError(f"{name} is {size}, which must be at least 1")
-        if kv_dtype not in ("f32", "f16", "bf16", "int8"):
-            raise ValueError(f"kv_dtype is {kv_dtype!r}, which must be one of f32, f16, bf16, int8")
+        if kv_dtype not in ("f32", "f16", "bf16", "int16", "int8"):
+            raise ValueError(f"kv_dtype is {kv_dtype!r}, which must be one of f32, f16, bf16, int16, int8")
         self._program = program
         self._num_pages = num_pages
         self._max_tokens = max_tokens
@@ -261,9 +261,9 @@ def _round(x: F32, kv_dtype: str) -> F32:
             return x.astype(np.float16).astype(np.float32)
     if kv_dtype == "bf16":
         return bf16_to_f32(f32_to_bf16(x))
-    if kv_dtype == "int8":
-        # One scale per token and head.
-        scale = np.abs(x).max(axis=-1, keepdims=True) / np.float32(127)
+    if kv_dtype in ("int16", "int8"):
+        # Codes of 14 or 8 bits, one scale per token and head.
+        scale = np.abs(x).max(axis=-1, keepdims=True) / np.float32(8191 if kv_dtype == "int16" else 127)
         inverse = np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale > 0)
         rounded: F32 = np.rint(x * inverse) * scale
         return rounded

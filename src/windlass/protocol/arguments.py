@@ -6,7 +6,8 @@ the check at run time: unknown names and values out of range are refused by name
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypeVar, cast
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 from pydantic import AfterValidator, ConfigDict, Field, with_config
 from typing_extensions import Required, TypedDict
@@ -22,8 +23,10 @@ MAX_BIASES = 1024
 MAX_TOOLS = 128
 MAX_SUFFIX_BYTES = 65536
 
-_STRICT = ConfigDict(extra="forbid")
+STRICT = ConfigDict(extra="forbid")
+"""No unknown names."""
 
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 LogitBias = Annotated[float, Field(ge=-100.0, le=100.0)]
 TokenId = Annotated[int, Field(ge=0)]
 Prompt = str | Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
@@ -39,7 +42,7 @@ def _check_role(message: dict[str, Any]) -> dict[str, Any]:
 Message = Annotated[dict[str, Any], AfterValidator(_check_role)]
 
 
-@with_config(_STRICT)
+@with_config(STRICT)
 class StreamOptions(TypedDict, total=False):
     """What a stream carries besides text."""
 
@@ -47,7 +50,7 @@ class StreamOptions(TypedDict, total=False):
     """End with one more chunk that has no choices but the usage of the call."""
 
 
-@with_config(_STRICT)
+@with_config(STRICT)
 class DebugConfig(TypedDict, total=False):
     """Switches for tests and benchmarks."""
 
@@ -63,7 +66,7 @@ class ResponseFormat(TypedDict, total=False):
     type: Required[str]
 
 
-@with_config(_STRICT)
+@with_config(STRICT)
 class CommonArguments(TypedDict, total=False):
     """Arguments of chat and text completions alike; None means the same as leaving one out."""
 
@@ -108,7 +111,7 @@ class CommonArguments(TypedDict, total=False):
     """Accepted for compatibility; not used."""
 
 
-@with_config(_STRICT)
+@with_config(STRICT)
 class ChatArguments(CommonArguments, total=False):
     """Arguments of ``chat.completions.create``."""
 
@@ -128,9 +131,12 @@ class ChatArguments(CommonArguments, total=False):
     """False keeps the first tool call of an answer only."""
     chat_template_kwargs: dict[str, Any] | None
     """Further variables for the model's chat template, such as ``enable_thinking``."""
+    reasoning_effort: Effort | None
+    """How much to think, for templates that know ``reasoning_effort`` or ``enable_thinking``; others ignore it.
+    What ``chat_template_kwargs`` says of these comes first."""
 
 
-@with_config(_STRICT)
+@with_config(STRICT)
 class CompletionArguments(CommonArguments, total=False):
     """Arguments of ``completions.create``."""
 
@@ -153,9 +159,22 @@ def check_arguments(kind: type[Arguments], arguments: Arguments) -> Arguments:
     Raises:
         InvalidRequestError: one is unknown, missing, of the wrong type or out of range; ``param`` names it.
     """
-    checked = {name: value for name, value in validate(kind, _merged(dict(arguments))).items() if value is not None}
+    checked = check_fields(kind, _merged(dict(arguments)))
     _refuse_unsupported(checked)
     return cast(Arguments, checked)
+
+
+def check_fields(kind: type, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the ``fields`` that are not None.
+
+    Args:
+        kind: a TypedDict that says which there may be.
+
+    Raises:
+        InvalidRequestError: one is unknown, missing, of the wrong type or out of range; ``param`` names it.
+    """
+    checked: dict[str, Any] = validate(kind, fields)
+    return {name: value for name, value in checked.items() if value is not None}
 
 
 def _merged(arguments: dict[str, Any]) -> dict[str, Any]:

@@ -10,12 +10,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, with_config
 from typing_extensions import Required, TypedDict
 
-from windlass.protocol.arguments import MAX_STOPS, MAX_TOOLS, StopString
+from windlass.protocol.arguments import MAX_STOPS, MAX_TOOLS, STRICT, StopString
 
 MAX_MESSAGES = 4096
 TEXT_ONLY = "the model reads text only"
 
-_STRICT = ConfigDict(extra="forbid")
 # A client gives back blocks as it got them, and marks some for a cache; what says nothing to a model is passed over.
 _LENIENT = ConfigDict(extra="ignore")
 
@@ -27,10 +26,10 @@ class ThinkingSettings(TypedDict, total=False):
     """Whether the model is to think aloud. ``budget_tokens`` and ``display`` are accepted; not used."""
 
     type: Required[Literal["enabled", "adaptive", "between_tools", "disabled"]]
-    """``disabled`` turns thinking off and all others turn it on, where the model's template has a switch for it."""
+    """``disabled`` turns thinking off and all others turn it on, for templates that know of either."""
 
 
-@with_config(_STRICT)
+@with_config(STRICT)
 class ToolChoice(TypedDict, total=False):
     """Which tools may be called."""
 
@@ -40,15 +39,16 @@ class ToolChoice(TypedDict, total=False):
     disable_parallel_tool_use: bool | None
 
 
-@with_config(_STRICT)
+@with_config(STRICT)
 class OutputSettings(TypedDict, total=False):
-    """How the answer is to be; ``effort`` is accepted and not used."""
+    """How the answer is to be."""
 
-    effort: str | None
+    effort: Literal["low", "medium", "high", "xhigh", "max"] | None
+    """How much to think, where ``thinking`` is on, for templates that know of it."""
     format: None
 
 
-@with_config(_STRICT)
+@with_config(STRICT)
 class _UnusedFields(TypedDict, total=False):
     """What clients send and what changes nothing here. Accepted; not used."""
 
@@ -68,7 +68,7 @@ class _UnusedFields(TypedDict, total=False):
     """Accepted; not used."""
 
 
-@with_config(_STRICT)
+@with_config(STRICT)
 class PromptBody(_UnusedFields, total=False):
     """What both routes take: all that makes the prompt. None means the same as leaving a field out."""
 
@@ -82,12 +82,12 @@ class PromptBody(_UnusedFields, total=False):
     output_config: OutputSettings | None
 
 
-@with_config(_STRICT)
+@with_config(STRICT)
 class CountBody(PromptBody, total=False):
     """The body of ``/v1/messages/count_tokens``."""
 
 
-@with_config(_STRICT)
+@with_config(STRICT)
 class MessagesBody(PromptBody, total=False):
     """The body of ``/v1/messages``."""
 

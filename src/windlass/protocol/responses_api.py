@@ -10,27 +10,25 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, with_config
 from typing_extensions import Required, TypedDict
 
-from windlass.protocol.arguments import MAX_TOOLS
+from windlass.protocol.arguments import MAX_TOOLS, STRICT, Effort
 
 MAX_INPUT_ITEMS = 4096
 MAX_METADATA = 16
 
-_STRICT = ConfigDict(extra="forbid")
 # A client gives back what it got, from here or elsewhere, with fields that say nothing to a model (id, status, phase).
 _LENIENT = ConfigDict(extra="ignore")
 
-Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 Status = Literal["in_progress", "completed", "incomplete"]
 Parts = Annotated[list[dict[str, Any]], Field(fail_fast=True)]
 Metadata = Annotated[dict[str, Annotated[str, Field(max_length=512)]], Field(max_length=MAX_METADATA)]
 
 
-@with_config(_STRICT)
+@with_config(STRICT)
 class ReasoningSettings(TypedDict, total=False):
     """How the model is to think; all but ``effort`` is accepted and not used."""
 
     effort: Effort | None
-    """``none`` turns thinking off and all others turn it on, where the model's template has a switch for it."""
+    """How much to think; ``none`` turns thinking off and all others turn it on, for templates that know of either."""
     summary: str | None
     generate_summary: str | None
     context: str | None
@@ -45,7 +43,7 @@ class TextFormat(TypedDict, total=False):
     """Only ``text`` in this version."""
 
 
-@with_config(_STRICT)
+@with_config(STRICT)
 class TextSettings(TypedDict, total=False):
     """How the answer is to read."""
 
@@ -54,7 +52,7 @@ class TextSettings(TypedDict, total=False):
     """Accepted; not used."""
 
 
-@with_config(_STRICT)
+@with_config(STRICT)
 class _UnusedFields(TypedDict, total=False):
     """What clients send and what changes nothing here. Accepted; not used."""
 
@@ -80,7 +78,7 @@ class _UnusedFields(TypedDict, total=False):
     """Accepted; not used."""
 
 
-@with_config(_STRICT)
+@with_config(STRICT)
 class _RefusedFields(TypedDict, total=False):
     """What asks for more than a server that keeps nothing can do: accepted with the value that asks for nothing."""
 
@@ -98,7 +96,7 @@ class _RefusedFields(TypedDict, total=False):
     """0: ``/v1/chat/completions`` has logprobs."""
 
 
-@with_config(_STRICT)
+@with_config(STRICT)
 class ResponsesBody(_UnusedFields, _RefusedFields, total=False):
     """The body of a request; None means the same as leaving a field out."""
 

@@ -18,7 +18,6 @@ from windlass.engine.speculation import NgramSpeculator, Speculator
 from windlass.errors import LoadError
 from windlass.machine import available_bytes, total_bytes
 from windlass.models.definition import ModelDefinition
-from windlass.models.gguf_config import from_gguf_metadata
 from windlass.models.registry import define_model
 from windlass.native.executor import NativeExecutor, kv_bytes_per_page
 from windlass.native.quantize import quantize
@@ -31,12 +30,11 @@ from windlass.text.text_model import TextModel
 from windlass.weights.directory import ModelDirectory, open_model_directory
 from windlass.weights.dummy import dummy_weights
 from windlass.weights.gguf import find_gguf, read_gguf
-from windlass.weights.gguf_names import hugging_face_tensors, read_rope_factors
 from windlass.weights.hub import resolve_model
 from windlass.weights.loader import load_weights
 from windlass.weights.source import WeightSource
 
-KVStorage = Literal["f32", "f16", "bf16", "int8"]
+KVStorage = Literal["f32", "f16", "bf16", "int16", "int8"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -197,6 +195,10 @@ def _describe(path: Path, config: EngineConfig, progress: Progress, stack: ExitS
 
 
 def _describe_gguf(path: Path, config: EngineConfig, progress: Progress, stack: ExitStack) -> _Described:
+    # For this format only.
+    from windlass.models.gguf_config import from_gguf_metadata
+    from windlass.weights.gguf_names import hugging_face_tensors, read_rope_factors
+
     model = read_gguf(path)
     tensors = hugging_face_tensors(model)
     shapes = {tensor.name: tensor.shape for tensor in tensors}
@@ -239,7 +241,7 @@ def _kv_storage(
 ) -> KVStorage:
     if config.kv_cache_dtype != "auto":
         return config.kv_cache_dtype
-    return "f32" if _float_format(scheme, source, definition) is Format.F32 else "f16"
+    return "f32" if _float_format(scheme, source, definition) is Format.F32 else "int16"
 
 
 def _float_format(scheme: Scheme | None, source: WeightSource | None, definition: ModelDefinition) -> Format:

@@ -13,6 +13,7 @@ from windlass.engine.request import Request
 from windlass.errors import EngineError, InvalidRequestError
 from windlass.serve.build import LoadedModel
 from windlass.serve.mailbox import AsyncMailbox, Piece, SyncMailbox
+from windlass.serve.preparer import run_in_thread
 
 if TYPE_CHECKING:
     from windlass.protocol.responses import Usage
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
 Chunk_co = TypeVar("Chunk_co", covariant=True)
 Response_co = TypeVar("Response_co", covariant=True)
 Box = TypeVar("Box", SyncMailbox, AsyncMailbox)
+
+
+SCORED_AT_ONCE = 64
+"""Tokens with logprobs that a response may have to be made on the event loop: in about 10 ms."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +102,11 @@ class _Collector(Generic[Chunk_co, Response_co]):
     def add(self, piece: Piece) -> None:
         self._pieces[piece.index].append(piece)
 
+    @property
+    def num_scored(self) -> int:
+        """Tokens with logprobs, of which each makes up to 21 objects."""
+        return sum(len(piece.scored) for pieces in self._pieces for piece in pieces)
+
     def response(self) -> Response_co:
         usage = self._call.usage(pieces[-1].num_tokens for pieces in self._pieces)
         return self._call.format.response(self._pieces, usage)
@@ -123,7 +133,11 @@ async def wait_async(call: Call[AsyncMailbox, Chunk_co, Response_co]) -> Respons
     except BaseException:
         call.abort()
         raise
-    return collector.response()
+    if collector.num_scored <= SCORED_AT_ONCE:
+        return collector.response()
+    made: list[Response_co] = []
+    await run_in_thread(lambda: made.append(collector.response()))
+    return made.pop()
 
 
 class _StreamBase(Generic[Box, Chunk_co]):
@@ -142,9 +156,9 @@ class _StreamBase(Generic[Box, Chunk_co]):
         return self._call.info.id
 
     @property
-    def num_prompt_tokens(self) -> int:
-        """Tokens of the call's prompts."""
-        return self._call.info.num_prompt_tokens
+    def usage(self) -> Usage:
+        """The token counts of the call as far as it has been read."""
+        return self._call.usage(self._num_tokens)
 
     def _abort(self) -> None:
         if not self._over:

@@ -11,6 +11,7 @@ from windlass.protocol.checks import check_chat_arguments
 from windlass.serve.call import AsyncHost, AsyncStream, Box, Call, Host, Stream, SyncHost, wait, wait_async
 from windlass.serve.mailbox import AsyncMailbox, SyncMailbox
 from windlass.serve.submit import counted, start_call
+from windlass.serve.text_calls import prompt_ids_of, shown_tools
 
 # pydantic takes longer to import, and to make its types, than the weights take to load.
 if TYPE_CHECKING:
@@ -41,15 +42,13 @@ def start_chat(
         if max_tokens is not None and newer is not None and max_tokens != newer:
             raise InvalidRequestError("max_tokens and max_completion_tokens differ; give one", param="max_tokens")
         wants_logprobs = bool(arguments.get("logprobs"))
-        tools = arguments.get("tools") if arguments.get("tool_choice") != "none" else None
-        prompt_ids = model.text.encode_chat(
-            [_for_template(message) for message in arguments["messages"]],
-            tools=tools,
-            template_kwargs=arguments.get("chat_template_kwargs"),
-        )
+        prompt_ids = prompt_ids_of(model.text, arguments)
         parallel = arguments.get("parallel_tool_calls")
         new_parser = partial(
-            model.text.answer_parser, prompt_ids, tools=bool(tools), parallel_tool_calls=parallel is None or parallel
+            model.text.answer_parser,
+            prompt_ids,
+            tools=bool(shown_tools(arguments)),
+            parallel_tool_calls=parallel is None or parallel,
         )
         return start_call(
             core,
@@ -72,11 +71,6 @@ def _plain(message: Any) -> Any:
     from pydantic import BaseModel
 
     return message.model_dump(exclude_none=True) if isinstance(message, BaseModel) else message
-
-
-def _for_template(message: dict[str, Any]) -> dict[str, Any]:
-    """OpenAI's newer name of the system role is one that templates do not know."""
-    return {**message, "role": "system"} if message["role"] == "developer" else {**message}
 
 
 class ChatCompletions:

@@ -60,7 +60,7 @@ class ChatFormat:
             delta.role = "assistant"
             if delta.reasoning is None and delta.tool_calls is None:
                 delta.content = delta.content or ""
-        elif delta == ChatDelta() and piece.reason is None and not piece.scored:
+        elif not (delta.content or delta.reasoning or delta.tool_calls or piece.reason or piece.scored):
             return None
         self._begun.add(piece.index)
         return self._chunk(

@@ -12,6 +12,7 @@ from windlass.serve.build import LoadedModel
 from windlass.serve.call import AsyncHost, AsyncStream, Box, Call, CallInfo, Host, Stream, SyncHost, wait, wait_async
 from windlass.serve.mailbox import AsyncMailbox, Piece, SyncMailbox
 from windlass.serve.submit import counted, start_call
+from windlass.serve.text_calls import check_ids
 
 # pydantic takes longer to import, and to make its types, than the weights take to load.
 if TYPE_CHECKING:
@@ -129,12 +130,7 @@ def start_completion(
 def _prompt_ids(prompt: Prompt, model: LoadedModel) -> list[int]:
     if isinstance(prompt, str):
         return model.text.encode_prompt(prompt)
-    vocab_size = model.definition.vocab_size
-    outside = [token_id for token_id in prompt if token_id >= vocab_size]
-    if outside:
-        raise InvalidRequestError(
-            f"token id {outside[0]} is not in the vocabulary of {vocab_size} tokens", param="prompt"
-        )
+    check_ids(prompt, model, param="prompt")
     return prompt
 
 

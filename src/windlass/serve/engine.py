@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from windlass.engine.metrics import EngineMetrics
 from windlass.serve.call import Call, Chunk_co, Response_co
@@ -16,6 +16,8 @@ from windlass.serve.preparer import run_in_thread
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+Result = TypeVar("Result")
 
 
 class MLCEngine(MLCEngineBase):
@@ -158,6 +160,14 @@ class AsyncMLCEngine(MLCEngineBase):
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         await run_in_thread(lambda: self._exit(kind))
+
+    async def _run_prepared(self, work: Callable[[], Result]) -> Result:
+        """Run ``work``, such as tokenizing, in the engine's own thread, and return its result.
+
+        Raises:
+            EngineError: the engine does not accept requests now, or ended before ``work`` was done.
+        """
+        return await self._preparing().run(work, lambda _: None)
 
     async def _prepare(
         self, start: Callable[[], Call[AsyncMailbox, Chunk_co, Response_co]]

@@ -125,8 +125,9 @@ def _room(model: LoadedModel, prompt_ids: list[int], param: str) -> int:
     room = model.sizes.max_single_sequence_length - len(prompt_ids)
     if room < 1:
         raise ContextLengthError(
-            f"the prompt has {len(prompt_ids)} tokens, which leaves no room for an answer: the context is "
-            f"{model.sizes.max_single_sequence_length} tokens",
+            # Clients know this refusal by OpenAI's first words, and shorten the conversation.
+            f"this model's maximum context length is {model.sizes.max_single_sequence_length} tokens: the prompt has "
+            f"{len(prompt_ids)}, which leaves no room for an answer",
             param=param,
         )
     return room

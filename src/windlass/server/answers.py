@@ -14,15 +14,13 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from windlass.server.api_errors import ApiError, ClientGone, api_error_of
+from windlass.server.connections import ABORT
 from windlass.server.tasks import cancelled
 
 Result = TypeVar("Result")
 log = logging.getLogger("windlass.server")
 
 DONE = b"data: [DONE]\n\n"
-
-ABORT = "windlass.abort"
-"""Among the extensions of a scope: a function that ends the connection now, without what is still unsent."""
 
 
 def data_event(value: str | bytes) -> bytes:
@@ -105,6 +103,9 @@ class EventStream(Response):
         async with aclosing(self._told()) as events:
             async for event in events:
                 await self._send(send, event, more=True)
+                # Where events are ready and the client takes them, nothing in here waits; and that the client has left
+                # is noticed between two turns of the event loop only.
+                await asyncio.sleep(0)
         await self._send(send, b"", more=False)
 
     async def _send(self, send: Send, data: bytes, *, more: bool) -> None:

@@ -76,15 +76,15 @@ class ApiError(Exception):
         """OpenAI's error body as JSON."""
         return json.dumps(self.body()).encode()
 
-    def anthropic_body(self) -> dict[str, Any]:
+    def anthropic_body(self, request_id: str) -> dict[str, Any]:
         """Anthropic's error body."""
         kind = "api_error" if self.code == "engine_dead" else _ANTHROPIC_KINDS.get(self.status, "invalid_request_error")
-        return {"type": "error", "error": {"type": kind, "message": self.message}, "request_id": None}
+        return {"type": "error", "error": {"type": kind, "message": self.message}, "request_id": request_id}
 
-    def body_for(self, path: str) -> dict[str, Any]:
+    def body_for(self, path: str, request_id: str) -> dict[str, Any]:
         """The error body that the clients of a path understand: Anthropic's on its routes, else OpenAI's."""
         is_messages = path == _MESSAGES or path.startswith(_MESSAGES + "/")
-        return self.anthropic_body() if is_messages else self.body()
+        return self.anthropic_body(request_id) if is_messages else self.body()
 
 
 def _cut(text: str, limit: int) -> str:

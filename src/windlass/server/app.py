@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -16,12 +18,24 @@ from windlass.errors import WindlassError
 from windlass.server.api_errors import ApiError, ClientGone
 from windlass.server.bodies import BodyLimit
 from windlass.server.context import Context
-from windlass.server.guard import OPEN_PATHS, CrossOrigin, ErrorBoundary, Guard, NoSniff, error_response, response_to
+from windlass.server.guard import CrossOrigin, ErrorBoundary, Guard, NoSniff, error_response, open_paths, response_to
+from windlass.server.observer import Observer
 from windlass.server.openapi import finish
-from windlass.server.routes import chat, completions, messages, models, page, probes, responses
+from windlass.server.routes import (
+    chat,
+    completions,
+    debug,
+    messages,
+    metrics,
+    models,
+    page,
+    probes,
+    responses,
+    tokens,
+)
 from windlass.server.settings import ServerSettings
 
-ROUTERS = (chat, completions, responses, messages, models, page, probes)
+ROUTERS = (chat, completions, responses, messages, models, tokens, metrics, page, probes)
 
 
 class Api(FastAPI):
@@ -41,15 +55,21 @@ class Api(FastAPI):
     def openapi(self) -> dict[str, Any]:
         """Return the OpenAPI document."""
         if self._document is None:
-            self._document = finish(super().openapi(), self._settings, OPEN_PATHS)
+            self._document = finish(super().openapi(), self._settings, open_paths(self._settings))
         return self._document
 
 
-def make_api(context: Context) -> FastAPI:
+def make_routers(context: Context) -> list[APIRouter]:
+    """Return the routes, by group."""
+    groups = (*ROUTERS, debug) if context.settings.enable_debug else ROUTERS
+    return [group.make_router(context) for group in groups]
+
+
+def make_api(context: Context, routers: Iterable[APIRouter]) -> FastAPI:
     """Return the routes with their OpenAPI document."""
     api = Api(context.settings)
-    for group in ROUTERS:
-        api.include_router(group.make_router(context))
+    for router in routers:
+        api.include_router(router)
     api.add_exception_handler(HTTPException, _refuse)
     api.add_exception_handler(RequestValidationError, _refuse_parameters)
     for kind in (ApiError, WindlassError, ClientGone, Exception):
@@ -60,15 +80,18 @@ def make_api(context: Context) -> FastAPI:
 def make_app(context: Context) -> ASGIApp:
     """Return what uvicorn serves."""
     settings = context.settings
-    app: ASGIApp = BodyLimit(make_api(context), each=settings.max_body_bytes, together=settings.max_bodies_bytes)
+    routers = make_routers(context)
+    app: ASGIApp = make_api(context, routers)
+    app = BodyLimit(app, each=settings.max_body_bytes, together=settings.max_bodies_bytes)
     app = ErrorBoundary(Guard(app, settings))
     if settings.cors_origins:
         app = CrossOrigin(app, settings.cors_origins)
-    return NoSniff(app)
+    paths = [route.path_format for router in routers for route in router.routes if isinstance(route, APIRoute)]
+    return NoSniff(Observer(app, context.http_metrics, ["/openapi.json", *paths]))
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:
-    return response_to(error, request.scope["path"])
+    return response_to(error, request.scope)
 
 
 async def _refuse(request: Request, error: Exception) -> Response:
@@ -80,13 +103,11 @@ async def _refuse(request: Request, error: Exception) -> Response:
         405: f"{request.url.path[:200]!r} does not take {request.method}",
     }.get(status, "the request was refused")
     code = {404: "not_found", 405: "method_not_allowed"}.get(status, "refused")
-    return error_response(ApiError(status, message, code=code, headers=headers), request.scope["path"])
+    return error_response(ApiError(status, message, code=code, headers=headers), request.scope)
 
 
 async def _refuse_parameters(request: Request, error: Exception) -> Response:
     """Answer where FastAPI found a parameter wrong."""
     first = error.errors()[0] if isinstance(error, RequestValidationError) else {"loc": (), "msg": "invalid"}
     name = str(first["loc"][-1]) if first["loc"] else None
-    return error_response(
-        ApiError(400, f"{name}: {first['msg']}", code="invalid_value", param=name), request.scope["path"]
-    )
+    return error_response(ApiError(400, f"{name}: {first['msg']}", code="invalid_value", param=name), request.scope)

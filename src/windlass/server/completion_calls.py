@@ -3,74 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from typing import Any
+from contextlib import aclosing
+from typing import Any, TypeVar
 
-from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
+from windlass.protocol.responses import ChatCompletion, ChatCompletionChunk, Completion
 from windlass.serve.call import AsyncStream
 from windlass.serve.engine import AsyncMLCEngine
 from windlass.server.answers import DONE, EventStream, answer, data_event
-from windlass.server.api_errors import ApiError
+from windlass.server.api_errors import ApiError, api_error_of
 from windlass.server.bodies import read_json
 from windlass.server.context import Context
-
-CHAT_FIELDS = frozenset(
-    {
-        "metadata",
-        "prompt_cache_key",
-        "prompt_cache_retention",
-        "safety_identifier",
-        "service_tier",
-        "store",
-        "verbosity",
-    }
-)
-"""Fields of OpenAI's that are taken and change nothing, since they are about accounts, storage and caches there."""
-
-COMPLETION_FIELDS: frozenset[str] = frozenset()
-OF_THE_LIBRARY = frozenset({"extra_body", "request_id", "self"})
-"""Arguments of ``create()`` that make no sense in a body."""
+from windlass.server.notes import RequestNote, note_of
+from windlass.server.openai_fields import FieldRules
 
 Create = Callable[..., Awaitable[Any]]
+Chunk = TypeVar("Chunk", ChatCompletionChunk, Completion)
 
 
-async def respond(request: Request, context: Context, create: Create, ignored: frozenset[str]) -> Response:
+async def respond(request: Request, context: Context, create: Create, rules: FieldRules) -> Response:
     """Answer a request for a completion.
 
     Args:
         create: calls the engine that is its first argument, with the arguments of the body.
-        ignored: fields of the body that are dropped.
+        rules: for the fields that the engine does not know.
 
     Raises:
         ApiError, WindlassError: it is refused; an error after that is the response's own.
         ClientGone: the client left before it was answered.
     """
     settings = context.settings
-    arguments = await read_json(request)
-    model = context.served.find(arguments.get("model"))
-    stream = arguments.pop("stream", None)
-    if stream is None:
-        stream = False
+    body = await read_json(request)
+    model = context.served.find(body.get("model"))
+    note = note_of(request.scope)
+    note.model = model.name
+    arguments = rules.apply(body)
+    stream = arguments.pop("stream", False)
     if not isinstance(stream, bool):
         raise ApiError(400, "stream: must be true or false", code="invalid_value", param="stream")
-    for name in OF_THE_LIBRARY & arguments.keys():
-        raise ApiError(400, f"unknown argument {name!r}", code="unknown_parameter", param=name)
-    if arguments.get("debug_config") is not None and not settings.enable_debug:
+    if "debug_config" in arguments and not settings.enable_debug:
         raise ApiError(
             400,
             "debug_config: the server was started without --enable-debug",
             code="debug_disabled",
             param="debug_config",
         )
-    arguments = {name: value for name, value in arguments.items() if name not in ignored}
-    if isinstance(options := arguments.get("stream_options"), dict):
-        arguments["stream_options"] = {name: value for name, value in options.items() if name != "include_obfuscation"}
     arguments["model"] = model.name
     given = await answer(request, _call(create, model.engine, stream, arguments))
     if isinstance(given, AsyncStream):
-        return EventStream(_events(given), send_timeout=settings.send_timeout)
+        return EventStream(_events(noted(given, note)), send_timeout=settings.send_timeout)
+    note_answer(given, note)
     return Response(given.model_dump_json(), media_type="application/json")
 
 
@@ -78,8 +62,32 @@ async def _call(create: Create, engine: AsyncMLCEngine, stream: bool, arguments:
     return await create(engine, stream=stream, **arguments)
 
 
-async def _events(stream: AsyncStream[BaseModel]) -> AsyncGenerator[bytes, None]:
-    async with stream:
-        async for chunk in stream:
+async def _events(chunks: AsyncGenerator[ChatCompletionChunk | Completion, None]) -> AsyncGenerator[bytes, None]:
+    async with aclosing(chunks):
+        async for chunk in chunks:
             yield data_event(chunk.model_dump_json())
     yield DONE
+
+
+def note_answer(given: ChatCompletion | Completion, note: RequestNote) -> None:
+    """Note what there is to say of a whole answer."""
+    note.response_id = given.id
+    note.finished(choice.finish_reason for choice in given.choices)
+    if given.usage is not None:
+        note.prompt_tokens, note.completion_tokens = given.usage.prompt_tokens, given.usage.completion_tokens
+
+
+async def noted(stream: AsyncStream[Chunk], note: RequestNote) -> AsyncGenerator[Chunk, None]:
+    """The chunks of a stream, which is closed at the end; note what there is to say of it, however it ends."""
+    note.response_id = stream.request_id
+    try:
+        async with stream:
+            async for chunk in stream:
+                note.finished(choice.finish_reason for choice in chunk.choices)
+                yield chunk
+    except Exception as error:
+        note.error = api_error_of(error).code
+        raise
+    finally:
+        usage = stream.usage
+        note.prompt_tokens, note.completion_tokens = usage.prompt_tokens, usage.completion_tokens

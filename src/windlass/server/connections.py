@@ -17,9 +17,11 @@ from typing import Any, ClassVar, cast
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from windlass.server.answers import ABORT
 from windlass.server.api_errors import RETRY_SECONDS, ApiError
 from windlass.server.settings import ServerSettings
+
+ABORT = "windlass.abort"
+"""Among the extensions of a scope: a function that ends the connection now, without what is still unsent."""
 
 LINGER_SECONDS = 2.0
 """How long a client that is refused while it sends may go on to do so, unheard, before the connection is cut."""

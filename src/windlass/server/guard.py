@@ -15,13 +15,13 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from windlass.server.api_errors import ApiError, ClientGone, api_error_of
+from windlass.server.notes import note_of
 from windlass.server.routes import page
 from windlass.server.settings import ServerSettings
 
 log = logging.getLogger("windlass.server")
 
-OPEN_PATHS = frozenset({"/livez", "/readyz", "/health", *page.PATHS})
-"""What needs no key: the probes, and the page, which asks its reader for one."""
+_OPEN_PATHS = frozenset({"/livez", "/readyz", "/health", *page.PATHS})
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 """Methods that change nothing."""
@@ -30,9 +30,17 @@ MAX_HEADERS = 100
 _CLOSE = {"connection": "close"}
 
 
-def error_response(error: ApiError, path: str) -> Response:
-    """Return the response that tells a client of ``error``, in the words of the clients of ``path``."""
-    return Response(json.dumps(error.body_for(path)), error.status, error.headers, "application/json")
+def open_paths(settings: ServerSettings) -> frozenset[str]:
+    """Return what needs no key: the probes, and the page, which asks its reader for one."""
+    return _OPEN_PATHS | {"/metrics"} if settings.open_metrics else _OPEN_PATHS
+
+
+def error_response(error: ApiError, scope: Scope) -> Response:
+    """Return the response that tells a client of ``error``, in the words of the clients of its path; note its code."""
+    note = note_of(scope)
+    note.error = error.code
+    body = error.body_for(scope["path"], note.request_id)
+    return Response(json.dumps(body), error.status, error.headers, "application/json")
 
 
 class _Silence(Response):
@@ -42,14 +50,14 @@ class _Silence(Response):
         """Send nothing."""
 
 
-def response_to(error: Exception, path: str) -> Response:
-    """Return the response to a request for ``path`` that raised ``error``."""
+def response_to(error: Exception, scope: Scope) -> Response:
+    """Return the response to the request of ``scope``, which raised ``error``."""
     if isinstance(error, ClientGone):
         return _Silence()
     told = api_error_of(error)
     if told.status == 500:
         log.error("a request failed", exc_info=error)
-    return error_response(told, path)
+    return error_response(told, scope)
 
 
 class ErrorBoundary:
@@ -75,19 +83,20 @@ class ErrorBoundary:
                 # The connection is closed in the middle of the answer, which no client takes for a whole one.
                 raise
             if not begun:
-                await response_to(error, scope["path"])(scope, receive, send)
+                await response_to(error, scope)(scope, receive, send)
 
 
 class Guard:
     """Lets in only who names a known host, comes from no foreign page and has a key, where there are keys.
 
-    Denies by default: what needs no key is written down in ``OPEN_PATHS``.
+    Denies by default: what needs no key is written down in ``open_paths``.
     """
 
     def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
         self._app = app
         self._max_header_bytes = settings.max_header_bytes
         self._digests = [_digest(key.encode()) for key in settings.api_keys]
+        self._open_paths = open_paths(settings)
         named = {name.lower() for name in settings.allowed_hosts}
         self._hosts = {"localhost", settings.host.lower()} | named if settings.is_local or named else None
         self._origins = frozenset(settings.cors_origins)
@@ -98,7 +107,7 @@ class Guard:
         self._check_head(scope, headers)
         self._check_host(headers.get("host", ""), scope.get("server"))
         self._check_origin(scope["method"], headers)
-        if scope["path"] not in OPEN_PATHS:
+        if scope["path"] not in self._open_paths:
             self._check_key(headers)
         if scope["method"] == "HEAD":  # the connection drops the body
             scope = {**scope, "method": "GET"}

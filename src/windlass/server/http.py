@@ -10,6 +10,8 @@ from collections.abc import Iterator
 import uvicorn
 from starlette.types import ASGIApp
 
+from windlass.server.tasks import cancelled
+
 CLOSE_SECONDS = 2.0
 """How long clients may take to read the rest of their answers once the server ends."""
 
@@ -68,8 +70,10 @@ class Http(uvicorn.Server):
             if not await self._closed(CLOSE_SECONDS):
                 for task in list(self.server_state.tasks):
                     task.cancel()
-        for server in self.servers:
-            await server.wait_closed()
+        # From Python 3.12 on this waits for connections too.
+        closed = [asyncio.ensure_future(server.wait_closed()) for server in self.servers]
+        await asyncio.wait(closed, timeout=CLOSE_SECONDS)
+        await cancelled(*closed)
 
     async def _closed(self, limit: float) -> bool:
         """Wait until no connection is left, and no task that answers one; return False when it takes longer."""

@@ -7,7 +7,7 @@ from reprlib import repr as short
 from typing import Any, TypeVar, cast
 
 from windlass.errors import InvalidRequestError
-from windlass.protocol.arguments import ChatArguments
+from windlass.protocol.arguments import ChatArguments, Effort
 from windlass.protocol.messages_api import (
     INPUT_BLOCKS,
     TEXT_ONLY,
@@ -24,6 +24,9 @@ from windlass.protocol.messages_api import (
 from windlass.protocol.validation import validate
 
 Body = TypeVar("Body", bound=PromptBody)
+
+_EFFORT: Effort = "high"
+"""With which Anthropic's models think where a request says nothing."""
 
 _NOT_FOR_THE_MODEL = "x-anthropic-billing-header:"
 """How a block of the system prompt begins that Claude Code adds for the provider's books. It is another one in each
@@ -49,17 +52,16 @@ def check_messages_body(kind: type[Body], body: Mapping[str, Any]) -> Body:
     return checked
 
 
-def chat_arguments(body: MessagesBody, *, switches_thinking: bool) -> ChatArguments:
+def chat_arguments(body: MessagesBody) -> ChatArguments:
     """Return the arguments of the chat call that answers a request.
 
     Args:
         body: checked, without None.
-        switches_thinking: the model's template takes ``enable_thinking``.
 
     Raises:
         InvalidRequestError: a message or a tool is not understood; ``param`` names it.
     """
-    arguments = prompt_arguments(body, switches_thinking=switches_thinking)
+    arguments = prompt_arguments(body)
     arguments["max_tokens"] = body["max_tokens"]
     if body.get("stop_sequences"):
         arguments["stop"] = body["stop_sequences"]
@@ -72,7 +74,7 @@ def chat_arguments(body: MessagesBody, *, switches_thinking: bool) -> ChatArgume
     return arguments
 
 
-def prompt_arguments(body: PromptBody, *, switches_thinking: bool) -> ChatArguments:
+def prompt_arguments(body: PromptBody) -> ChatArguments:
     """Return those arguments that make the prompt; as ``chat_arguments``."""
     arguments: ChatArguments = {"messages": _messages(body)}
     choice = body.get("tool_choice") or {"type": "auto"}
@@ -82,8 +84,9 @@ def prompt_arguments(body: PromptBody, *, switches_thinking: bool) -> ChatArgume
         arguments["tool_choice"] = choice["type"]
         arguments["parallel_tool_calls"] = not choice.get("disable_parallel_tool_use")
     thinking = body.get("thinking")
-    if thinking is not None and switches_thinking:
-        arguments["chat_template_kwargs"] = {"enable_thinking": thinking["type"] != "disabled"}
+    if thinking is not None:
+        effort = (body.get("output_config") or {}).get("effort") or _EFFORT
+        arguments["reasoning_effort"] = "none" if thinking["type"] == "disabled" else effort
     return arguments
 
 

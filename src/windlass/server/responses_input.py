@@ -34,7 +34,7 @@ _INCLUDES = (
 )
 """Parts of an answer that only come from what this server does not have."""
 
-PARAMS = {"messages": "input", "max_tokens": "max_output_tokens", "chat_template_kwargs": "reasoning"}
+PARAMS = {"messages": "input", "max_tokens": "max_output_tokens", "reasoning_effort": "reasoning"}
 """Argument of a chat call -> the field of a request that it came from."""
 
 
@@ -77,12 +77,11 @@ def check_responses_body(body: Mapping[str, Any]) -> ResponsesBody:
     return checked
 
 
-def chat_arguments(body: ResponsesBody, *, switches_thinking: bool) -> ChatArguments:
+def chat_arguments(body: ResponsesBody) -> ChatArguments:
     """Return the arguments of the chat call that answers a request.
 
     Args:
         body: checked, without None.
-        switches_thinking: the model's template takes ``enable_thinking``.
 
     Raises:
         InvalidRequestError: an item of the input, or a tool, is not understood; ``param`` names it.
@@ -100,8 +99,8 @@ def chat_arguments(body: ResponsesBody, *, switches_thinking: bool) -> ChatArgum
     if "top_p" in body:
         arguments["top_p"] = body["top_p"]
     effort = (body.get("reasoning") or {}).get("effort")
-    if effort is not None and switches_thinking:
-        arguments["chat_template_kwargs"] = {"enable_thinking": effort != "none"}
+    if effort is not None:
+        arguments["reasoning_effort"] = effort
     return arguments
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import socket
 from collections.abc import Callable, Coroutine, Sequence
@@ -79,7 +80,7 @@ class Server:
             ready: called once all models are loaded.
 
         Raises:
-            LoadError, ValueError: a model cannot be loaded.
+            LoadError, StartError, ValueError: a model cannot be loaded.
         """
         app = LastCall(make_app(Context(self._served, self._settings)))
         http = Http(app, connection_class(self._settings))
@@ -98,7 +99,7 @@ class Server:
             await serving
 
     async def _live(self, ready: Callable[[], None]) -> int:
-        if not await self._unless_stopped(self._served.load()):
+        if not await self._unless_stopped(self._load()):
             return await self._drain()
         ready()
         watching = asyncio.ensure_future(self._watch())
@@ -109,6 +110,16 @@ class Server:
             return await self._drain()
         finally:
             await cancelled(watching)
+
+    async def _load(self) -> None:
+        try:
+            await self._served.load()
+        except (MemoryError, OSError, RuntimeError) as error:
+            if isinstance(error, WindlassError):
+                raise
+            # What the machine lacks: memory, threads, descriptors.
+            log.debug("the models cannot be loaded", exc_info=error)
+            raise StartError(f"the models cannot be loaded ({type(error).__name__}: {error})") from error
 
     async def _unless_stopped(self, work: Coroutine[Any, Any, object]) -> bool:
         """Wait for ``work``; a signal cuts it short. Return whether it was done."""
@@ -179,7 +190,7 @@ def serve(
         ready: called once all models are loaded.
 
     Raises:
-        StartError: the port cannot be opened.
+        StartError: the port cannot be opened, or the machine lacks what the models need.
         LoadError, ValueError: a model cannot be loaded.
     """
 
@@ -189,11 +200,18 @@ def serve(
         signals.listen(lambda: _call_soon(loop, server.stop))
         try:
             started(server.port)
-            return await server.run(ready=ready)
+            return await server.run(ready=lambda: _settle(ready))
         finally:
             signals.listen(_nothing)
 
     return asyncio.run(main())
+
+
+def _settle(ready: Callable[[], None]) -> None:
+    """Exempt from garbage collections what lives as long as the process: they would stop all threads to look at it."""
+    gc.collect()
+    gc.freeze()
+    ready()
 
 
 def _call_soon(loop: asyncio.AbstractEventLoop, function: Callable[[], None]) -> None:
@@ -205,7 +223,9 @@ def _nothing() -> None:
 
 
 def _listen(settings: ServerSettings) -> socket.socket:
-    listener = socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET)
+    # Connections inherit the protocol, and asyncio sends without delay (TCP_NODELAY) only where it is named.
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((settings.host, settings.port))

@@ -23,11 +23,15 @@ class ModelSpec:
         name: what requests call it.
         config: with ``model`` set, or None there for the demo model.
         device: as the engine takes it.
+        aliases: what requests may call it too.
+        enable_tracing: record what each request and step does.
     """
 
     name: str
     config: EngineConfig
     device: str = "auto"
+    aliases: tuple[str, ...] = ()
+    enable_tracing: bool = False
 
 
 def default_name(model: str | None) -> str:
@@ -110,7 +114,10 @@ class ServedModel:
         Raises:
             LoadError, ValueError: it cannot be loaded.
         """
-        self._engine = await AsyncMLCEngine.load(None, self.spec.device, engine_config=self.spec.config)
+        spec = self.spec
+        self._engine = await AsyncMLCEngine.load(
+            None, spec.device, engine_config=spec.config, enable_tracing=spec.enable_tracing
+        )
 
 
 class ServedModels:
@@ -123,6 +130,11 @@ class ServedModels:
         self._models = {spec.name: ServedModel(spec) for spec in specs}
         if len(self._models) < len(specs):
             raise ValueError(f"two models have the same name; names are {', '.join(spec.name for spec in specs)}")
+        self._by_name = {**self._models}
+        for model in self._models.values():
+            for alias in model.spec.aliases:
+                # The first of two copies of a model, where no name tells which is meant.
+                self._by_name.setdefault(alias, model)
         self._draining = False
         self._ending: asyncio.Future[list[None]] | None = None
 
@@ -163,7 +175,7 @@ class ServedModels:
             raise shutting_down()
         if name is None:
             return self.all[0]
-        model = self._models.get(name) if isinstance(name, str) else None
+        model = self._by_name.get(name) if isinstance(name, str) else None
         if model is None:
             raise ApiError(
                 404,

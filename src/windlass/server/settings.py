@@ -63,6 +63,8 @@ class ServerSettings:
     max_body_bytes: int = 4 * MEBIBYTE
     max_bodies_bytes: int = 64 * MEBIBYTE
     """Of all bodies over 64 KiB together that are being read or wait for the beginning of their answer."""
+    open_metrics: bool = False
+    """Let ``/metrics`` be read without a key."""
     enable_debug: bool = False
     """Serve ``/debug`` routes and take ``debug_config``."""
 

@@ -118,10 +118,11 @@ class ChatTemplate:
 
         return knows_thinking("".join(self.sources.values()))
 
-    @cached_property
-    def switches_thinking(self) -> bool:
-        """Whether the template takes ``enable_thinking``, which says whether the model is to think aloud."""
-        return any("enable_thinking" in source for source in self.sources.values())
+    def effort_arguments(self, effort: str) -> dict[str, Any]:
+        """What tells the template how much the model shall think: those of its variables that are known to say so."""
+        values = {"enable_thinking": effort != "none", "reasoning_effort": effort}
+        source = "".join(self.sources.values())
+        return {name: value for name, value in values.items() if name in source}
 
     @property
     def supports_tools(self) -> bool:
@@ -157,6 +158,21 @@ class ChatTemplate:
             variables["tools"] = tools
         return render_template(compiled[name], variables)
 
+    def write(
+        self,
+        tokenizer: Tokenizer,  # noqa: ARG002  (the face of PromptTemplate)
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The prompt as text for OpenAI-shaped messages; see :class:`PromptTemplate`.
+
+        Raises:
+            InvalidRequestError: as :meth:`encode`.
+        """
+        return self._write(messages, tools, template_kwargs, lambda text: text)
+
     def encode(
         self,
         tokenizer: Tokenizer,
@@ -172,6 +188,15 @@ class ChatTemplate:
                 argument whose name the template uses otherwise.
         """
         guard = make_guard(tokenizer.special_texts, "".join(self.sources.values()))
+        return tokenizer.encode_template(self._write(messages, tools, template_kwargs, guard))
+
+    def _write(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None,
+        template_kwargs: Mapping[str, Any] | None,
+        guard: Callable[[str], str],
+    ) -> str:
         checked_tools = check_tools(tools)
         if checked_tools and not self.supports_tools:
             raise InvalidRequestError("the model's chat template has no tool calling", param="tools")
@@ -179,12 +204,11 @@ class ChatTemplate:
         if refused := sorted(name for name in extra if name in _RESERVED or name in self.special_tokens):
             reason = f"chat_template_kwargs must not set {', '.join(refused)}"
             raise InvalidRequestError(reason, param="chat_template_kwargs")
-        text = self.render(
+        return self.render(
             guard_value(self.adapt(messages), guard, param="messages"),
             tools=guard_value(checked_tools, guard, param="tools") or None,
             **guard_value(extra, guard, param="chat_template_kwargs"),
         )
-        return tokenizer.encode_template(text)
 
     def adapt(self, messages: Sequence[Mapping[str, Any]]) -> list[Message]:
         """OpenAI-shaped messages in the shape that this template expects.

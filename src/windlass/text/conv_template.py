@@ -70,10 +70,9 @@ class ConversationTemplate:
         """Whether the models of this template think aloud between ``<think>`` and ``</think>``."""
         return self.strip_reasoning_in_history
 
-    @property
-    def switches_thinking(self) -> bool:
-        """False: a conversation template takes no arguments."""
-        return False
+    def effort_arguments(self, effort: str) -> dict[str, Any]:  # noqa: ARG002  (the face of PromptTemplate)
+        """None: a conversation template takes no arguments."""
+        return {}
 
     @property
     def supports_tools(self) -> bool:
@@ -104,6 +103,22 @@ class ConversationTemplate:
         pieces = list(self._pieces(check_messages(messages), add_generation_prompt))
         last = max((index for index, piece in enumerate(pieces) if piece is None), default=None)
         return "".join(functions if index == last else piece or "" for index, piece in enumerate(pieces))
+
+    def write(
+        self,
+        tokenizer: Tokenizer,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The prompt as text; see :class:`PromptTemplate`.
+
+        Raises:
+            InvalidRequestError: as :meth:`render`.
+        """
+        prefix = b"".join(map(tokenizer.token_bytes, self.system_prefix_token_ids)).decode(errors="replace")
+        return prefix + self.render(list(messages), tools=check_tools(tools), **(template_kwargs or {}))
 
     def encode(
         self,

@@ -23,9 +23,8 @@ class PromptTemplate(Protocol):
     def thinks(self) -> bool:
         """Whether the models of this template think aloud between ``<think>`` and ``</think>``."""
 
-    @property
-    def switches_thinking(self) -> bool:
-        """Whether the template takes ``enable_thinking``, which says whether the model is to think aloud."""
+    def effort_arguments(self, effort: str) -> dict[str, Any]:
+        """The template arguments for a ``reasoning_effort`` of OpenAI's; none when the template knows nothing of it."""
 
     @property
     def supports_tools(self) -> bool:
@@ -39,10 +38,24 @@ class PromptTemplate(Protocol):
         add_generation_prompt: bool = True,
         **template_kwargs: Any,
     ) -> str:
-        """The prompt as text, special tokens as their names. For people, and for tests; prompts come from ``encode``.
+        """The template applied to the messages; special tokens in them are not kept apart, as ``encode`` does.
 
         Raises:
             InvalidRequestError: the template does not accept these messages.
+        """
+
+    def write(
+        self,
+        tokenizer: Tokenizer,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The text that ``encode`` tokenizes. It does not show which special tokens in it came from the messages.
+
+        Raises:
+            InvalidRequestError: as :meth:`encode`.
         """
 
     def encode(

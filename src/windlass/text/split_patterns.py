@@ -24,6 +24,7 @@ DIGITS = "digits"
 _MOST = (1 << 32) - 1
 _MOST_SETS = 32
 _MOST_STEPS = 16
+_MOST_FLEXIBLE = 3
 _MOST_PATTERNS = 16
 
 _SET = re.compile(r"\[\^?(?:[^\[\]\\&]|\\[pP]\{(?:L[ultmo]?|[MNPSZ])\}|\\[srnt]|\\[^0-9A-Za-z])+\]")
@@ -105,7 +106,9 @@ def parse(pattern: str) -> list[list[Step]]:
     while at <= len(pattern):
         variants, at = _parse_alternative(pattern, at)
         for steps in variants:
-            if not any(step.least for step in steps if step.kind <= Kind.REPEAT_ONLY) or len(steps) > _MOST_STEPS:
+            matches_something = any(step.least for step in steps if step.kind <= Kind.REPEAT_ONLY)
+            flexible = [step for step in steps[:-1] if step.kind is Kind.REPEAT and step.least < step.most]
+            if not matches_something or len(steps) > _MOST_STEPS or len(flexible) > _MOST_FLEXIBLE:
                 raise UnknownPatternError(pattern)
         alternatives += variants
     return alternatives

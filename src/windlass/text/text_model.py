@@ -109,6 +109,7 @@ class TextModel:
                 tools_template = read_chat_template(directory, tokenizer, pack.findings)
             made = next((one for one in (template, tools_template) if isinstance(one, ChatTemplate)), None)
             pack.keep(None if made is None else made.findings)
+            tokenizer = pack.tokenizer
         defaults = read_generation_defaults(directory, config, mlc_config, tokenizer.eos_id)
         return cls(
             tokenizer=tokenizer,
@@ -147,18 +148,16 @@ class TextModel:
         """One more than the largest id of the tokenizer; None with a placeholder."""
         return self.tokenizer.vocab_size
 
-    @property
-    def switches_thinking(self) -> bool:
-        """Whether the chat template takes ``enable_thinking``."""
-        return self.template is not None and self.template.switches_thinking
-
-    def encode_prompt(self, text: str) -> list[int]:
+    def encode_prompt(self, text: str, *, bos: bool | None = None) -> list[int]:
         """Token ids of a text to continue.
+
+        Args:
+            bos: begin with the tokenizer's own BOS, if it has one; None does as ``prompts_begin_with_bos`` says.
 
         Raises:
             InvalidRequestError: the text cannot be encoded.
         """
-        return self.tokenizer.encode(text, bos=self.prompts_begin_with_bos)
+        return self.tokenizer.encode(text, bos=self.prompts_begin_with_bos if bos is None else bos)
 
     def encode_chat(
         self,
@@ -172,14 +171,38 @@ class TextModel:
         Raises:
             InvalidRequestError: the model has no chat template, or its template refuses the conversation.
         """
+        tokenizer, template = self._chat_parts(tools)
+        return template.encode(tokenizer, messages, tools=tools, template_kwargs=template_kwargs)
+
+    def write_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
+    ) -> str:
+        """A conversation as the text that ``encode_chat`` tokenizes.
+
+        Raises:
+            InvalidRequestError: as ``encode_chat``.
+        """
+        tokenizer, template = self._chat_parts(tools)
+        return template.write(tokenizer, messages, tools=tools, template_kwargs=template_kwargs)
+
+    def effort_arguments(self, effort: str) -> dict[str, Any]:
+        """The template arguments for a ``reasoning_effort``; none when the template knows nothing of it."""
+        return self.template.effort_arguments(effort) if self.template is not None else {}
+
+    def _chat_parts(self, tools: Sequence[Mapping[str, Any]] | None) -> tuple[Tokenizer, PromptTemplate]:
+        """Return what makes prompts of conversations, or raise why nothing does."""
         if isinstance(self.tokenizer, PlaceholderTokenizer):
             raise InvalidRequestError(
                 "this model was loaded without a tokenizer: use text completions with token ids", param="messages"
             )
         if self.template is None:
             raise InvalidRequestError("the model has no chat template; use text completions", param="messages")
-        template = self.tools_template if tools and self.tools_template is not None else self.template
-        return template.encode(self.tokenizer, messages, tools=tools, template_kwargs=template_kwargs)
+        with_tools = self.tools_template if tools and self.tools_template is not None else self.template
+        return self.tokenizer, with_tools
 
     def answer_parser(self, prompt_ids: Sequence[int], *, tools: bool, parallel_tool_calls: bool) -> AnswerParser:
         """A new parser for one answer to a conversation that ends with ``prompt_ids``."""

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from windlass.text.chat_template import Findings
-from windlass.text.packed_bpe import PackedBpe, pack_bpe
 from windlass.text.tokenizer import Tokenizer
 from windlass.text.tokenizer_facts import TokenizerFacts
 
@@ -78,7 +77,7 @@ class TextPack:
         return cls(Tokenizer.from_directory(directory), None, cache, name)
 
     def keep(self, findings: Findings | None) -> None:
-        """Keep a pack that was made anew, if it is of a kind that can be kept.
+        """Keep a pack that was made anew, if it is of a kind that can be kept; ``tokenizer`` then encodes with it.
 
         Args:
             findings: what became known of the chat template.
@@ -87,6 +86,8 @@ class TextPack:
         if cache is None or name is None:
             return
         from windlass.text.library_tokenizer import LibraryEncoder  # the library takes 30 ms to import
+        from windlass.text.packed_bpe import PackedBpe
+        from windlass.text.packing import pack_bpe
 
         if not isinstance(encoder, LibraryEncoder):
             return
@@ -106,6 +107,8 @@ class TextPack:
         checksum = zlib.crc32(tables, zlib.crc32(text))
         data = _HEAD.pack(_MAGIC, checksum, len(text), len(tables)) + text + tables
         cache.write(name, len(data), lambda descriptor: _write(descriptor, data))
+        facts, path = self.tokenizer.facts, self.tokenizer.path
+        self.tokenizer = Tokenizer(PackedBpe(meta, memoryview(tables)), facts, path)
 
 
 def _name(directory: Path) -> str | None:
@@ -163,6 +166,8 @@ def _restored(directory: Path, data: bytes | None) -> tuple[Tokenizer, Findings 
     body = memoryview(data)[_HEAD.size :]
     if magic != _MAGIC or len(body) != text_bytes + table_bytes or zlib.crc32(body) != checksum:
         return None
+    from windlass.text.packed_bpe import PackedBpe  # the native core takes numpy to import
+
     try:
         values: dict[str, Any] = json.loads(bytes(body[:text_bytes]))
         encoder = PackedBpe(values["bpe"], body[text_bytes:])

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 
 from support.fakes import LIMIT, CountingExecutor, expected_tokens, make_request, running
-from windlass.engine.loop import EngineCore
+from windlass.engine.loop import MAX_RERUNS, EngineCore
 from windlass.engine.request import FinishReason
 from windlass.engine.runtime import Runtime
 from windlass.engine.state import EngineState
@@ -186,6 +187,23 @@ def test_adding_while_others_exit_loses_no_request() -> None:
             for output in outputs:
                 assert output.ended.wait(LIMIT)
                 assert output.endings == 1
+
+
+def test_aborts_that_leave_nobody_cut_every_step_short() -> None:
+    """Only a step that is run again for somebody is cut short so many times and no more."""
+    executor = CountingExecutor(64)
+    executor.gate.clear()
+    with running(executor) as core:
+        for number in range(2 * MAX_RERUNS + 1):
+            request, output = make_request(f"r{number}")
+            core.add_request((request,))
+            assert executor.running.wait(LIMIT)
+            core.abort_request(request.request_id)
+            deadline = time.monotonic() + LIMIT
+            while core.num_open:
+                assert time.monotonic() < deadline, "the step was not cut short"
+                time.sleep(0.001)
+            assert output.ended.is_set()
 
 
 def test_unload_frees_the_model_and_reload_serves_another() -> None:

@@ -153,8 +153,12 @@ def tiny_executor(**changes: Any) -> ReferenceExecutor:
     return ReferenceExecutor(program, weights, **{**sizes, **changes})
 
 
-@pytest.mark.parametrize(("kv_dtype", "low", "high"), [("f16", 1e-5, 3e-3), ("bf16", 1e-4, 3e-2)])
-def test_keys_and_values_are_rounded_when_stored(kv_dtype: Literal["f16", "bf16"], low: float, high: float) -> None:
+@pytest.mark.parametrize(
+    ("kv_dtype", "low", "high"), [("f16", 1e-5, 3e-3), ("bf16", 1e-4, 3e-2), ("int16", 1e-6, 1e-3)]
+)
+def test_keys_and_values_are_rounded_when_stored(
+    kv_dtype: Literal["f16", "bf16", "int16"], low: float, high: float
+) -> None:
     exact = tiny_executor().run(batch_of([5, 6, 7]))
     rounded = tiny_executor(kv_dtype=kv_dtype).run(batch_of([5, 6, 7]))
     error = np.abs(exact - rounded).max() / np.abs(exact).max()

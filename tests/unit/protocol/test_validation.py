@@ -13,6 +13,7 @@ from windlass.errors import InvalidRequestError
 from windlass.protocol.arguments import ChatArguments, CompletionArguments
 from windlass.protocol.messages_api import MessagesBody
 from windlass.protocol.responses_api import ResponsesBody
+from windlass.protocol.text_arguments import ConversationFields, DetokenizeFields, TokenizeFields
 from windlass.protocol.validation import validate
 
 MESSAGE = {"role": "user", "content": "Hi"}
@@ -65,6 +66,9 @@ MANY = 300_000
         (ChatArguments, {"messages": [MESSAGE], "logit_bias": {str(i): "x" for i in range(MANY)}}, "logit_bias"),
         (CompletionArguments, {"prompt": [-1] * MANY}, "prompt"),
         (CompletionArguments, {"prompt": [[]] * MANY}, "prompt"),
+        (ConversationFields, {"messages": [{}] * MANY}, "messages"),
+        (TokenizeFields, {"messages": [{}] * MANY}, "messages"),
+        (DetokenizeFields, {"tokens": [-1] * MANY}, "tokens"),
         (ResponsesBody, {"input": [1] * MANY}, "input"),
         (ResponsesBody, {"input": "x", "include": [1] * MANY}, "include"),
         (MessagesBody, {"max_tokens": 1, "messages": [MESSAGE], "system": [1] * MANY}, "system"),

@@ -24,9 +24,9 @@ def text(words: str) -> dict[str, Any]:
     return {"type": "text", "text": words, "cache_control": {"type": "ephemeral"}}
 
 
-def arguments_of(*, switches_thinking: bool = False, **fields: Any) -> ChatArguments:
+def arguments_of(**fields: Any) -> ChatArguments:
     body = check_messages_body(MessagesBody, {"max_tokens": 9, "messages": [USER], **fields})
-    return check_arguments(ChatArguments, chat_arguments(body, switches_thinking=switches_thinking))
+    return check_arguments(ChatArguments, chat_arguments(body))
 
 
 def messages_of(*messages: Any, **fields: Any) -> list[dict[str, Any]]:
@@ -92,13 +92,14 @@ def test_settings_are_passed_on() -> None:
     }
 
 
-@pytest.mark.parametrize(("kind", "thinks"), [("enabled", True), ("adaptive", True), ("disabled", False)])
-def test_thinking_is_switched_where_the_template_can(kind: str, *, thinks: bool) -> None:
+@pytest.mark.parametrize(
+    ("kind", "effort", "expected"),
+    [("enabled", None, "high"), ("adaptive", "low", "low"), ("disabled", None, "none"), ("disabled", "max", "none")],
+)
+def test_thinking_is_an_effort_of_a_chat_call(kind: str, effort: str | None, expected: str) -> None:
     thinking = {"type": kind, "budget_tokens": 1024}
-    on = arguments_of(switches_thinking=True, thinking=thinking)
-    assert on["chat_template_kwargs"] == {"enable_thinking": thinks}
-    assert "chat_template_kwargs" not in arguments_of(thinking=thinking)
-    assert "chat_template_kwargs" not in arguments_of(switches_thinking=True)
+    arguments = arguments_of(thinking=thinking, output_config={"effort": effort})
+    assert arguments["reasoning_effort"] == expected
 
 
 def test_what_clients_send_and_what_changes_nothing_is_taken() -> None:

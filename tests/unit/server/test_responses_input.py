@@ -21,9 +21,8 @@ OUTPUT = {"type": "function_call_output", "call_id": "c1", "output": "42"}
 THOUGHT = {"type": "reasoning", "id": "rs_1", "summary": [], "content": [{"type": "reasoning_text", "text": "Hm."}]}
 
 
-def arguments_of(body: dict[str, Any], *, switches_thinking: bool = False) -> ChatArguments:
-    arguments = chat_arguments(check_responses_body(body), switches_thinking=switches_thinking)
-    return check_arguments(ChatArguments, arguments)
+def arguments_of(body: dict[str, Any]) -> ChatArguments:
+    return check_arguments(ChatArguments, chat_arguments(check_responses_body(body)))
 
 
 def messages_of(items: Any, **fields: Any) -> list[dict[str, Any]]:
@@ -118,12 +117,9 @@ def test_settings_are_passed_on() -> None:
     }
 
 
-@pytest.mark.parametrize(("effort", "thinks"), [("none", False), ("minimal", True), ("max", True)])
-def test_effort_switches_thinking_where_the_template_can(effort: str, *, thinks: bool) -> None:
-    body = {"input": "Hi", "reasoning": {"effort": effort, "summary": "auto"}}
-    assert arguments_of(body, switches_thinking=True)["chat_template_kwargs"] == {"enable_thinking": thinks}
-    assert "chat_template_kwargs" not in arguments_of(body)
-    assert "chat_template_kwargs" not in arguments_of({"input": "Hi"}, switches_thinking=True)
+def test_effort_is_that_of_a_chat_call() -> None:
+    assert arguments_of({"input": "Hi", "reasoning": {"effort": "low", "summary": "auto"}})["reasoning_effort"] == "low"
+    assert "reasoning_effort" not in arguments_of({"input": "Hi", "reasoning": {"summary": "auto"}})
 
 
 def test_what_clients_send_and_what_changes_nothing_is_taken() -> None:
@@ -231,7 +227,7 @@ tools = mixed({"type": st.sampled_from(["function", *OTHER_TOOLS]), "name": st.j
 def test_any_body_is_understood_or_refused(body: dict[str, Any], input: Any, tools: Any) -> None:  # noqa: A002
     try:
         checked = check_responses_body({"input": input, "tools": tools, **body})
-        arguments = chat_arguments(checked, switches_thinking=True)
+        arguments = chat_arguments(checked)
         response = begin_response(checked, model="m", temperature=1.0, top_p=1.0)
     except InvalidRequestError:
         return

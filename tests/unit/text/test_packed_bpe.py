@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
+import threading
+import time
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
@@ -19,7 +22,8 @@ from windlass.errors import InvalidRequestError
 from windlass.text.byte_decoding import byte_level_alphabet
 from windlass.text.library_tokenizer import LibraryEncoder
 from windlass.text.library_unicode import NO_NORMALIZATION, character_tables, normal_tables
-from windlass.text.packed_bpe import PackedBpe, pack_bpe
+from windlass.text.packed_bpe import PackedBpe
+from windlass.text.packing import pack_bpe
 from windlass.text.split_patterns import GPT2, UnknownPatternError, parse, read_cuts, tables_of
 from windlass.text.tokenizer import Tokenizer
 
@@ -170,6 +174,35 @@ def test_the_ids_of_any_text(qwen2: Tokenizer, qwen2_packed: Tokenizer, text: st
 def test_a_lone_surrogate_is_refused(qwen2_packed: Tokenizer) -> None:
     with pytest.raises(TypeError, match="lone surrogate"):
         qwen2_packed.encoder.encode("a\ud800")
+
+
+@pytest.mark.parametrize("text", ["a" * 100_000, "ab" * 50_000, " " * 100_000, "!?" * 50_000, "\u0301\u0323" * 20_000])
+def test_a_word_of_any_length(qwen2: Tokenizer, qwen2_packed: Tokenizer, text: str) -> None:
+    assert qwen2_packed.encode(text) == qwen2.encode(text)
+
+
+def test_other_threads_go_on_meanwhile(qwen2_packed: Tokenizer) -> None:
+    count, stop = 0, threading.Event()
+
+    def run() -> None:
+        nonlocal count
+        while not stop.is_set():
+            count += 1
+            time.sleep(0)  # gives the interpreter's lock away, and takes it again
+
+    interval = sys.getswitchinterval()
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        sys.setswitchinterval(1000)  # from here on nobody has to give it away
+        before = count
+        qwen2_packed.encode("a" * 300_000)
+        after = count
+    finally:
+        sys.setswitchinterval(interval)
+        stop.set()
+        thread.join(60)
+    assert after > before
 
 
 @pytest.mark.parametrize("pair", [False, True], indirect=True, ids=["merges", "whole-words"])
@@ -373,6 +406,9 @@ def test_kinds_of_bpe_that_are_not_known(qwen2: Tokenizer) -> None:
     assert pack_bpe(json.dumps({**plain, "pre_tokenizer": {"type": "Whitespace"}}), ["a", "b"]) is None
     assert pack_bpe(json.dumps({**plain, "normalizer": {"type": "NFKC"}}), ["a", "b"]) is None
     assert pack_bpe(json.dumps(plain), ["a", "hidden"]) is None
+    token = {**whole["added_tokens"][0], "id": 3}
+    assert pack_bpe(json.dumps({**plain, "added_tokens": [token]}), ["a", "b"]) is None
+    assert pack_bpe(json.dumps({**plain, "added_tokens": [token, token]}), ["a", "b", None]) is None
     prefixed = {"type": "ByteLevel", "add_prefix_space": True, "use_regex": True}
     assert pack_bpe(json.dumps({**plain, "pre_tokenizer": prefixed}), ["a", "b"]) is None
 
@@ -382,7 +418,7 @@ def test_kinds_of_bpe_that_are_not_known(qwen2: Tokenizer) -> None:
     [
         *("", "a|", "a*", "a?b*", "a+?", "(a)", "^a", "a$", ".", r"\ba", r"\w+", "[[:alpha:]]", "[a&&b]", r"\p{Han}"),
         *("a{2}+", "a{3,2}", "a{0}", "(?i:'s)?a", "a+(?:'s|'t)", "(?:|'s)a", "(?i)a", "(?<=a)b", "(?!ab)c", "[a"),
-        *(r"\p{^L}", "x" * 17),
+        *(r"\p{^L}", "x" * 17, "a*b*c*d*e"),
     ],
 )
 def test_patterns_that_are_not_known(pattern: str) -> None:

@@ -90,7 +90,8 @@ class Page {
   /** @param {Message} message an answer; one that failed at once makes room for the new one */
   #again(message) {
     this.#stop();
-    if (message.state === "failed" && !message.content && !message.reasoning) dropMessage(this.#chat, message);
+    const nothing = message.state === "failed" && !message.content && !message.reasoning;
+    if (nothing && this.#chat.leaf === message.id) dropMessage(this.#chat, message);
     void this.#answer(this.#chat, message.parent);
   }
 
@@ -198,8 +199,10 @@ class Page {
     const empty = this.#chat.messages.length === 0;
     byId("welcome").hidden = !empty;
     byId("export").toggleAttribute("disabled", empty);
-    this.#transcript.show(this.#chat);
-    this.#showChats();
+    keepFocus(() => {
+      this.#transcript.show(this.#chat);
+      this.#showChats();
+    });
     this.#showSending();
   }
 
@@ -225,8 +228,10 @@ class Page {
   #showSending() {
     const running = this.#running.has(this.#chat.id);
     document.body.classList.toggle("answering", running);
-    byId("send").hidden = running;
-    byId("stop").hidden = !running;
+    keepFocus(() => {
+      byId("send").hidden = running;
+      byId("stop").hidden = !running;
+    });
   }
 
   /** @param {import("./api.js").Readiness} state */
@@ -348,6 +353,18 @@ class Page {
 
 /** @param {EventTarget | null} target */
 const isTyping = (target) => target instanceof HTMLElement && target.matches("input, textarea, select");
+
+/**
+ * Does what may take the focused element away. Without this, the keyboard's place would be lost.
+ * @param {() => void} run
+ */
+function keepFocus(run) {
+  const focused = document.activeElement;
+  run();
+  if (focused && focused !== document.body && !focused.checkVisibility()) {
+    byId(byId("stop").hidden ? "send" : "stop").focus();
+  }
+}
 
 /** @param {string} id */
 const showDialog = (id) => /** @type {HTMLDialogElement} */ (byId(id)).showModal();

@@ -11,8 +11,9 @@ from starlette.responses import Response
 from windlass.protocol.arguments import CompletionArguments
 from windlass.protocol.responses import Completion
 from windlass.server.api_errors import ApiError
-from windlass.server.completion_calls import COMPLETION_FIELDS, OF_THE_LIBRARY, respond
+from windlass.server.completion_calls import respond
 from windlass.server.context import Context
+from windlass.server.openai_fields import COMPLETIONS, OF_THE_LIBRARY
 from windlass.server.openapi import GENERATION_ERRORS, ErrorBody, event_stream, request_body
 
 EXAMPLE = {"prompt": "The capital of France is", "max_tokens": 8}
@@ -30,7 +31,7 @@ def make_router(context: Context) -> APIRouter:
         response_model=Completion,
         responses={200: event_stream(Completion | ErrorBody, ends_with_done=True), **GENERATION_ERRORS},
         openapi_extra=request_body(
-            CompletionArguments, without=OF_THE_LIBRARY, ignored=COMPLETION_FIELDS, streams=True, example=EXAMPLE
+            CompletionArguments, without=OF_THE_LIBRARY, ignored=COMPLETIONS.taken, streams=True, example=EXAMPLE
         ),
     )
     async def create_completion(request: Request) -> Response:
@@ -43,7 +44,7 @@ def make_router(context: Context) -> APIRouter:
             _refuse_too_many(arguments)
             return engine.completions.create(**arguments)
 
-        return await respond(request, context, create, COMPLETION_FIELDS)
+        return await respond(request, context, create, COMPLETIONS)
 
     return router
 

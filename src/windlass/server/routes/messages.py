@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncGenerator, Iterable
+from contextlib import aclosing
 
-import anyio
-import anyio.to_thread
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
@@ -16,12 +15,15 @@ from windlass.protocol.messages_api import CountBody, Message, MessageEvent, Mes
 from windlass.protocol.responses import ChatCompletion, ChatCompletionChunk
 from windlass.serve.call import AsyncStream
 from windlass.serve.engine import AsyncMLCEngine
+from windlass.serve.text_calls import prompt_ids_of
 from windlass.server.answers import EventStream, answer, named_event
 from windlass.server.api_errors import ApiError
 from windlass.server.bodies import digest, read_json
+from windlass.server.completion_calls import note_answer, noted
 from windlass.server.context import Context
 from windlass.server.messages_input import chat_arguments, check_messages_body, prompt_arguments
 from windlass.server.messages_output import Event, MessageWriter, whole_message
+from windlass.server.notes import RequestNote, note_of
 from windlass.server.openapi import GENERATION_ERRORS, event_stream, request_body
 
 _ERRORS = {status: {**told, "model": MessagesError} for status, told in GENERATION_ERRORS.items()}
@@ -31,8 +33,6 @@ EXAMPLE = {"messages": [{"role": "user", "content": "What is the capital of Fran
 def make_router(context: Context) -> APIRouter:
     """Return the routes."""
     router = APIRouter(prefix="/v1/messages", tags=["generation"])
-    # A tokenizer keeps memory for each thread that uses it.
-    one_thread = anyio.CapacityLimiter(1)
 
     @router.post(
         "",
@@ -46,37 +46,40 @@ def make_router(context: Context) -> APIRouter:
         given = await read_json(request)
         model = context.served.find(given.get("model"))
         engine = model.engine
-        text = engine.tokenizer
 
         def understand() -> tuple[MessagesBody, ChatArguments]:
             body = check_messages_body(MessagesBody, given)
-            return body, chat_arguments(body, switches_thinking=text.switches_thinking)
+            return body, chat_arguments(body)
 
+        note = note_of(request.scope)
+        note.model = model.name
         body, arguments = await digest(request, understand)
         answered = await answer(request, _create(engine, arguments, body.get("stream") or False))
         if isinstance(answered, ChatCompletion):
+            note_answer(answered, note)
             message = whole_message(body, answered, model=model.name)
             return Response(json.dumps(message.model_dump()), media_type="application/json")
-        writer = MessageWriter(body, model=model.name, num_prompt_tokens=answered.num_prompt_tokens)
-        return EventStream(_events(answered, writer), send_timeout=settings.send_timeout, fail=_fail)
+        writer = MessageWriter(body, model=model.name, num_prompt_tokens=answered.usage.prompt_tokens)
+
+        def fail(error: ApiError) -> Iterable[bytes]:
+            yield _event_bytes(error.anthropic_body(note.request_id))
+
+        return EventStream(_events(answered, writer, note), send_timeout=settings.send_timeout, fail=fail)
 
     @router.post("/count_tokens", responses=_ERRORS, openapi_extra=request_body(CountBody, example=EXAMPLE))
     async def count_tokens(request: Request) -> TokenCount:
         """Count the tokens of a prompt."""
         given = await read_json(request)
-        text = context.served.find(given.get("model")).engine.tokenizer
+        model = context.served.find(given.get("model"))
+        note_of(request.scope).model = model.name
+        engine = model.engine
 
         def count() -> int:
             body = check_messages_body(CountBody, given)
-            arguments = prompt_arguments(body, switches_thinking=text.switches_thinking)
-            tools = arguments.get("tools") if arguments.get("tool_choice") != "none" else None
-            ids = text.encode_chat(
-                arguments["messages"], tools=tools, template_kwargs=arguments.get("chat_template_kwargs")
-            )
-            return len(ids)
+            arguments = prompt_arguments(body)
+            return len(prompt_ids_of(engine.tokenizer, arguments))
 
-        counted = anyio.to_thread.run_sync(count, limiter=one_thread, abandon_on_cancel=True)
-        return TokenCount(input_tokens=await answer(request, counted))
+        return TokenCount(input_tokens=await answer(request, engine._run_prepared(count)))
 
     return router
 
@@ -89,18 +92,16 @@ async def _create(
     return await engine.chat.completions.create(stream=streams, **arguments)
 
 
-async def _events(stream: AsyncStream[ChatCompletionChunk], writer: MessageWriter) -> AsyncGenerator[bytes, None]:
-    async with stream:
+async def _events(
+    stream: AsyncStream[ChatCompletionChunk], writer: MessageWriter, note: RequestNote
+) -> AsyncGenerator[bytes, None]:
+    async with stream, aclosing(noted(stream, note)) as chunks:
         for event in writer.begin():
             yield _event_bytes(event)
-        async for chunk in stream:
+        async for chunk in chunks:
             events = writer.add(chunk) if chunk.usage is None else writer.end(chunk.usage)
             for event in events:
                 yield _event_bytes(event)
-
-
-def _fail(error: ApiError) -> Iterable[bytes]:
-    yield _event_bytes(error.anthropic_body())
 
 
 def _event_bytes(event: Event) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncGenerator, Iterable
+from contextlib import aclosing
 
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -18,7 +19,9 @@ from windlass.serve.engine import AsyncMLCEngine
 from windlass.server.answers import EventStream, answer, named_event
 from windlass.server.api_errors import ApiError
 from windlass.server.bodies import digest, read_json
+from windlass.server.completion_calls import note_answer, noted
 from windlass.server.context import Context
+from windlass.server.notes import RequestNote, note_of
 from windlass.server.openapi import GENERATION_ERRORS, event_stream, request_body
 from windlass.server.responses_input import PARAMS, chat_arguments, check_responses_body
 from windlass.server.responses_output import Event, ResponseWriter, begin_response, whole_response
@@ -53,19 +56,22 @@ def make_router(context: Context) -> APIRouter:
                 temperature=1.0 if temperature is None else temperature,
                 top_p=1.0 if top_p is None else top_p,
             )
-            arguments = chat_arguments(body, switches_thinking=text.switches_thinking)
+            arguments = chat_arguments(body)
             return response, arguments, body.get("stream") or False
 
+        note = note_of(request.scope)
+        note.model = model.name
         response, arguments, streams = await digest(request, understand)
         answered = await answer(request, _create(engine, arguments, streams))
         if isinstance(answered, ChatCompletion):
+            note_answer(answered, note)
             return HttpResponse(json.dumps(whole_response(response, answered).to_json()), media_type="application/json")
         writer = ResponseWriter(response)
 
         def fail(error: ApiError) -> Iterable[bytes]:
             return map(_event_bytes, writer.fail(error.message))
 
-        return EventStream(_events(answered, writer), send_timeout=settings.send_timeout, fail=fail)
+        return EventStream(_events(answered, writer, note), send_timeout=settings.send_timeout, fail=fail)
 
     return router
 
@@ -82,11 +88,13 @@ async def _create(
         raise
 
 
-async def _events(stream: AsyncStream[ChatCompletionChunk], writer: ResponseWriter) -> AsyncGenerator[bytes, None]:
-    async with stream:
+async def _events(
+    stream: AsyncStream[ChatCompletionChunk], writer: ResponseWriter, note: RequestNote
+) -> AsyncGenerator[bytes, None]:
+    async with stream, aclosing(noted(stream, note)) as chunks:
         for event in writer.begin():
             yield _event_bytes(event)
-        async for chunk in stream:
+        async for chunk in chunks:
             events = writer.add(chunk) if chunk.usage is None else writer.end(chunk.usage)
             for event in events:
                 yield _event_bytes(event)

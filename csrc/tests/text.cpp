@@ -1,0 +1,323 @@
+// Checks the encoding of text: merges against the obvious way to do them, tables of all kinds of damage, bytes that are
+// no text, and threads that share an encoder. Exits with 1 when something is wrong; to be run under the sanitizers.
+#include <algorithm>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <map>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "text/bpe_encoder.h"
+
+namespace windlass {
+namespace {
+
+constexpr std::uint32_t kNumIds = 700, kMany = 0xFFFFFFFF;
+
+std::mt19937 generator(1);
+
+void expect(bool right, const char* what) {
+    if (right) return;
+    std::fprintf(stderr, "wrong: %s\n", what);
+    std::exit(1);
+}
+
+std::uint32_t below(std::uint32_t end) { return static_cast<std::uint32_t>(generator() % end); }
+
+// The tables of an encoder, each exactly as large as it says, so that a read beyond its end is seen.
+struct Tables {
+    std::map<std::string, std::vector<std::uint32_t>> words;
+    std::map<std::string, std::vector<std::uint8_t>> bytes;
+    std::vector<std::uint64_t> compositions;
+
+    BpeTables view() const {
+        const auto chars = [this](const char* name) {
+            const std::vector<std::uint8_t>& found = bytes.at(name);
+            return std::span<const char>(reinterpret_cast<const char*>(found.data()), found.size());
+        };
+        const auto& w = words;
+        return {w.at("letters"),
+                w.at("pair_starts"),
+                w.at("pair_rights"),
+                w.at("pair_ranks"),
+                w.at("pair_joined"),
+                w.at("entry_starts"),
+                chars("entries"),
+                w.at("whole_words"),
+                bytes.at("blocks"),
+                bytes.at("kinds"),
+                w.at("sets"),
+                bytes.at("combining"),
+                bytes.at("normal"),
+                w.at("decomposing"),
+                w.at("part_starts"),
+                w.at("parts"),
+                compositions,
+                w.at("composed"),
+                w.at("steps"),
+                w.at("alternatives"),
+                w.at("patterns"),
+                chars("added"),
+                w.at("added_starts"),
+                w.at("added_ids"),
+                bytes.at("added_normal"),
+                true};
+    }
+};
+
+using Pairs = std::map<std::pair<std::uint32_t, std::uint32_t>, std::pair<std::uint32_t, std::uint32_t>>;
+
+// Pairs of few letters, and of what they become; ranks are in the order in which the outcomes were made.
+Pairs random_pairs() {
+    Pairs pairs;
+    for (std::uint32_t made = 256; made < kNumIds; ++made) {
+        const auto part = [made] { return below(2) == 0 ? 'a' + below(4) : 256 + below(made - 255) - (made > 256); };
+        const std::uint32_t left = std::min(part(), made - 1), right = std::min(part(), made - 1);
+        pairs.emplace(std::pair(left, right), std::pair(made, made));
+    }
+    return pairs;
+}
+
+// A vocabulary, and tables of characters and patterns that have everything once: words of a few letters behind a
+// space, contractions, spaces that no other character follows, marks that combine and compose.
+Tables make_tables(const Pairs& pairs) {
+    Tables tables;
+    auto& w = tables.words;
+    for (std::uint32_t byte = 0; byte < 256; ++byte) w["letters"].push_back(byte == 'z' ? kNoId : byte);
+    w["pair_starts"].assign(kNumIds + 1, 0);
+    for (const auto& [pair, outcome] : pairs) {
+        ++w["pair_starts"][pair.first + 1];
+        w["pair_rights"].push_back(pair.second);
+        w["pair_ranks"].push_back(outcome.first);
+        w["pair_joined"].push_back(outcome.second);
+    }
+    for (std::uint32_t id = 0; id < kNumIds; ++id) w["pair_starts"][id + 1] += w["pair_starts"][id];
+    for (std::uint32_t id = 0; id <= kNumIds; ++id) w["entry_starts"].push_back(id * 2);
+    for (std::uint32_t id = 0; id < kNumIds; ++id) {
+        tables.bytes["entries"].push_back(static_cast<std::uint8_t>('A' + id / 26));
+        tables.bytes["entries"].push_back(static_cast<std::uint8_t>('A' + id % 26));
+        if (id > 600) w["whole_words"].push_back(id);
+    }
+    // Kinds: nothing, a letter, a space, an apostrophe, two marks, a letter that decomposes.
+    tables.bytes["blocks"].assign(kNumCharacters / 256, 0);
+    tables.bytes["blocks"][3] = 1;
+    tables.bytes["kinds"].assign(512, 0);
+    for (int letter = 'a'; letter <= 'z'; ++letter) tables.bytes["kinds"][letter] = 1;
+    for (const char space : {' ', '\n', '\t'}) tables.bytes["kinds"][space] = 2;
+    tables.bytes["kinds"]['\''] = 3;
+    tables.bytes["kinds"][256] = 4;  // U+0300
+    tables.bytes["kinds"][257] = 5;
+    tables.bytes["kinds"][258] = 4;
+    tables.bytes["kinds"][0xE0] = 6;
+    w["sets"] = {8, 1 | 8, 2, 4 | 8, 8, 8, 1 | 8};
+    tables.bytes["combining"] = {0, 0, 0, 0, 1, 2, 0};
+    tables.bytes["normal"] = {0, 0, 0, 0, 5, 5, 2};
+    w["decomposing"] = {0xE0};
+    w["part_starts"] = {0, 2};
+    w["parts"] = {'a', 0x300};
+    tables.compositions = {std::uint64_t{'a'} << 32 | 0x300};
+    w["composed"] = {0xE0};
+    w["steps"] = {0, 1, 0, 1,     0, 0, 1, kMany, 3, 0, 0, 1,  // a space or not, letters, and a contraction or not
+                  0, 2, 1, 1,     0, 0, 1, 1,                  // the contraction
+                  0, 1, 1, kMany, 2, 3, 0, 0,                  // spaces before nothing else
+                  1, 1, 1, kMany,                              // spaces
+                  0, 3, 2, kMany, 0, 2, 1, 1};                 // within those, anything before an apostrophe
+    w["alternatives"] = {3, 2, 0, 3, 5, 2, 7, 1, 8, 2};
+    w["patterns"] = {1, 3, 0, 4, 1, 0};
+    for (const char byte : std::string("<x><x>y")) tables.bytes["added"].push_back(static_cast<std::uint8_t>(byte));
+    w["added_starts"] = {0, 3, 7};
+    w["added_ids"] = {kNumIds, kNoId};
+    tables.bytes["added_normal"] = {0, 1};
+    return tables;
+}
+
+// Joins the leftmost pair of the lowest rank, again and again.
+std::vector<std::uint32_t> merged(std::vector<std::uint32_t> word, const Pairs& pairs) {
+    for (;;) {
+        std::size_t best = word.size();
+        std::pair<std::uint32_t, std::uint32_t> outcome = {kMany, 0};
+        for (std::size_t i = 0; i + 1 < word.size(); ++i) {
+            const auto found = pairs.find({word[i], word[i + 1]});
+            if (found == pairs.end() || found->second.first >= outcome.first) continue;
+            best = i;
+            outcome = found->second;
+        }
+        if (best == word.size()) return word;
+        word[best] = outcome.second;
+        word.erase(word.begin() + static_cast<std::ptrdiff_t>(best) + 1);
+    }
+}
+
+void check_merges() {
+    for (int round = 0; round < 60; ++round) {
+        const Pairs pairs = random_pairs();
+        const Tables tables = make_tables(pairs);
+        const BpeEncoder encoder(tables.view());
+        for (int length = 1; length < 90; length += 1 + length / 8) {
+            std::string text;
+            std::vector<std::uint32_t> wanted;
+            for (int word = 0; word < 12; ++word) {
+                if (word > 0) {
+                    text.push_back(' ');
+                    wanted.push_back(' ');
+                }
+                std::vector<std::uint32_t> letters;
+                for (int i = 0; i < length; ++i) letters.push_back('a' + below(4));
+                text.append(letters.begin(), letters.end());
+                letters = merged(letters, pairs);
+                wanted.insert(wanted.end(), letters.begin(), letters.end());
+            }
+            expect(encoder.encode(text) == wanted, "merges");
+        }
+    }
+}
+
+void check_parts() {
+    const Pairs pairs = {{{'a', 'b'}, {1, 300}}, {{' ', 'a'}, {0, 301}}};
+    const Tables tables = make_tables(pairs);
+    const BpeEncoder encoder(tables.view());
+    const auto is = [&](const char* text, const std::vector<std::uint32_t>& wanted) {
+        expect(encoder.encode(text) == wanted, text);
+    };
+    is("", {});
+    is("ab ab", {300, 301, 'b'});
+    is("ab  ab", {300, ' ', 301, 'b'});
+    is("a'b", {'a', '\'', 'b'});
+    is("azb", {300});
+    is("<x>a", {kNumIds, 'a'});
+    is("<x><x>y", {kNumIds, kNumIds, 'y'});
+    is("<x", {'<', 'x'});
+    is("a\xCC\x80", {0xC3, 0xA0});
+    is("a\xCC\x81\xCC\x80", {0xC3, 0xA0, 0xCC, 0x81});
+    is("a\xCC\x82\xCC\x80", {'a', 0xCC, 0x82, 0xCC, 0x80});
+    is("XY", {23 * 26 + 24});
+}
+
+std::string random_bytes() {
+    static const std::vector<std::string> pieces = {
+        "a",        "b",    " ",    "'",    "z",        "<x>", "<x><x>y", "\n",     "à",      "\xCC",   "\xCC\x80",
+        "\xCC\x81", "\xF4", "\x90", "\xFF", "\xE0\x80", "XY",  "각",      "\u1100", "\u1161", "\u11a8", "🦊"};
+    std::string text;
+    for (std::uint32_t i = below(120); i > 0; --i) {
+        if (below(8) == 0) {
+            append_utf8(text, below(0x4000));
+        } else if (below(4) == 0) {
+            text.push_back(static_cast<char>(below(256)));
+        } else {
+            text += pieces[below(static_cast<std::uint32_t>(pieces.size()))];
+        }
+    }
+    return text;
+}
+
+// As BpeEncoder::encode, but a read beyond the end of the text is seen.
+std::vector<std::uint32_t> encode(const BpeEncoder& encoder, const std::string& text) {
+    const std::vector<char> exact(text.begin(), text.end());
+    return encoder.encode({exact.data(), exact.size()});
+}
+
+void check_any_bytes() {
+    const Tables tables = make_tables(random_pairs());
+    const BpeEncoder encoder(tables.view());
+    for (int round = 0; round < 3000; ++round) {
+        const std::string text = random_bytes();
+        for (const std::uint32_t id : encode(encoder, text)) expect(id <= kNumIds, "an id is known");
+    }
+}
+
+std::uint32_t damaged(std::uint32_t value) {
+    switch (below(5)) {
+        case 0:
+            return 0;
+        case 1:
+            return kMany;
+        case 2:
+            return value + 1;
+        case 3:
+            return value - 1;
+        default:
+            return value ^ std::uint32_t{1} << below(32);
+    }
+}
+
+template <typename Number>
+void damage_one(std::map<std::string, std::vector<Number>>& tables) {
+    auto at = tables.begin();
+    std::advance(at, below(static_cast<std::uint32_t>(tables.size())));
+    std::vector<Number>& table = at->second;
+    if (table.empty()) return;
+    // Of large tables the beginning is what the texts ask for.
+    Number& value = table[below(std::min(std::uint32_t{64}, static_cast<std::uint32_t>(table.size())))];
+    value = static_cast<Number>(damaged(value));
+    if (below(8) == 0) table.resize(table.size() + below(3) - 1);
+}
+
+// Whatever a table says, it is refused or does no harm.
+void check_damage() {
+    const Tables whole = make_tables(random_pairs());
+    int refused = 0, used = 0;
+    for (int round = 0; round < 20'000; ++round) {
+        Tables tables = whole;
+        for (std::uint32_t times = 1 + below(3); times > 0; --times) {
+            if (below(3) == 0) {
+                damage_one(tables.bytes);
+            } else {
+                damage_one(tables.words);
+            }
+        }
+        for (auto& [name, table] : tables.words) table.shrink_to_fit();
+        for (auto& [name, table] : tables.bytes) table.shrink_to_fit();
+        try {
+            const BpeEncoder encoder(tables.view());
+            for (int i = 0; i < 5; ++i) encode(encoder, random_bytes());
+            ++used;
+        } catch (const std::invalid_argument&) {
+            ++refused;
+        }
+    }
+    // Too rare to count on.
+    Tables tables = whole;
+    tables.words["steps"][10] = 3;  // a choice of all alternatives from this one on, and many more
+    tables.words["steps"][11] = kMany;
+    try {
+        const BpeEncoder encoder(tables.view());
+        expect(false, "a choice of what there is not is refused");
+    } catch (const std::invalid_argument&) {
+    }
+    expect(refused > 100 && used > 100, "some damage is refused, some is not");
+}
+
+void check_threads() {
+    const Tables tables = make_tables(random_pairs());
+    const BpeEncoder encoder(tables.view());
+    std::vector<std::string> texts;
+    for (int i = 0; i < 200; ++i) texts.push_back(random_bytes());
+    std::vector<std::vector<std::vector<std::uint32_t>>> found(4);
+    std::vector<std::thread> threads;
+    for (auto& ids : found) {
+        threads.emplace_back([&encoder, &texts, &ids] {
+            for (const std::string& text : texts) ids.push_back(encoder.encode(text));
+        });
+    }
+    for (std::thread& thread : threads) thread.join();
+    expect(std::all_of(found.begin(), found.end(), [&](const auto& ids) { return ids == found[0]; }),
+           "the same ids on every thread");
+}
+
+}  // namespace
+}  // namespace windlass
+
+int main() {
+    windlass::check_merges();
+    windlass::check_parts();
+    windlass::check_any_bytes();
+    windlass::check_damage();
+    windlass::check_threads();
+    std::puts("  nothing wrong");
+    return 0;
+}
