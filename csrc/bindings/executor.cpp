@@ -82,7 +82,8 @@ ArrayView matrix_view(const char* what, const AnyArray& array, nb::dlpack::dtype
 
 void set_weight(Executor& self, std::int64_t index, const std::string& format, std::int64_t rows, std::int64_t columns,
                 const AnyArray& data, std::int64_t group, const std::optional<AnyArray>& scales,
-                const std::optional<AnyArray>& zeros) {
+                const std::optional<AnyArray>& zeros, const std::optional<AnyArray>& minima, std::int64_t superblock,
+                const std::optional<AnyArray>& scale_factors, const std::optional<AnyArray>& minimum_factors) {
     SourceTensor source;
     source.format = format_named(format);
     source.rows = rows;
@@ -90,18 +91,41 @@ void set_weight(Executor& self, std::int64_t index, const std::string& format, s
     if (rows < 1 || columns < 1) throw std::invalid_argument("a weight is empty");
     const bool int4 = source.format == Format::kInt4;
     const bool grouped = int4 || source.format == Format::kInt8;
-    if (grouped != scales.has_value() || int4 != zeros.has_value() || (grouped && group < 1)) {
+    const bool has_zeros = zeros.has_value(), has_minima = minima.has_value();
+    const bool fits = grouped ? scales.has_value() && group >= 1 && has_zeros == (int4 && !has_minima)
+                              : !scales.has_value() && !has_zeros && !has_minima;
+    if (!fits) {
         throw std::invalid_argument(
-            "int8 and int4 weights have groups and scales, int4 ones have zeros, others neither");
+            "int8 and int4 weights have groups and scales, and minima or, if int4, zeros; others have none of these");
+    }
+    if (scale_factors.has_value() != (superblock != 0) ||
+        minimum_factors.has_value() != (superblock != 0 && has_minima)) {
+        throw std::invalid_argument("with superblocks, and only then, scales and minima have factors");
     }
     source.data = matrix_view("codes", data, data_type(source.format), rows, int4 ? (columns + 1) / 2 : columns);
     if (grouped) {
         source.group = group;
         const std::int64_t groups = (columns - 1) / group + 1;
         const bool half = scales->dtype() == data_type(Format::kF16);
-        source.scale_type = half ? ScaleType::kF16 : ScaleType::kF32;
-        source.scales = matrix_view("scales", *scales, data_type(half ? Format::kF16 : Format::kF32), rows, groups);
-        if (int4) source.zeros = matrix_view("zeros", *zeros, nb::dtype<std::uint8_t>(), rows, groups);
+        source.scale_type = superblock != 0 ? ScaleType::kProduct : half ? ScaleType::kF16 : ScaleType::kF32;
+        const nb::dlpack::dtype type =
+            superblock != 0 ? nb::dtype<std::int8_t>() : data_type(half ? Format::kF16 : Format::kF32);
+        source.scales = matrix_view("scales", *scales, type, rows, groups);
+        if (has_zeros) source.zeros = matrix_view("zeros", *zeros, nb::dtype<std::uint8_t>(), rows, groups);
+        source.has_minima = has_minima;
+        if (has_minima) source.minima = matrix_view("minima", *minima, type, rows, groups);
+    }
+    if (superblock != 0) {
+        if (!grouped || superblock < 1 || kActivationColumns % group != 0 || superblock % kActivationColumns != 0 ||
+            columns % superblock != 0) {
+            throw std::invalid_argument("groups must divide " + std::to_string(kActivationColumns) +
+                                        ", which must divide superblocks, of which a row must be made");
+        }
+        source.superblock = superblock;
+        const std::int64_t blocks = (columns - 1) / superblock + 1;
+        const nb::dlpack::dtype type = data_type(Format::kF16);
+        source.scale_factors = matrix_view("scale factors", *scale_factors, type, rows, blocks);
+        if (has_minima) source.minimum_factors = matrix_view("minimum factors", *minimum_factors, type, rows, blocks);
     }
     const FaultScope fallible;
     const nb::gil_scoped_release released;
@@ -191,7 +215,8 @@ void bind_executor(nb::module_& module) {
             "program"_a, nb::kw_only(), "num_pages"_a, "max_tokens"_a, "max_positions"_a, "num_threads"_a, "kv_dtype"_a,
             "kernels"_a)
         .def("set_weight", &set_weight, "index"_a, "format"_a, "rows"_a, "columns"_a, "data"_a, "group"_a,
-             "scales"_a.none(), "zeros"_a.none())
+             "scales"_a.none(), "zeros"_a.none(), "minima"_a.none() = nb::none(), "superblock"_a = 0,
+             "scale_factors"_a.none() = nb::none(), "minimum_factors"_a.none() = nb::none())
         .def("map_weights", &map_weights, "descriptor"_a, "identity"_a)
         .def("write_weight", &write_weight, "descriptor"_a, "index"_a)
         .def("write_header", &write_header, "descriptor"_a, "identity"_a)

@@ -12,7 +12,7 @@
 namespace windlass {
 namespace {
 
-constexpr std::array<char, 8> kMagic = {'W', 'L', 'P', 'A', 'C', 'K', '0', '1'};
+constexpr std::array<char, 8> kMagic = {'W', 'L', 'P', 'A', 'C', 'K', '0', '2'};
 constexpr std::int64_t kAlignment = 4096;
 constexpr std::int64_t kMostBytes = std::int64_t{1} << 46;
 
@@ -33,11 +33,12 @@ struct Entry {
     std::int32_t scale_type;
     std::int32_t is_vector;
     std::int32_t own_zeros;
+    std::int64_t minima;
     std::int64_t rows;
     std::int64_t columns;
     std::int64_t group;
 };
-static_assert(sizeof(Entry) == 40);
+static_assert(sizeof(Entry) == 48);
 
 std::int64_t whole_pages(std::int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
@@ -69,6 +70,7 @@ Entry entry_of(const WeightLayout& layout) {
             static_cast<std::int32_t>(layout.scale_type),
             layout.is_vector ? 1 : 0,
             layout.own_zeros ? 1 : 0,
+            layout.minima ? 1 : 0,
             layout.rows,
             layout.columns,
             layout.group};
@@ -80,6 +82,7 @@ WeightLayout layout_of(const Entry& entry) {
     layout.scale_type = static_cast<ScaleType>(entry.scale_type);
     layout.is_vector = entry.is_vector != 0;
     layout.own_zeros = entry.own_zeros != 0;
+    layout.minima = entry.minima != 0;
     layout.rows = entry.rows;
     layout.columns = entry.columns;
     layout.group = entry.group;

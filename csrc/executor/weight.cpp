@@ -24,7 +24,31 @@ std::int64_t element_bytes(Format format) {
     }
 }
 
-std::int64_t scale_bytes(ScaleType type) { return type == ScaleType::kNone ? 0 : type == ScaleType::kF16 ? 2 : 4; }
+std::int64_t scale_bytes(ScaleType type) {
+    switch (type) {
+        case ScaleType::kNone:
+            return 0;
+        case ScaleType::kF16:
+            return 2;
+        case ScaleType::kF32:
+            return 4;
+        default:
+            return 1;
+    }
+}
+
+constexpr std::int64_t kFactorBytes = 2;
+
+// What stands before the records of an activation block, and behind the codes of a record.
+std::int64_t block_head_bytes(const WeightLayout& layout) {
+    return layout.scale_type == ScaleType::kProduct ? kPanelRows * kFactorBytes * (layout.minima ? 2 : 1) : 0;
+}
+std::int64_t record_tail_bytes(const WeightLayout& layout) {
+    return kPanelRows * (scale_bytes(layout.scale_type) * (layout.minima ? 2 : 1) + (layout.own_zeros ? 1 : 0));
+}
+bool shares_zero(const WeightLayout& layout) {
+    return layout.format == Format::kInt4 && !layout.own_zeros && !layout.minima;
+}
 
 // Rows of a panel that exist, and where the panel begins.
 struct PanelRows {
@@ -122,19 +146,21 @@ Weight Weight::pack_matrix(const SourceTensor& source, ThreadPool& pool) {
 bool WeightLayout::possible() const {
     if (rows < 1 || columns < 1 || format < Format::kF32 || format > Format::kInt4) return false;
     if (is_vector || format < Format::kInt8) {
-        return scale_type == ScaleType::kNone && group == 0 && !own_zeros &&
+        return scale_type == ScaleType::kNone && group == 0 && !own_zeros && !minima &&
                (!is_vector || (rows == 1 && format == Format::kF32));
     }
-    if (scale_type != ScaleType::kF16 && scale_type != ScaleType::kF32) return false;
-    return group >= 1 && group <= kActivationColumns && group <= columns && (!own_zeros || format == Format::kInt4);
+    if (scale_type <= ScaleType::kNone || scale_type > ScaleType::kProduct) return false;
+    if (group < 1 || group > kActivationColumns || group > columns) return false;
+    if (scale_type == ScaleType::kProduct && kActivationColumns % group != 0) return false;
+    return !own_zeros || (format == Format::kInt4 && !minima);
 }
 
 std::int64_t WeightLayout::bytes() const {
-    // No element takes more than 8 bytes, with its share of the scales more than 16, with the padding more than 512.
+    // No element takes more than 8 bytes, with its share of the scales more than 20, with the padding more than 640.
     if (static_cast<double>(rows) * static_cast<double>(columns) > 0x1p50) return 0;
     if (is_vector) return columns * static_cast<std::int64_t>(sizeof(float));
     const std::int64_t panels = (rows - 1) / kPanelRows + 1;
-    return panels * matrix(nullptr).panel_bytes + (format == Format::kInt4 && !own_zeros ? 1 : 0);
+    return panels * matrix(nullptr).panel_bytes + (shares_zero(*this) ? 1 : 0);
 }
 
 PackedMatrix WeightLayout::matrix(const std::uint8_t* data) const {
@@ -149,13 +175,15 @@ PackedMatrix WeightLayout::matrix(const std::uint8_t* data) const {
         return matrix;
     }
     matrix.group = group;
+    matrix.minima = minima;
     matrix.block_records = std::max<std::int64_t>(1, kActivationColumns / group);
     const std::int64_t records = (columns - 1) / group + 1;
     const std::int64_t last = columns - (records - 1) * group;
     const std::int64_t octet_bytes = format == Format::kInt4 ? kQuadBytes : 2 * kQuadBytes;
+    const std::int64_t blocks = (records - 1) / matrix.block_records + 1;
     matrix.panel_bytes = ((records - 1) * octets_of(group) + octets_of(last)) * octet_bytes +
-                         records * kPanelRows * (scale_bytes(scale_type) + (own_zeros ? 1 : 0));
-    if (format == Format::kInt4 && !own_zeros && data != nullptr) {
+                         records * record_tail_bytes(*this) + blocks * block_head_bytes(*this);
+    if (shares_zero(*this) && data != nullptr) {
         matrix.zero = data + ((rows - 1) / kPanelRows + 1) * matrix.panel_bytes;
     }
     return matrix;
@@ -206,7 +234,8 @@ Weight Weight::pack_codes(const SourceTensor& source, ThreadPool& pool) {
     WeightLayout layout;
     layout.format = source.format;
     layout.scale_type = source.scale_type;
-    layout.own_zeros = int4 && !all_zeros_equal(source);
+    layout.minima = source.has_minima;
+    layout.own_zeros = int4 && !source.has_minima && !all_zeros_equal(source);
     layout.rows = source.rows;
     layout.columns = source.columns;
     layout.group = record_columns(source.group, source.columns);
@@ -217,23 +246,29 @@ Weight Weight::pack_codes(const SourceTensor& source, ThreadPool& pool) {
     if (matrix.zero != nullptr) data[panels * matrix.panel_bytes] = *source.zeros.at(0, 0);
     const std::int64_t octet_bytes = int4 ? kQuadBytes : 2 * kQuadBytes;
     const std::int64_t scale_size = scale_bytes(source.scale_type);
+    const std::int64_t block_columns = matrix.group * matrix.block_records;
     pool.parallel_for(panels, 1, [&](int, std::int64_t begin, std::int64_t end) {
         for (std::int64_t panel = begin; panel < end; ++panel) {
             const PanelRows rows = panel_rows(matrix.rows, panel);
             std::uint8_t* to = data + panel * matrix.panel_bytes;
+            const auto put = [&](const ArrayView& from, std::int64_t column, std::int64_t size) {
+                for (std::int64_t r = 0; r < rows.count; ++r) {
+                    std::memcpy(to + r * size, from.at(rows.first + r, column), static_cast<std::size_t>(size));
+                }
+                to += kPanelRows * size;
+            };
             for (std::int64_t column = 0; column < matrix.columns; column += matrix.group) {
                 const std::int64_t count = std::min(matrix.group, matrix.columns - column);
                 const std::int64_t group = column / source.group;
+                if (source.scale_type == ScaleType::kProduct && column % block_columns == 0) {
+                    put(source.scale_factors, column / source.superblock, kFactorBytes);
+                    if (layout.minima) put(source.minimum_factors, column / source.superblock, kFactorBytes);
+                }
                 (int4 ? pack_nibbles : pack_bytes)(source.data, rows, column, count, to);
                 to += octets_of(count) * octet_bytes;
-                for (std::int64_t r = 0; r < rows.count; ++r) {
-                    std::memcpy(to + r * scale_size, source.scales.at(rows.first + r, group),
-                                static_cast<std::size_t>(scale_size));
-                }
-                to += kPanelRows * scale_size;
-                if (!layout.own_zeros) continue;
-                for (std::int64_t r = 0; r < rows.count; ++r) to[r] = *source.zeros.at(rows.first + r, group);
-                to += kPanelRows;
+                put(source.scales, group, scale_size);
+                if (layout.minima) put(source.minima, group, scale_size);
+                if (layout.own_zeros) put(source.zeros, group, 1);
             }
         }
     });
@@ -273,19 +308,22 @@ std::uint64_t packing_fingerprint() {
         number = static_cast<std::uint8_t>((state = state * 1664525 + 1013904223) >> 24);
     ThreadPool alone(1);
     std::uint64_t hash = kHashStart;
-    const auto add = [&](Format format, std::int64_t group, ScaleType scale_type, bool one_zero) {
+    const auto add = [&](Format format, std::int64_t group, ScaleType scale_type, bool one_zero, bool minima = false) {
         const std::int64_t item = element_bytes(format);
         const std::int64_t size = scale_bytes(scale_type);
         const std::int64_t width = format == Format::kInt4 ? (kColumns + 1) / 2 : kColumns * item;
-        const ArrayView zeros = {numbers.data(), one_zero ? 0 : kColumns, one_zero ? 0 : 1};
-        const SourceTensor source = {format,
-                                     kRows,
-                                     kColumns,
-                                     {numbers.data(), width, item},
-                                     group,
-                                     scale_type,
-                                     {numbers.data(), kColumns * size, size},
-                                     zeros};
+        SourceTensor source;
+        source.format = format;
+        source.rows = kRows;
+        source.columns = kColumns;
+        source.data = {numbers.data(), width, item};
+        source.group = group;
+        source.scale_type = scale_type;
+        source.scales = source.minima = {numbers.data(), kColumns * size, size};
+        source.zeros = {numbers.data(), one_zero ? 0 : kColumns, one_zero ? 0 : 1};
+        source.has_minima = minima;
+        source.superblock = 2 * kActivationColumns;
+        source.scale_factors = source.minimum_factors = {numbers.data(), kColumns, kFactorBytes};
         const Weight weight = Weight::pack_matrix(source, alone);
         hash = hash_bytes(weight.data(), weight.bytes(), hash);
     };
@@ -294,6 +332,11 @@ std::uint64_t packing_fingerprint() {
         add(Format::kInt4, group, ScaleType::kF16, true);
         add(Format::kInt4, group, ScaleType::kF32, false);
         add(Format::kInt8, group, ScaleType::kF32, true);
+    }
+    for (const Format format : {Format::kInt8, Format::kInt4}) {
+        add(format, 32, ScaleType::kF32, true, true);
+        add(format, 16, ScaleType::kProduct, true);
+        add(format, 16, ScaleType::kProduct, true, true);
     }
     return hash;
 }

@@ -29,7 +29,13 @@ struct SourceTensor {
     std::int64_t group = 0;
     ScaleType scale_type = ScaleType::kNone;
     ArrayView scales;
-    ArrayView zeros;  // kInt4
+    ArrayView zeros;  // kInt4 without minima
+    bool has_minima = false;
+    ArrayView minima;  // of the type of the scales
+    // kProduct: one factor, as f16, for all scales of `superblock` columns of a row, and one for the minima.
+    std::int64_t superblock = 0;
+    ArrayView scale_factors;
+    ArrayView minimum_factors;
 };
 
 // What a packed weight is; size and layout follow from it.
@@ -38,6 +44,7 @@ struct WeightLayout {
     ScaleType scale_type = ScaleType::kNone;
     bool is_vector = false;  // floats, whatever they came from
     bool own_zeros = false;  // kInt4: each record has its zero points
+    bool minima = false;     // codes: each record has its minima
     std::int64_t rows = 0;
     std::int64_t columns = 0;
     std::int64_t group = 0;  // columns of a record, as PackedMatrix has it

@@ -7,8 +7,9 @@
 //
 // A tile of quantized activations is, for each block: the scales [tokens] (float); then for each run of the block's
 // records: for each quad of columns, for each plane, four codes of each token [tokens][4]; then the corrections
-// [tokens] (int32): what the zero point adds to the sum of the run, or, when each record has its own zero points, the
-// negated sum of the run's activations, to be multiplied by them.
+// [tokens] (int32): what the zero point adds to the sum of the run, or, when each record has its own zero points or
+// minima, the negated sum of the run's activations, to be multiplied by them. Times the minimum it is added after the
+// products (multiply_add).
 
 // Vectors of a panel that are worked on together: their sums should stay in registers.
 template <int Tokens>
@@ -50,14 +51,42 @@ struct ByteCodes {
 
 WINDLASS_INLINE std::int64_t octets_of(std::int64_t columns) { return (columns + kOctet - 1) / kOctet; }
 WINDLASS_INLINE std::int64_t scale_bytes(const PackedMatrix& matrix) {
-    return kPanelRows * (matrix.scale_type == ScaleType::kF16 ? 2 : 4);
+    return kPanelRows * (matrix.scale_type == ScaleType::kProduct ? 1 : matrix.scale_type == ScaleType::kF16 ? 2 : 4);
 }
 
 WINDLASS_INLINE bool has_zeros(const PackedMatrix& matrix) {
-    return matrix.format == Format::kInt4 && matrix.zero == nullptr;
+    return matrix.format == Format::kInt4 && matrix.zero == nullptr && !matrix.minima;
 }
 
-WINDLASS_INLINE F32 load_scale(const PackedMatrix& matrix, const std::uint8_t* scales, int v) {
+constexpr std::int64_t kFactorBytes = kPanelRows * 2;
+
+// What stands before the records of an activation block.
+WINDLASS_INLINE std::int64_t head_bytes(const PackedMatrix& matrix) {
+    return matrix.scale_type == ScaleType::kProduct ? kFactorBytes * (matrix.minima ? 2 : 1) : 0;
+}
+
+// What stands behind the codes of a record.
+WINDLASS_INLINE std::int64_t tail_bytes(const PackedMatrix& matrix) {
+    return scale_bytes(matrix) * (matrix.minima ? 2 : 1) + (has_zeros(matrix) ? kPanelRows : 0);
+}
+
+// Which matrices a kernel is for. With minima, or with scales that are products, it needs registers that the plain one
+// has not to spare.
+enum class Scaling { kPlain, kAny };
+
+WINDLASS_INLINE bool is_plain(const PackedMatrix& matrix) {
+    return !matrix.minima && matrix.scale_type != ScaleType::kProduct;
+}
+
+// Scales or minima of vector v; `factors` are those of the block.
+template <Scaling kScaling>
+WINDLASS_INLINE F32 load_scale(const PackedMatrix& matrix, const std::uint8_t* scales, const std::uint8_t* factors,
+                               int v) {
+    if (kScaling == Scaling::kAny && matrix.scale_type == ScaleType::kProduct) {
+        const I32 code = (load_bytes(scales + v * kLanes) ^ 0x80) - 0x80;
+        return __builtin_convertvector(code, F32) *
+               load_f16(reinterpret_cast<const std::uint16_t*>(factors) + v * kLanes);
+    }
     if (matrix.scale_type == ScaleType::kF16) {
         return load_f16(reinterpret_cast<const std::uint16_t*>(scales) + v * kLanes);
     }
@@ -79,15 +108,19 @@ std::size_t tile_bytes(const PackedMatrix& matrix, int tokens) {
     return static_cast<std::size_t>(bytes * tokens);
 }
 
-// Walks the codes of a panel: calls block() where an activation block begins, run(codes, octets, scales) for each run
-// of columns, and end() where the block ends.
-template <typename Codes, typename Block, typename Run, typename End>
+// Walks the codes of a panel: calls block(factors) where an activation block begins, run(codes, octets, scales) for
+// each run of columns, and end() where the block ends.
+template <typename Codes, Scaling kScaling, typename Block, typename Run, typename End>
 WINDLASS_INLINE void for_runs(const PackedMatrix& matrix, const std::uint8_t* codes, const Block& block, const Run& run,
                               const End& end) {
-    const std::int64_t after_codes = scale_bytes(matrix) + (has_zeros(matrix) ? kPanelRows : 0);
+    constexpr bool kPlain = kScaling == Scaling::kPlain;
+    const std::int64_t before_block = kPlain ? 0 : head_bytes(matrix);
+    const std::int64_t after_codes =
+        kPlain ? scale_bytes(matrix) + (has_zeros(matrix) ? kPanelRows : 0) : tail_bytes(matrix);
     std::int64_t column = 0;
     while (column < matrix.columns) {
-        block();
+        block(codes);
+        codes += before_block;
         for (std::int64_t r = 0; r < matrix.block_records && column < matrix.columns; ++r) {
             std::int64_t octets = octets_of(smaller(matrix.group, matrix.columns - column));
             const std::uint8_t* const scales = codes + octets * Codes::kOctetBytes;
@@ -103,21 +136,25 @@ WINDLASS_INLINE void for_runs(const PackedMatrix& matrix, const std::uint8_t* co
 }
 
 // What a run's products start from: lanes are rows.
-WINDLASS_INLINE I32 correction(const std::uint8_t* corrections, int token, bool own_zeros, I32 zeros) {
+WINDLASS_INLINE I32 correction(const std::uint8_t* corrections, int token, bool negated_sums, I32 zeros) {
     const I32 value = splat(load_four(corrections + token * 4));
-    return own_zeros ? value * zeros : value;
+    return negated_sums ? value * zeros : value;
 }
 
 // The products of a tile with some vectors of a panel, from vector `first` on. Fetches what lies `ahead` bytes
 // after all that it reads of the panel, unless that is 0.
-template <typename Codes, int Tokens, int Vectors>
+template <typename Codes, Scaling kScaling, int Tokens, int Vectors>
 void multiply_codes(const PackedMatrix& matrix, const std::uint8_t* panel, const std::uint8_t* tile, int first,
                     std::int64_t ahead, F32 (*totals)[Vectors]) {
     constexpr int kPlanes = Codes::kPlanes;
-    const bool own_zeros = has_zeros(matrix);
+    const bool own_zeros = has_zeros(matrix), minima = kScaling == Scaling::kAny && matrix.minima;
+    // int8 codes are biased; int4 ones have no zero point beside minima.
+    const I32 no_zeros = splat(minima && kPlanes == 2 ? kSignedBias : 0);
     const std::uint8_t* block_scales = tile;
+    const std::uint8_t* factors = panel;
     F32 block[Tokens][Vectors];
-    const auto begin_block = [&]() WINDLASS_INLINE_LAMBDA {
+    const auto begin_block = [&](const std::uint8_t* head) WINDLASS_INLINE_LAMBDA {
+        factors = head;
         block_scales = tile;
         tile += Tokens * 4;
         for (int t = 0; t < Tokens; ++t) {
@@ -140,10 +177,10 @@ void multiply_codes(const PackedMatrix& matrix, const std::uint8_t* panel, const
         typename Codes::Sums sums[kPlanes][Tokens][Vectors];
 #pragma GCC unroll 8
         for (int v = 0; v < Vectors; ++v) {
-            const I32 zeros = own_zeros ? load_bytes(scales + scale_bytes(matrix) + (first + v) * kLanes) : I32{};
+            const I32 zeros = own_zeros ? load_bytes(scales + scale_bytes(matrix) + (first + v) * kLanes) : no_zeros;
 #pragma GCC unroll 8
             for (int t = 0; t < Tokens; ++t) {
-                sums[0][t][v].start(correction(corrections, t, own_zeros, zeros));
+                sums[0][t][v].start(correction(corrections, t, own_zeros || minima, zeros));
                 if constexpr (kPlanes == 2) sums[1][t][v].start(I32{});
             }
         }
@@ -175,12 +212,24 @@ void multiply_codes(const PackedMatrix& matrix, const std::uint8_t* panel, const
         }
 #pragma GCC unroll 8
         for (int v = 0; v < Vectors; ++v) {
-            const F32 scale = load_scale(matrix, scales, first + v);
+            const F32 scale = load_scale<kScaling>(matrix, scales, factors, first + v);
 #pragma GCC unroll 8
             for (int t = 0; t < Tokens; ++t) {
                 I32 total = sums[0][t][v].total();
                 if constexpr (kPlanes == 2) total += sums[1][t][v].total() << kLowBits;
                 block[t][v] = multiply_add(__builtin_convertvector(total, F32), scale, block[t][v]);
+            }
+        }
+        if (minima) {
+#pragma GCC unroll 8
+            for (int v = 0; v < Vectors; ++v) {
+                const F32 minimum =
+                    load_scale<kScaling>(matrix, scales + scale_bytes(matrix), factors + kFactorBytes, first + v);
+#pragma GCC unroll 8
+                for (int t = 0; t < Tokens; ++t) {
+                    const F32 sum = __builtin_convertvector(splat(load_four(corrections + t * 4)), F32);
+                    block[t][v] = multiply_add(sum, minimum, block[t][v]);
+                }
             }
         }
         tile = corrections + Tokens * 4;
@@ -191,11 +240,11 @@ void multiply_codes(const PackedMatrix& matrix, const std::uint8_t* panel, const
             for (int v = 0; v < Vectors; ++v) totals[t][v] = multiply_add(block[t][v], scale, totals[t][v]);
         }
     };
-    for_runs<Codes>(matrix, panel, begin_block, run, end_block);
+    for_runs<Codes, kScaling>(matrix, panel, begin_block, run, end_block);
 }
 
 // One panel times one tile, whose tokens are the job's `first` and following ones.
-template <typename Codes, int Tokens>
+template <typename Codes, Scaling kScaling, int Tokens>
 void multiply_panel(const LinearJob& job, std::int64_t panel, const std::uint8_t* tile, int first, std::int64_t ahead) {
     const std::uint8_t* const codes = job.matrix->data + panel * job.matrix->panel_bytes;
     constexpr int kTogether = kCodeVectors<Tokens>;
@@ -209,27 +258,27 @@ void multiply_panel(const LinearJob& job, std::int64_t panel, const std::uint8_t
     }
     for (int v = 0; v < kVectors; v += kTogether) {
         F32 totals[Tokens][kTogether] = {};
-        multiply_codes<Codes, Tokens, kTogether>(*job.matrix, codes, tile, v, ahead, totals);
+        multiply_codes<Codes, kScaling, Tokens, kTogether>(*job.matrix, codes, tile, v, ahead, totals);
         for (int t = 0; t < Tokens; ++t) write_panel(job, panel, first + t, v, kTogether, totals[t]);
     }
 }
 
 using MultiplyPanel = void (*)(const LinearJob&, std::int64_t, const std::uint8_t*, int, std::int64_t);
 
-template <typename Codes, int Tokens>
+template <typename Codes, Scaling kScaling, int Tokens>
 MultiplyPanel panel_function(int tokens) {
     if constexpr (Tokens > 1) {
-        if (tokens < Tokens) return panel_function<Codes, Tokens - 1>(tokens);
+        if (tokens < Tokens) return panel_function<Codes, kScaling, Tokens - 1>(tokens);
     }
-    return multiply_panel<Codes, Tokens>;
+    return multiply_panel<Codes, kScaling, Tokens>;
 }
 
-template <typename Codes>
-void linear_codes(const LinearJob& job) {
+template <typename Codes, Scaling kScaling>
+void linear_scaled(const LinearJob& job) {
     constexpr int kTokens = Codes::kTileTokens;
     const int rest = job.tokens % kTokens;
-    const MultiplyPanel full = multiply_panel<Codes, kTokens>;
-    const MultiplyPanel last = panel_function<Codes, kTokens>(rest == 0 ? kTokens : rest);
+    const MultiplyPanel full = multiply_panel<Codes, kScaling, kTokens>;
+    const MultiplyPanel last = panel_function<Codes, kScaling, kTokens>(rest == 0 ? kTokens : rest);
     for (std::int64_t panel = job.panel_begin; panel < job.panel_end; ++panel) {
         // Only the first tile waits for memory, and only with many tokens.
         const bool fetch = job.tokens >= kFetchTokens && panel + 1 < job.panel_end;
@@ -242,26 +291,41 @@ void linear_codes(const LinearJob& job) {
     }
 }
 
+template <typename Codes>
+void linear_codes(const LinearJob& job) {
+    (is_plain(*job.matrix) ? linear_scaled<Codes, Scaling::kPlain> : linear_scaled<Codes, Scaling::kAny>)(job);
+}
+
 // The embedding of one token: a row of codes.
 template <typename Codes>
 void embed_codes(const PackedMatrix& table, std::int64_t row, float* out) {
     const std::uint8_t* codes = table.data + row / kPanelRows * table.panel_bytes;
+    const std::uint8_t* factors = codes;
     const std::int64_t lane = row % kPanelRows;
+    const std::int64_t block_columns = table.group * table.block_records;
     for (std::int64_t column = 0; column < table.columns; column += table.group) {
+        if (column % block_columns == 0) {
+            factors = codes;
+            codes += head_bytes(table);
+        }
         const std::int64_t columns = smaller(table.group, table.columns - column);
         const std::uint8_t* const scales = codes + octets_of(columns) * Codes::kOctetBytes;
-        float scale[kPanelRows];
-        for (int v = 0; v < kVectors; ++v) store(scale + v * kLanes, load_scale(table, scales, v));
         const std::uint8_t* const zeros = scales + scale_bytes(table);
-        const int zero = table.format == Format::kInt8 ? 0 : has_zeros(table) ? zeros[lane] : *table.zero;
+        float scale[kPanelRows], minimum[kPanelRows] = {};
+        for (int v = 0; v < kVectors; ++v) {
+            store(scale + v * kLanes, load_scale<Scaling::kAny>(table, scales, factors, v));
+            if (table.minima)
+                store(minimum + v * kLanes, load_scale<Scaling::kAny>(table, zeros, factors + kFactorBytes, v));
+        }
+        const int zero = has_zeros(table) ? zeros[lane] : table.zero != nullptr ? *table.zero : 0;
         for (std::int64_t c = 0; c < columns; ++c) {
             const std::uint8_t* const octet = codes + c / kOctet * Codes::kOctetBytes;
             const std::int64_t quad = c % kOctet / 4, byte = lane * 4 + c % 4;
             const int code = table.format == Format::kInt8 ? static_cast<std::int8_t>(octet[quad * kQuadBytes + byte])
                              : quad == 0                   ? octet[byte] & 0x0F
                                                            : octet[byte] >> 4;
-            out[column + c] = static_cast<float>(code - zero) * scale[lane];
+            out[column + c] = static_cast<float>(code - zero) * scale[lane] - minimum[lane];
         }
-        codes = zeros + (has_zeros(table) ? kPanelRows : 0);
+        codes = scales + tail_bytes(table);
     }
 }

@@ -36,7 +36,8 @@ inline constexpr int kHeadPadding = 16;
 inline constexpr int kSamplingBlock = 64;
 
 enum class Format : std::int32_t { kF32, kF16, kBF16, kInt8, kInt4 };
-enum class ScaleType : std::int32_t { kNone, kF16, kF32 };
+// kProduct: the product of an f16 that an activation block has and an int8 of the record.
+enum class ScaleType : std::int32_t { kNone, kF16, kF32, kProduct };
 // kInt8 and kInt16: codes with a scale per token and head, of 8 and 14 bits.
 enum class KVType : std::int32_t { kF32, kF16, kBF16, kInt8, kInt16 };
 
@@ -45,10 +46,11 @@ enum class KVType : std::int32_t { kF32, kF16, kBF16, kInt8, kInt16 };
 // Float formats: a panel is [columns][kPanelRows] elements.
 //
 // Codes: a panel is a sequence of records, one per `group` columns, the last one perhaps of fewer: the codes, column by
-// column padded with zeros to whole octets, then kPanelRows scales, then kPanelRows zero points (bytes) if these differ
-// within the matrix. An octet of int8 is two quads, each with the four codes of row 0, then of row 1, and so on. An
-// octet of int4 is one quad of bytes, whose low nibbles are its first four columns and whose high nibbles are the next
-// four.
+// column padded with zeros to whole octets, then kPanelRows scales, then kPanelRows minima, like the scales, or zero
+// points (bytes) if these differ within the matrix. A weight is (code - zero) * scale, or code * scale - minimum. An
+// octet of int8 is two quads, each with the four codes of row 0, then of row 1, and so on. An octet of int4 is one quad
+// of bytes, whose low nibbles are its first four columns and whose high nibbles are the next four. With kProduct, the
+// f16 factors of the scales, and those of the minima, of all rows stand before the records of an activation block.
 struct PackedMatrix {
     const std::uint8_t* data;
     std::int64_t rows;
@@ -56,7 +58,8 @@ struct PackedMatrix {
     std::int64_t panel_bytes;
     std::int64_t group;          // columns of a full record: at most kActivationColumns
     std::int64_t block_records;  // records that share the scale of an activation block
-    const std::uint8_t* zero;    // kInt4: the zero point of all, or null when each record has its own
+    const std::uint8_t* zero;    // kInt4: the zero point of all, or null when each record has its own, or minima
+    bool minima;                 // each record has them
     Format format;
     ScaleType scale_type;
 };

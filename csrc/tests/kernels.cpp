@@ -4,6 +4,7 @@
 #include "tests/kernels.h"
 
 #include <algorithm>
+#include <optional>
 
 #include "executor/weight.h"
 #include "kernels/dispatch.h"
@@ -11,13 +12,21 @@
 namespace windlass {
 namespace {
 
+struct Shape {
+    std::int64_t rows, columns, group;
+};
+
 struct Kind {
     const char* name;
     Format format;
     ScaleType scales = ScaleType::kNone;
     bool own_zeros = false;
+    bool minima = false;
 
     bool codes() const { return scales != ScaleType::kNone; }
+    bool allows(const Shape& shape) const {
+        return scales != ScaleType::kProduct || kActivationColumns % std::min(shape.group, shape.columns) == 0;
+    }
 };
 constexpr Kind kKinds[] = {{"f32", Format::kF32},
                            {"f16", Format::kF16},
@@ -27,14 +36,16 @@ constexpr Kind kKinds[] = {{"f32", Format::kF32},
                            {"int4, f16 scales", Format::kInt4, ScaleType::kF16},
                            {"int4, f32 scales", Format::kInt4, ScaleType::kF32},
                            {"int4, f16 scales and own zeros", Format::kInt4, ScaleType::kF16, true},
-                           {"int4, f32 scales and own zeros", Format::kInt4, ScaleType::kF32, true}};
-
-struct Shape {
-    std::int64_t rows, columns, group;
-};
-constexpr Shape kShapes[] = {{1, 1, 32},    {31, 7, 32},    {32, 32, 32},    {33, 40, 32},
-                             {64, 256, 64}, {97, 129, 64},  {40, 300, 128},  {33, 300, 300},
-                             {65, 200, 40}, {34, 520, 256}, {100, 300, 100}, {35, 37, 9}};
+                           {"int4, f32 scales and own zeros", Format::kInt4, ScaleType::kF32, true},
+                           {"int4, f16 scales and minima", Format::kInt4, ScaleType::kF16, false, true},
+                           {"int8, f32 scales and minima", Format::kInt8, ScaleType::kF32, false, true},
+                           {"int8, products as scales", Format::kInt8, ScaleType::kProduct},
+                           {"int4, products as scales", Format::kInt4, ScaleType::kProduct, true},
+                           {"int8, products as scales and minima", Format::kInt8, ScaleType::kProduct, false, true},
+                           {"int4, products as scales and minima", Format::kInt4, ScaleType::kProduct, false, true}};
+constexpr Shape kShapes[] = {{1, 1, 32},      {31, 7, 32},    {32, 32, 32},   {33, 40, 32},  {64, 256, 64},
+                             {97, 129, 64},   {40, 300, 128}, {33, 300, 300}, {65, 200, 40}, {34, 520, 256},
+                             {100, 300, 100}, {35, 37, 9},    {70, 400, 16}};
 
 // kIdentity shows the activations themselves, kLargest makes sums of products as large as they can be.
 enum class Fill { kRandom, kIdentity, kLargest };
@@ -42,6 +53,7 @@ enum class Fill { kRandom, kIdentity, kLargest };
 struct Matrix {
     Weight packed;
     Doubles values;  // [rows][columns]
+    Doubles sizes;   // what the values are differences of
 
     const PackedMatrix& matrix() const { return packed.matrix(); }
 };
@@ -60,6 +72,7 @@ Matrix make_floats(const Kind& kind, const Shape& shape, bool every_half, Thread
             size == 4 ? reinterpret_cast<const std::uint8_t*>(&value) : reinterpret_cast<const std::uint8_t*>(&half);
         data.insert(data.end(), from, from + size);
         result.values.push_back(value);
+        result.sizes.push_back(std::abs(value));
     }
     SourceTensor source;
     source.format = kind.format;
@@ -70,31 +83,74 @@ Matrix make_floats(const Kind& kind, const Shape& shape, bool every_half, Thread
     return result;
 }
 
+// Numbers of one group each, such as scales, as a source has them.
+struct GroupNumbers {
+    Floats values;
+    std::vector<std::uint16_t> halves;
+    Bytes codes;  // kProduct
+    std::vector<std::uint16_t> factors;
+
+    ArrayView view(ScaleType type, std::int64_t groups) const {
+        if (type == ScaleType::kProduct) return {codes.data(), groups, 1};
+        if (type == ScaleType::kF16) return {reinterpret_cast<const std::uint8_t*>(halves.data()), groups * 2, 2};
+        return {reinterpret_cast<const std::uint8_t*>(values.data()), groups * 4, 4};
+    }
+    ArrayView factor_view(std::int64_t blocks) const {
+        return {reinterpret_cast<const std::uint8_t*>(factors.data()), blocks * 2, 2};
+    }
+};
+
+constexpr std::int64_t kSuperblock = 2 * kActivationColumns;
+
+// All `same`, 0 or 1, or random.
+GroupNumbers make_numbers(ScaleType type, const Shape& shape, std::optional<int> same) {
+    const std::int64_t groups = (shape.columns - 1) / shape.group + 1, blocks = (shape.columns - 1) / kSuperblock + 1;
+    GroupNumbers result;
+    for (std::int64_t i = 0; i < shape.rows * blocks; ++i) {
+        result.factors.push_back(same ? 0x3C00 : static_cast<std::uint16_t>(generator() & 0xBFFF));
+    }
+    for (std::int64_t i = 0; i < shape.rows * groups; ++i) {
+        const std::uint16_t half =
+            same ? static_cast<std::uint16_t>(*same * 0x3C00) : static_cast<std::uint16_t>(generator() & 0xBFFF);
+        const int code = same ? *same : static_cast<int>(below(256)) - 128;
+        const std::int64_t block = i / groups * blocks + i % groups * shape.group / kSuperblock;
+        result.halves.push_back(half);
+        result.codes.push_back(static_cast<std::uint8_t>(code));
+        const float value = half_value(Format::kF16, half);
+        result.values.push_back(type == ScaleType::kProduct
+                                    ? static_cast<float>(code) * half_value(Format::kF16, result.factors[block])
+                                : type == ScaleType::kF16 || same ? value
+                                                                  : value * 0.7F);
+    }
+    return result;
+}
+
 Matrix make_codes(const Kind& kind, const Shape& shape, Fill fill, ThreadPool& pool) {
     const auto [rows, columns, group] = shape;
-    const bool int4 = kind.format == Format::kInt4, half_scales = kind.scales == ScaleType::kF16;
+    const bool int4 = kind.format == Format::kInt4;
     const std::int64_t groups = (columns - 1) / group + 1, row_bytes = int4 ? (columns + 1) / 2 : columns;
+    const std::int64_t blocks = (columns - 1) / kSuperblock + 1;
     const std::uint8_t shared_zero = static_cast<std::uint8_t>(below(15));
+    const bool identity = fill == Fill::kIdentity;
+    const GroupNumbers scales = make_numbers(kind.scales, shape, identity ? std::optional(1) : std::nullopt);
+    const GroupNumbers minima = make_numbers(kind.scales, shape, identity ? std::optional(0) : std::nullopt);
     Bytes data(rows * row_bytes), zeros(rows * groups);
-    std::vector<std::uint16_t> halves(zeros.size());
-    Floats scales(zeros.size());
-    for (std::size_t i = 0; i < zeros.size(); ++i) {
-        zeros[i] = kind.own_zeros ? static_cast<std::uint8_t>(below(15)) : shared_zero;
-        halves[i] = fill == Fill::kIdentity ? 0x3C00 : static_cast<std::uint16_t>(generator() & 0xBFFF);
-        scales[i] = half_value(Format::kF16, halves[i]) * (half_scales || fill == Fill::kIdentity ? 1.0F : 0.7F);
-    }
+    for (std::uint8_t& zero : zeros) zero = kind.own_zeros ? static_cast<std::uint8_t>(below(15)) : shared_zero;
     Matrix result;
     for (std::int64_t r = 0; r < rows; ++r) {
         for (std::int64_t c = 0; c < columns; ++c) {
             const std::int64_t own = r * groups + c / group;
-            const int zero = int4 ? zeros[own] : 0;
-            const int code = fill == Fill::kIdentity  ? zero + (r == c ? 1 : 0)
+            const int zero = int4 && !kind.minima ? zeros[own] : 0;
+            const int code = identity                 ? zero + (r == c ? 1 : 0)
                              : fill == Fill::kLargest ? (int4 ? 15 : -128)
                              : int4                   ? static_cast<int>(below(16))
                                                       : static_cast<int>(below(256)) - 128;
             std::uint8_t& byte = data[r * row_bytes + (int4 ? c / 2 : c)];
             byte = static_cast<std::uint8_t>(int4 && c % 2 == 1 ? byte | code << 4 : code);
-            result.values.push_back(static_cast<double>(code - zero) * scales[own]);
+            const float product = static_cast<float>(code - zero) * scales.values[own];
+            const float minimum = kind.minima ? minima.values[own] : 0.0F;
+            result.values.push_back(product - minimum);
+            result.sizes.push_back(std::abs(product) + std::abs(minimum));
         }
     }
     SourceTensor source;
@@ -104,9 +160,13 @@ Matrix make_codes(const Kind& kind, const Shape& shape, Fill fill, ThreadPool& p
     source.group = group;
     source.data = {data.data(), row_bytes, 1};
     source.scale_type = kind.scales;
-    source.scales = {reinterpret_cast<const std::uint8_t*>(scales.data()), groups * 4, 4};
-    if (half_scales) source.scales = {reinterpret_cast<const std::uint8_t*>(halves.data()), groups * 2, 2};
+    source.scales = scales.view(kind.scales, groups);
     source.zeros = {zeros.data(), groups, 1};
+    source.has_minima = kind.minima;
+    source.minima = minima.view(kind.scales, groups);
+    source.superblock = kSuperblock;
+    source.scale_factors = scales.factor_view(blocks);
+    source.minimum_factors = minima.factor_view(blocks);
     result.packed = Weight::pack_matrix(source, pool);
     return result;
 }
@@ -179,7 +239,7 @@ Floats multiply(const KernelTable& table, const PackedMatrix& matrix, const floa
 void check_quantize(const KernelTable& table, ThreadPool& pool) {
     for (const Kind& kind : kKinds) {
         for (const Shape& shape : kShapes) {
-            if (!kind.codes()) continue;
+            if (!kind.codes() || !kind.allows(shape)) continue;
             const std::int64_t n = shape.columns;
             const Matrix identity = make_codes(kind, {n, n, shape.group}, Fill::kIdentity, pool);
             const int tokens = 6;
@@ -219,9 +279,9 @@ void check_linear(const KernelTable& table, const Kind& kind, const Shape& shape
         for (std::int64_t r = 0; r < rows; ++r) {
             double want = bias ? bias[r] : 0, size = std::abs(want);
             for (std::int64_t c = 0; c < columns; ++c) {
-                const double product = inputs[c] * weight.values[r * columns + c];
-                want += product;
-                size += std::abs(product);
+                const std::int64_t i = r * columns + c;
+                want += inputs[c] * weight.values[i];
+                size += std::abs(inputs[c]) * weight.sizes[i];
             }
             expect_near(all[t * rows + r], want, 2e-6 * size, t * rows + r);
         }
@@ -240,6 +300,7 @@ void check_linear(const KernelTable& table, const Kind& kind, const Shape& shape
 void check_matrices(const KernelTable& table, ThreadPool& pool) {
     for (const Kind& kind : kKinds) {
         for (const Shape& shape : kShapes) {
+            if (!kind.allows(shape)) continue;
             const Matrix weight =
                 kind.codes() ? make_codes(kind, shape, Fill::kRandom, pool) : make_floats(kind, shape, false, pool);
             // Two of the largest tiles and some, or all that a job may have.

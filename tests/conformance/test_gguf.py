@@ -79,6 +79,11 @@ def test_slowed_pairs_are_llama_3_1_s_scaling(tmp_path: Path) -> None:
     assert np.abs(logits(plain) - logits(directory)).max() > 1e-3
 
 
+def deviation(values: F32, expected: F32) -> float:
+    """The root mean square of the differences, as a part of that of ``expected``."""
+    return float(np.sqrt(np.square(values - expected).mean() / np.square(expected).mean()))
+
+
 def slowed(config: dict[str, Any], dim: int) -> F32:
     """Llama 3.1's scaling, pair by pair."""
     scaling = config["rope_scaling"]
@@ -135,8 +140,8 @@ def test_blocks_are_computed_on_without_loss(tmp_path: Path, number: int) -> Non
     floats = write_gguf(tmp_path / "floats.gguf", WIDE.config, plain)
     expected = logits(floats, "reference")
     np.testing.assert_array_equal(logits(blocks, "reference"), expected)
-    error = np.abs(logits(blocks) - expected).max() / np.abs(expected).max()
-    assert error < 0.02, f"{error:.4f}"
+    # Against int4 activations have 8 bits, against int8 15.
+    assert deviation(logits(blocks), expected) < (0.04 if GGML_TYPES[number].zero is not None else 0.004)
 
 
 def test_parts_of_one_weight_may_have_different_types(tmp_path: Path) -> None:
@@ -149,7 +154,7 @@ def test_parts_of_one_weight_may_have_different_types(tmp_path: Path) -> None:
         floats = write_gguf(tmp_path / f"{finer}{rest}-floats.gguf", WIDE.config, plain)
         expected = logits(floats, "reference")
         np.testing.assert_array_equal(logits(blocks, "reference"), expected)
-        assert np.abs(logits(blocks) - expected).max() < 0.02 * np.abs(expected).max()
+        assert deviation(logits(blocks), expected) < 0.04
 
 
 def test_blocks_are_not_quantized_anew(tmp_path: Path) -> None:

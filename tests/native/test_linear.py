@@ -150,7 +150,7 @@ def int4_weight(**changes: object) -> Tensor:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"zeros": None}, "int4 ones have zeros"),
+        ({"zeros": None}, "or, if int4, zeros"),
         ({"scales": None}, "have groups and scales"),
         ({"group_size": 0}, "have groups and scales"),
         ({"data": np.zeros((8, 31), dtype=np.uint8)}, r"codes of a weight must be \[8, 32\]"),

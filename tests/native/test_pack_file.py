@@ -144,11 +144,11 @@ def test_a_file_without_its_header_is_not_used(model: LittleModel, path: Path, o
 
 
 def header_bytes(program: Program) -> int:
-    return -(-(72 + 40 * len(program.weights)) // PAGE) * PAGE
+    return -(-(72 + 48 * len(program.weights)) // PAGE) * PAGE
 
 
 def test_a_flipped_bit_of_the_header_is_noticed(model: LittleModel, path: Path, original: bytes) -> None:
-    end = 72 + 40 * len(model.program().weights)
+    end = 72 + 48 * len(model.program().weights)
     for position in [*range(72), *range(72, end, 7), header_bytes(model.program()) - 1]:
         damaged = bytearray(original)
         damaged[position] ^= 1 << position % 8
@@ -164,14 +164,16 @@ def checksum(data: bytes) -> int:
     return value
 
 
-@pytest.mark.parametrize("field", range(7), ids=["format", "scales", "vector", "zeros", "rows", "columns", "group"])
+@pytest.mark.parametrize(
+    "field", range(8), ids=["format", "scales", "vector", "zeros", "minima", "rows", "columns", "group"]
+)
 @pytest.mark.parametrize("value", [-(1 << 31), -1, 0, 1, 3, 5, 33, (1 << 31) - 1, 1 << 40, (1 << 63) - 1, -(1 << 63)])
 def test_a_header_that_lies_is_not_believed(
     model: LittleModel, path: Path, original: bytes, field: int, value: int
 ) -> None:
     """With a checksum that is right: nothing is mapped beyond the file, whatever the header says."""
     size = header_bytes(model.program())
-    entries = [struct.unpack_from("<4i3q", original, 72 + 40 * i) for i in range(len(model.program().weights))]
+    entries = [struct.unpack_from("<4i4q", original, 72 + 48 * i) for i in range(len(model.program().weights))]
     if field < 4:  # of 32 bits
         value = (value + (1 << 31)) % (1 << 32) - (1 << 31)
     for index in (0, 3, len(entries) - 1):
@@ -180,12 +182,12 @@ def test_a_header_that_lies_is_not_believed(
             continue
         entry[field] = value
         header = bytearray(original[:size])
-        struct.pack_into("<4i3q", header, 72 + 40 * index, *entry)
+        struct.pack_into("<4i4q", header, 72 + 48 * index, *entry)
         struct.pack_into("<Q", header, 8, checksum(bytes(header[CHECKED_FROM:])))
         path.write_bytes(bytes(header) + original[size:])
         used = is_used(model, path)
-        # Another group, or zero points where there were none, may happen to fit into the same pages.
-        assert not used or field in (3, 6) or (field == 2 and entries[index][2]), (index, entry)
+        # Another group or other scales, or zero points or minima where there were none, may fit into the same pages.
+        assert not used or field in (1, 3, 4, 7) or (field == 2 and entries[index][2]), (index, entry)
 
 
 def test_the_checksum_of_these_tests_is_the_one_of_the_file(model: LittleModel, original: bytes) -> None:

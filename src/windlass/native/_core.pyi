@@ -95,6 +95,10 @@ class Executor:
         group: int,
         scales: NDArray[Any] | None,
         zeros: NDArray[Any] | None,
+        minima: NDArray[Any] | None = None,
+        superblock: int = 0,
+        scale_factors: NDArray[Any] | None = None,
+        minimum_factors: NDArray[Any] | None = None,
     ) -> None: ...
     def map_weights(self, descriptor: int, identity: bytes) -> bool: ...
     def write_weight(self, descriptor: int, index: int) -> None: ...

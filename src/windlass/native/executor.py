@@ -128,8 +128,20 @@ class NativeExecutor:
             if tensor.shape != specs[index].shape:
                 raise ValueError(f"{name} has shape {list(tensor.shape)}, the program wants {list(specs[index].shape)}")
             rows, columns = (1, *tensor.shape)[-2:]
+            factors = tensor.factors
             self._core.set_weight(
-                index, tensor.format.value, rows, columns, tensor.data, tensor.group_size, tensor.scales, tensor.zeros
+                index,
+                tensor.format.value,
+                rows,
+                columns,
+                tensor.data,
+                tensor.group_size,
+                tensor.scales,
+                tensor.zeros,
+                tensor.minima,
+                0 if factors is None else factors.superblock,
+                None if factors is None else factors.scales,
+                None if factors is None else factors.minima,
             )
             del tensor
         if missing:

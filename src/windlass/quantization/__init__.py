@@ -2,10 +2,11 @@
 
 from windlass.quantization.mlc_packing import mlc_pack, mlc_shapes, mlc_unpack
 from windlass.quantization.schemes import SCHEMES, Scheme, cast, constant_zeros, get_scheme, quantize
-from windlass.quantization.tensor import Format, Tensor, as_int8, bf16_to_f32, f32_to_bf16
+from windlass.quantization.tensor import Factors, Format, Tensor, as_int8, bf16_to_f32, f32_to_bf16
 
 __all__ = [
     "SCHEMES",
+    "Factors",
     "Format",
     "Scheme",
     "Tensor",

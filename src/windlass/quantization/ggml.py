@@ -13,10 +13,9 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from windlass.quantization.tensor import Format, Tensor
+from windlass.quantization.tensor import Factors, Format, Tensor
 
 Bytes: TypeAlias = NDArray[np.uint8]
-Floats: TypeAlias = NDArray[np.float32]
 
 _IQ4_VALUES = np.array(
     [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], dtype=np.int8
@@ -27,28 +26,21 @@ _FP4_VALUES = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12]
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What blocks are made of: a number is ``code * scale - minimum``, with the scale and minimum of its group.
+    """What blocks are made of: a number is ``code * scale``, or ``code * scale - minimum``, of its group.
 
     Attributes:
-        codes: int8 or uint8 [rows, columns].
-        scales: float16 or float32 [rows, columns / group].
-        minima: the same as float32, or None where there are none.
+        codes: int8 [rows, columns].
+        scales: float16 or float32 [rows, columns / group]; int8 with ``factors``.
         group: consecutive columns that share a scale.
+        minima: the same as ``scales``, or None where there are none.
+        factors: see ``Tensor``.
     """
 
-    codes: NDArray[Any]
+    codes: NDArray[np.int8]
     scales: NDArray[Any]
-    minima: Floats | None
     group: int
-
-    def dequantize(self) -> Floats:
-        """The numbers, [rows, columns], each rounded to float32 as ggml does."""
-        rows, columns = self.codes.shape
-        grouped = self.codes.reshape(rows, columns // self.group, self.group).astype(np.float32)
-        numbers = grouped * self.scales.astype(np.float32)[:, :, None]
-        if self.minima is not None:
-            numbers -= self.minima[:, :, None]
-        return numbers.reshape(rows, columns)
+    minima: NDArray[Any] | None = None
+    factors: Factors | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +48,7 @@ class GgmlType:
     """A type of tensor.
 
     ``split`` takes blocks [rows, blocks, block_bytes] apart; None for plain floats. ``bits`` are those of a number in
-    the tensor that ``to_tensor`` makes.
+    the tensor that ``to_tensor`` makes. Codes from ``-zero`` to ``15 - zero`` become int4, with None int8.
     """
 
     name: str
@@ -64,12 +56,13 @@ class GgmlType:
     block_bytes: int
     split: Callable[[Bytes], Parts] | None = None
     bits: float = 32
+    zero: int | None = None
 
 
 def to_tensor(kind: GgmlType, data: Bytes, shape: tuple[int, ...]) -> Tensor:
     """Return the tensor of exactly the numbers that blocks stand for.
 
-    Codes with scales alone become int8 (Q4_0 int4), in groups as in the file; what has minima too becomes float32.
+    Matrices keep their codes and scales: as int4 where the codes fit, else as int8. Vectors become float32.
 
     Args:
         kind: a type of blocks.
@@ -81,14 +74,17 @@ def to_tensor(kind: GgmlType, data: Bytes, shape: tuple[int, ...]) -> Tensor:
     columns = shape[-1]
     blocks = data.reshape(-1, columns // kind.block, kind.block_bytes)
     parts = kind.split(blocks)
-    if len(shape) != 2 or parts.minima is not None:
-        return Tensor(Format.F32, shape, parts.dequantize().reshape(shape))
-    if kind.name == "Q4_0":
-        codes = (parts.codes + 8).astype(np.uint8)
-        packed = codes[:, 0::2] | codes[:, 1::2] << 4
-        zeros = np.broadcast_to(np.uint8(8), parts.scales.shape)
-        return Tensor(Format.INT4, shape, packed, parts.group, parts.scales, zeros)
-    return Tensor(Format.INT8, shape, parts.codes.astype(np.int8), parts.group, parts.scales)
+    codes, zeros = parts.codes, None
+    rows = (codes.shape[0], columns)
+    if kind.zero is None:
+        tensor = Tensor(Format.INT8, rows, codes, parts.group, parts.scales, None, parts.minima, parts.factors)
+    else:
+        if parts.minima is None:
+            zeros = np.broadcast_to(np.uint8(kind.zero), parts.scales.shape)
+        nibbles = (codes + np.int8(kind.zero)).view(np.uint8)
+        packed = nibbles[:, 0::2] | nibbles[:, 1::2] << np.uint8(4)
+        tensor = Tensor(Format.INT4, rows, packed, parts.group, parts.scales, zeros, parts.minima, parts.factors)
+    return tensor if len(shape) == 2 else Tensor(Format.F32, shape, tensor.dequantize().reshape(shape))
 
 
 def _half(blocks: Bytes, at: int) -> NDArray[np.float16]:
@@ -108,11 +104,11 @@ def _nibbles(blocks: Bytes) -> Bytes:
 
 def _split_q4_0(blocks: Bytes) -> Parts:
     codes = _nibbles(blocks[:, :, 2:]).astype(np.int8) - np.int8(8)
-    return Parts(_joined(codes), _half(blocks, 0), None, 32)
+    return Parts(_joined(codes), _half(blocks, 0), 32)
 
 
 def _split_q4_1(blocks: Bytes) -> Parts:
-    return Parts(_joined(_nibbles(blocks[:, :, 4:])), _half(blocks, 0), -_half(blocks, 2).astype(np.float32), 32)
+    return Parts(_joined(_nibbles(blocks[:, :, 4:])).view(np.int8), _half(blocks, 0), 32, -_half(blocks, 2))
 
 
 def _fifth_bits(blocks: Bytes, at: int) -> Bytes:
@@ -122,16 +118,16 @@ def _fifth_bits(blocks: Bytes, at: int) -> Bytes:
 
 def _split_q5_0(blocks: Bytes) -> Parts:
     codes = (_nibbles(blocks[:, :, 6:]) | _fifth_bits(blocks, 2)).astype(np.int8) - np.int8(16)
-    return Parts(_joined(codes), _half(blocks, 0), None, 32)
+    return Parts(_joined(codes), _half(blocks, 0), 32)
 
 
 def _split_q5_1(blocks: Bytes) -> Parts:
     codes = _nibbles(blocks[:, :, 8:]) | _fifth_bits(blocks, 4)
-    return Parts(_joined(codes), _half(blocks, 0), -_half(blocks, 2).astype(np.float32), 32)
+    return Parts(_joined(codes).view(np.int8), _half(blocks, 0), 32, -_half(blocks, 2))
 
 
 def _split_q8_0(blocks: Bytes) -> Parts:
-    return Parts(_joined(blocks[:, :, 2:].view(np.int8)), _half(blocks, 0), None, 32)
+    return Parts(_joined(blocks[:, :, 2:].view(np.int8)), _half(blocks, 0), 32)
 
 
 def _pairs_of_bits(codes: Bytes) -> Bytes:
@@ -143,12 +139,13 @@ def _pairs_of_bits(codes: Bytes) -> Bytes:
 
 def _split_q2_k(blocks: Bytes) -> Parts:
     scales, codes = blocks[:, :, :16], _pairs_of_bits(blocks[:, :, 16:80])
-    scale, minimum = _half(blocks, 80).astype(np.float32), _half(blocks, 82).astype(np.float32)
+    factors = Factors(256, _half(blocks, 80), _half(blocks, 82))
     return Parts(
-        _joined(codes),
-        _joined(scale[:, :, None] * (scales & 0x0F).astype(np.float32)),
-        _joined(minimum[:, :, None] * (scales >> 4).astype(np.float32)),
+        _joined(codes).view(np.int8),
+        _joined(scales & 0x0F).view(np.int8),
         16,
+        _joined(scales >> 4).view(np.int8),
+        factors,
     )
 
 
@@ -161,8 +158,7 @@ def _split_q3_k(blocks: Bytes) -> Parts:
     low = np.concatenate((low & 0x0F, low >> 4), axis=-1)
     shifts = np.repeat(np.array([0, 2, 4, 6], dtype=np.uint8), 4)
     scales = (low | ((np.tile(rest, 4) >> shifts) & 3) << 4).astype(np.int8) - np.int8(32)
-    scale = _half(blocks, 108).astype(np.float32)
-    return Parts(_joined(codes), _joined(scale[:, :, None] * scales.astype(np.float32)), None, 16)
+    return Parts(_joined(codes), _joined(scales), 16, None, Factors(256, _half(blocks, 108)))
 
 
 def _six_bits(packed: Bytes) -> tuple[Bytes, Bytes]:
@@ -176,12 +172,9 @@ def _six_bits(packed: Bytes) -> tuple[Bytes, Bytes]:
 def _with_minima(blocks: Bytes, codes: Bytes) -> Parts:
     """The groups of Q4_K and Q5_K."""
     scales, minima = _six_bits(blocks[:, :, 4:16])
-    scale, minimum = _half(blocks, 0).astype(np.float32), _half(blocks, 2).astype(np.float32)
+    factors = Factors(256, _half(blocks, 0), _half(blocks, 2))
     return Parts(
-        _joined(codes),
-        _joined(scale[:, :, None] * scales.astype(np.float32)),
-        _joined(minimum[:, :, None] * minima.astype(np.float32)),
-        32,
+        _joined(codes).view(np.int8), _joined(scales).view(np.int8), 32, _joined(minima).view(np.int8), factors
     )
 
 
@@ -205,13 +198,12 @@ def _split_q6_k(blocks: Bytes) -> Parts:
     low = blocks[:, :, :128].reshape(*blocks.shape[:2], 2, 64)
     low = np.concatenate((low & 0x0F, low >> 4), axis=-1).reshape(*blocks.shape[:2], 256)
     codes = (low | _pairs_of_bits(blocks[:, :, 128:192]) << 4).astype(np.int8) - np.int8(32)
-    scales = blocks[:, :, 192:208].view(np.int8).astype(np.float32)
-    scale = _half(blocks, 208).astype(np.float32)
-    return Parts(_joined(codes), _joined(scale[:, :, None] * scales), None, 16)
+    scales = blocks[:, :, 192:208].view(np.int8)
+    return Parts(_joined(codes), _joined(scales), 16, None, Factors(256, _half(blocks, 208)))
 
 
 def _split_iq4_nl(blocks: Bytes) -> Parts:
-    return Parts(_joined(_IQ4_VALUES[_nibbles(blocks[:, :, 2:])]), _half(blocks, 0), None, 32)
+    return Parts(_joined(_IQ4_VALUES[_nibbles(blocks[:, :, 2:])]), _half(blocks, 0), 32)
 
 
 def _split_iq4_xs(blocks: Bytes) -> Parts:
@@ -220,33 +212,32 @@ def _split_iq4_xs(blocks: Bytes) -> Parts:
     low = blocks[:, :, 4:8]
     low = np.stack((low & 0x0F, low >> 4), axis=-1).reshape(*low.shape[:2], 8)
     scales = (low | ((high >> shifts) & 3).astype(np.uint8) << 4).astype(np.int8) - np.int8(32)
-    scale = _half(blocks, 0).astype(np.float32)
     codes = _IQ4_VALUES[_nibbles(blocks[:, :, 8:].reshape(*blocks.shape[:2], 8, 16))]
-    return Parts(_joined(codes), _joined(scale[:, :, None] * scales.astype(np.float32)), None, 32)
+    return Parts(_joined(codes), _joined(scales), 32, None, Factors(256, _half(blocks, 0)))
 
 
 def _split_mxfp4(blocks: Bytes) -> Parts:
     # The exponent is biased by 127, and the codes stand for twice the value: 2 ** (exponent - 128).
     exponents = blocks[:, :, 0].astype(np.uint32)
     bits = np.where(exponents < 2, np.uint32(0x00200000) << exponents, (exponents - 1) << 23)
-    return Parts(_joined(_FP4_VALUES[_nibbles(blocks[:, :, 1:])]), bits.astype("<u4").view("<f4"), None, 32)
+    return Parts(_joined(_FP4_VALUES[_nibbles(blocks[:, :, 1:])]), bits.astype("<u4").view("<f4"), 32)
 
 
 GGML_TYPES: dict[int, GgmlType] = {
     0: GgmlType("F32", 1, 4),
     1: GgmlType("F16", 1, 2),
-    2: GgmlType("Q4_0", 32, 18, _split_q4_0, 4.5),
-    3: GgmlType("Q4_1", 32, 20, _split_q4_1),
+    2: GgmlType("Q4_0", 32, 18, _split_q4_0, 4.5, 8),
+    3: GgmlType("Q4_1", 32, 20, _split_q4_1, 5, 0),
     6: GgmlType("Q5_0", 32, 22, _split_q5_0, 8.5),
-    7: GgmlType("Q5_1", 32, 24, _split_q5_1),
+    7: GgmlType("Q5_1", 32, 24, _split_q5_1, 9),
     8: GgmlType("Q8_0", 32, 34, _split_q8_0, 8.5),
-    10: GgmlType("Q2_K", 256, 84, _split_q2_k),
-    11: GgmlType("Q3_K", 256, 110, _split_q3_k, 10),
-    12: GgmlType("Q4_K", 256, 144, _split_q4_k),
-    13: GgmlType("Q5_K", 256, 176, _split_q5_k),
-    14: GgmlType("Q6_K", 256, 210, _split_q6_k, 10),
+    10: GgmlType("Q2_K", 256, 84, _split_q2_k, 5.125, 0),
+    11: GgmlType("Q3_K", 256, 110, _split_q3_k, 4.5625, 4),
+    12: GgmlType("Q4_K", 256, 144, _split_q4_k, 4.625, 0),
+    13: GgmlType("Q5_K", 256, 176, _split_q5_k, 8.625),
+    14: GgmlType("Q6_K", 256, 210, _split_q6_k, 8.5625),
     20: GgmlType("IQ4_NL", 32, 18, _split_iq4_nl, 8.5),
-    23: GgmlType("IQ4_XS", 256, 136, _split_iq4_xs, 9),
+    23: GgmlType("IQ4_XS", 256, 136, _split_iq4_xs, 8.3125),
     30: GgmlType("BF16", 1, 2),
     39: GgmlType("MXFP4", 32, 17, _split_mxfp4, 9),
 }

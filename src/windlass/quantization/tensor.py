@@ -26,25 +26,40 @@ class Format(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Factors:
+    """What scales and minima that are int8 are to be multiplied by: for each row, one per ``superblock`` columns.
+
+    ``scales`` and ``minima`` are float16 [N, K/superblock]; there are minima where the tensor has them. The products
+    are exact in float32.
+    """
+
+    superblock: int
+    scales: NDArray[np.float16]
+    minima: NDArray[np.float16] | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Tensor:
     """A weight: a vector [K] or a row-major matrix [N, K] (N outputs, K inputs), possibly grouped-quantized along K.
 
-    Invariant: ``data``, ``scales`` and ``zeros`` have the shapes and dtypes below; arrays may be read-only views of a
+    Invariant: ``data``, ``scales`` and the others have the shapes and dtypes below; arrays may be read-only views of a
     mapped file and need not be aligned for more than their item size. Nobody writes to them.
 
-    ========  =======================================================  =========================
+    ========  =======================================================  ==========================================
     format    data                                                     one weight is
-    ========  =======================================================  =========================
+    ========  =======================================================  ==========================================
     F32       float32, ``shape``                                       data
     F16       float16, ``shape``                                       data
     BF16      uint16 (the upper half of a float32), ``shape``          data << 16, as float32
-    INT8      int8 [N, K]                                              data * scale
-    INT4      uint8 [N, ceil(K/2)], even column in the low nibble      (nibble - zero) * scale
-    ========  =======================================================  =========================
+    INT8      int8 [N, K]                                              data * scale, or data * scale - minimum
+    INT4      uint8 [N, ceil(K/2)], even column in the low nibble      (nibble - zero) * scale, or
+                                                                       nibble * scale - minimum
+    ========  =======================================================  ==========================================
 
     The group of column k is ``k // group_size``; the last group may be short. ``scales`` is float32 or float16
-    [N, ceil(K/group_size)]; ``zeros`` is uint8 of the same shape (INT4 only; a constant zero point is a broadcast
-    view). A group with scale 0 is all zeros, whatever its codes.
+    [N, ceil(K/group_size)], or with ``factors`` int8, and so are ``minima``; ``zeros`` is uint8 of the same shape (INT4
+    without minima; a constant zero point is a broadcast view). A group with scale 0 and no minimum is all zeros,
+    whatever its codes.
     """
 
     format: Format
@@ -53,12 +68,16 @@ class Tensor:
     group_size: int = 0
     scales: NDArray[Any] | None = None
     zeros: NDArray[np.uint8] | None = None
+    minima: NDArray[Any] | None = None
+    factors: Factors | None = None
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the stored numbers, scales included."""
-        scales = 0 if self.scales is None else self.scales.nbytes
-        return self.data.nbytes + scales
+        """Bytes of the stored numbers, with scales, minima and their factors."""
+        arrays = [self.data, self.scales, self.minima]
+        if self.factors is not None:
+            arrays += [self.factors.scales, self.factors.minima]
+        return sum(array.nbytes for array in arrays if array is not None)
 
     def dequantize(self) -> NDArray[np.float32]:
         """Return the weight as float32 of shape ``shape``."""
@@ -68,34 +87,67 @@ class Tensor:
             return self.data.astype(np.float32)
         if self.format is Format.BF16:
             return bf16_to_f32(self.data)
+        scales, minima = self.group_numbers()
+        columns = self.shape[1]
+        numbers = self.codes().astype(np.float32)
+        numbers *= np.repeat(scales, self.group_size, axis=1)[:, :columns]
+        if minima is not None:
+            numbers -= np.repeat(minima, self.group_size, axis=1)[:, :columns]
+        return numbers
+
+    def codes(self) -> NDArray[np.int8]:
+        """Return what the scales are multiplied by, without zero points, as int8 [N, K].
+
+        Raises:
+            ValueError: the tensor has no codes.
+        """
+        if self.format is Format.INT8:
+            codes: NDArray[np.int8] = self.data
+            return codes
+        if self.format is not Format.INT4:
+            raise ValueError(f"a tensor of format {self.format.value} has no codes")
+        rows, columns = self.shape
+        nibbles = np.stack((self.data & 0x0F, self.data >> 4), axis=-1).reshape(rows, -1)[:, :columns].astype(np.int8)
+        if self.zeros is None:
+            return nibbles
+        return nibbles - np.repeat(self.zeros.astype(np.int8), self.group_size, axis=1)[:, :columns]
+
+    def group_numbers(self) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        """Return the scales and the minima, if there are any, as float32 [N, ceil(K/group_size)].
+
+        Raises:
+            ValueError: the tensor has none.
+        """
         if self.scales is None:
             raise ValueError(f"a tensor of format {self.format.value} needs scales")
-        columns = self.shape[1]
-        scales = np.repeat(self.scales.astype(np.float32), self.group_size, axis=1)[:, :columns]
-        if self.format is Format.INT8:
-            return self.data.astype(np.float32) * scales
-        if self.zeros is None:
-            raise ValueError("an int4 tensor needs zeros")
-        codes = np.stack((self.data & 0x0F, self.data >> 4), axis=-1).reshape(self.shape[0], -1)[:, :columns]
-        zeros = np.repeat(self.zeros, self.group_size, axis=1)[:, :columns]
-        return (codes.astype(np.float32) - zeros.astype(np.float32)) * scales
+        scales, minima = self.scales.astype(np.float32), None if self.minima is None else self.minima.astype(np.float32)
+        if self.factors is not None:
+            repeat = self.factors.superblock // self.group_size
+            scales *= np.repeat(self.factors.scales.astype(np.float32), repeat, axis=1)[:, : scales.shape[1]]
+            if minima is not None and self.factors.minima is not None:
+                minima *= np.repeat(self.factors.minima.astype(np.float32), repeat, axis=1)[:, : minima.shape[1]]
+        return scales, minima
 
 
 def as_int8(tensor: Tensor, group_size: int) -> Tensor:
-    """Return the same numbers as INT8 with groups of ``group_size``, which divides the tensor's own.
+    """Return the same numbers as INT8 with float32 scales in groups of ``group_size``, which divides the tensor's own.
 
     Raises:
         ValueError: the tensor is not grouped, or its groups are not made of such.
     """
-    if tensor.scales is None or tensor.group_size % group_size:
+    if tensor.group_size == 0 or tensor.group_size % group_size:
         raise ValueError(f"{tensor.format.value} in groups of {tensor.group_size} has none of {group_size}")
-    rows, columns = tensor.shape
-    codes = tensor.data
-    if tensor.zeros is not None:
-        codes = np.stack((codes & 0x0F, codes >> 4), axis=-1).reshape(rows, -1)[:, :columns].astype(np.int8)
-        codes = codes - np.repeat(tensor.zeros.astype(np.int8), tensor.group_size, axis=1)[:, :columns]
-    scales = np.repeat(tensor.scales.astype(np.float32), tensor.group_size // group_size, axis=1)
-    return Tensor(Format.INT8, tensor.shape, codes, group_size, scales[:, : -(-columns // group_size)])
+    groups = -(-tensor.shape[1] // group_size)
+    repeat = tensor.group_size // group_size
+    scales, minima = tensor.group_numbers()
+    return Tensor(
+        Format.INT8,
+        tensor.shape,
+        tensor.codes(),
+        group_size,
+        np.repeat(scales, repeat, axis=1)[:, :groups],
+        minima=None if minima is None else np.repeat(minima, repeat, axis=1)[:, :groups],
+    )
 
 
 def bf16_to_f32(data: NDArray[np.uint16]) -> NDArray[np.float32]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from windlass.server.api_errors import ApiError
 
-OF_THE_LIBRARY = frozenset({"extra_body", "request_id"})
+OF_THE_LIBRARY = frozenset({"extra_body", "request_id", "self"})
 """Arguments of ``create()`` that make no sense in a body."""
 
 Body = dict[str, Any]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from windlass.errors import LoadError
 from windlass.quantization import Format, Scheme, Tensor, as_int8, cast, mlc_shapes, mlc_unpack, quantize
@@ -157,7 +159,8 @@ def _stored(info: StoredTensor, source: WeightSource) -> Tensor:
         return Tensor(_float_format(info), info.shape, data)
     with np.errstate(over="ignore", invalid="ignore"):  # of damaged scales
         tensor = to_tensor(info.kind, data, info.shape)
-    if not np.isfinite(tensor.data if tensor.scales is None else tensor.scales).all():
+        numbers = [tensor.data] if tensor.scales is None else tensor.group_numbers()
+    if not all(np.isfinite(array).all() for array in numbers if array is not None):
         raise LoadError(info.file, f"tensor {info.name}: a number is not finite")
     return tensor
 
@@ -176,18 +179,51 @@ def _joined(parts: list[Tensor]) -> Tensor:
     """Put the rows of one tensor below those of the next; parts of different formats get one that has both exactly."""
     if len(parts) == 1:
         return parts[0]
-    if len({(part.format, part.group_size) for part in parts}) > 1:
+    if len({_kind(part) for part in parts}) > 1:
         grouped = all(part.format.grouped for part in parts)
-        group = math.gcd(*(part.group_size for part in parts))
-        parts = [as_int8(part, group) if grouped else _as_f32(part) for part in parts]
+        parts = _plain(parts) if grouped else [_as_f32(part) for part in parts]
     first = parts[0]
-    data = np.concatenate([part.data for part in parts])
     shape = (sum(part.shape[0] for part in parts), *first.shape[1:])
-    if first.scales is None:
-        return Tensor(first.format, shape, data)
-    scales = np.concatenate([part.scales for part in parts if part.scales is not None])
-    zeros = None if first.zeros is None else np.broadcast_to(first.zeros[:1, :1], scales.shape)
-    return Tensor(first.format, shape, data, first.group_size, scales, zeros)
+    factors = None
+    if first.factors is not None:
+        pairs = [part.factors for part in parts if part.factors is not None]
+        scales, minima = _stacked([pair.scales for pair in pairs]), _stacked([pair.minima for pair in pairs])
+        factors = dataclasses.replace(first.factors, scales=scales, minima=minima)
+    return Tensor(
+        first.format,
+        shape,
+        np.concatenate([part.data for part in parts]),
+        first.group_size,
+        _stacked([part.scales for part in parts]),
+        None if first.zeros is None else np.broadcast_to(first.zeros[:1, :1], (shape[0], first.zeros.shape[1])),
+        _stacked([part.minima for part in parts]),
+        factors,
+    )
+
+
+def _kind(part: Tensor) -> tuple[object, ...]:
+    """What parts that are put together must have in common."""
+    scales = None if part.scales is None else part.scales.dtype
+    zero = None if part.zeros is None else int(part.zeros[0, 0])
+    return part.format, part.group_size, scales, zero, part.minima is None, part.factors is None
+
+
+def _plain(parts: Sequence[Tensor]) -> list[Tensor]:
+    """Grouped tensors as int8 with scales of float32, and with minima where one of them has those."""
+    group = math.gcd(*(part.group_size for part in parts))
+    plain = [as_int8(part, group) for part in parts]
+    if all(part.minima is None for part in plain):
+        return plain
+    return [
+        part if part.minima is not None else dataclasses.replace(part, minima=np.zeros_like(part.scales))
+        for part in plain
+    ]
+
+
+def _stacked(arrays: Sequence[NDArray[Any] | None]) -> Any:
+    """The arrays below each other, or None when there are none."""
+    found = [array for array in arrays if array is not None]
+    return np.concatenate(found) if found else None
 
 
 def _as_f32(part: Tensor) -> Tensor:
