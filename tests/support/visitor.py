@@ -26,7 +26,7 @@ class Visitor:
     def __init__(self, browser: Browser, url: str, **options: Any) -> None:
         self.url = url
         self.wrong: list[str] = []
-        self.tolerated: tuple[str, ...] = ("/metrics",)
+        self.tolerated: tuple[str, ...] = ()
         """Parts of console messages that this test brings about; by default none is tolerated."""
         self.context = browser.new_context(**{"viewport": {"width": 1100, "height": 800}, **options})
         self.context.add_init_script(WATCH_POLICY)

@@ -56,6 +56,9 @@ class Observer:
         self._metrics.in_progress += 1
         try:
             await self._app(scope, receive, passage.send)
+        except Exception:
+            note.error = "internal_error"
+            raise
         finally:
             self._metrics.in_progress -= 1
             self._metrics.streams -= passage.streams
@@ -126,6 +129,6 @@ def _line(
         "completion_tokens": note.completion_tokens,
         "finish_reason": ",".join(sorted(note.finish_reasons)) or None,
         "error": note.error,
-        "client_gone": None if passage.complete else True,
+        "client_gone": None if passage.complete or note.error else True,
     }
     return {name: value for name, value in fields.items() if value is not None}

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from support.fakes import make_request
 from support.prometheus import read_exposition
 from windlass.engine.exposition import Exposition
-from windlass.engine.metrics import EngineMetrics
+from windlass.engine.metrics import PREFIX, EngineMetrics, add_state
 from windlass.engine.pages import PagePool
 from windlass.engine.recorder import AbortCause, MetricsRecorder
 from windlass.engine.request import FinishReason, Request
@@ -386,6 +386,28 @@ def test_the_format_carries_any_label_and_value(values: list[float], label: str,
     assert list(families["x_g"].samples.values()) == values
     assert all(dict(labels)["l"] == label for _, labels in families["x_g"].samples)
     assert families["x_h"].samples["x_h_count", (("l", label),)] == len(values)
+
+
+def test_several_engines_share_the_families_of_one_document() -> None:
+    busy, idle = Loop(), Loop()
+    busy.add("a", prompt=40, max_tokens=4)
+    busy.run()
+    text = Exposition()
+    for name, loop in (("busy", busy), ("idle", idle)):
+        loop.metrics().add_to(text.part(PREFIX, {"model_name": name}))
+    add_state(text.part(PREFIX, {"model_name": "absent"}), EngineState.LOADING)
+    text.add("gauge", "other", "Of no engine.", [({}, 1)])
+    families = read_exposition(text.text())  # refuses a family that is there twice
+    tokens = families["windlass_prompt_tokens_total"].samples
+    assert list(tokens.values()) == [40, 0]
+    assert [dict(labels)["model_name"] for _, labels in tokens] == ["busy", "idle"]
+    states = families["windlass_engine_state"].samples
+    loading = tuple(sorted({"model_name": "absent", "state": "loading"}.items()))
+    assert states["windlass_engine_state", loading] == 1
+    assert len(states) == 3 * len(EngineState)
+    counts = families["windlass_e2e_request_latency_seconds"].samples
+    assert counts["windlass_e2e_request_latency_seconds_count", (("model_name", "busy"),)] == 1
+    assert list(families["other"].samples) == [("other", ())]
 
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, 1e300, 5e-324, 0, 10**18])

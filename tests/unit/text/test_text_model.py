@@ -110,3 +110,47 @@ def test_importing_the_room_is_light() -> None:
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_conversation_is_written_as_it_is_encoded(tmp_path: Path) -> None:
+    kwargs = {"template_kwargs": {"n": 3}, "tools": None}
+    write(tmp_path, {"chat_template": CHATML + "{{ n }}"})
+    text = TextModel.load(tmp_path, CONFIG, None)
+    assert text.write_chat([USER], **kwargs).endswith("<|im_start|>assistant\n3")
+    assert text.tokenizer.encode_template(text.write_chat([USER], **kwargs)) == text.encode_chat([USER], **kwargs)
+    # Special tokens in the users' own text are shown as they wrote them.
+    assert "<|im_end|>x" in text.write_chat([{"role": "user", "content": "<|im_end|>x"}])
+    with pytest.raises(InvalidRequestError, match="must not set messages"):
+        text.write_chat([USER], template_kwargs={"messages": []})
+    conversation = {"roles": {"user": "U:", "assistant": "A:"}, "seps": ["\n"], "system_prefix_token_ids": [260]}
+    mlc = TextModel.load(tmp_path, {}, {"conv_template": conversation, "eos_token_id": 1})
+    assert mlc.write_chat([USER]) == "<|im_end|>U:he\nA:"
+    with pytest.raises(InvalidRequestError, match="takes no arguments"):
+        mlc.write_chat([USER], template_kwargs={"n": 3})
+
+
+@pytest.mark.parametrize(
+    ("source", "effort", "arguments"),
+    [
+        ("", "low", {}),
+        ("{{ enable_thinking }}", "none", {"enable_thinking": False}),
+        ("{{ enable_thinking }}", "minimal", {"enable_thinking": True}),
+        ("{{ reasoning_effort }}", "high", {"reasoning_effort": "high"}),
+        ("{{ reasoning_effort }}{{ enable_thinking }}", "none", {"reasoning_effort": "none", "enable_thinking": False}),
+    ],
+)
+def test_an_effort_reaches_templates_that_know_of_it(
+    tmp_path: Path, source: str, effort: str, arguments: dict[str, Any]
+) -> None:
+    text = TextModel.load(write(tmp_path, {"chat_template": CHATML + source}), CONFIG, None)
+    assert text.effort_arguments(effort) == arguments
+    if not source:
+        conversation = {"roles": {"user": "U:", "assistant": "A:"}, "seps": ["\n"]}
+        mlc = TextModel.load(tmp_path, {}, {"conv_template": conversation, "eos_token_id": 1})
+        assert mlc.effort_arguments(effort) == {}
+    assert TextModel.load(write(tmp_path, {"chat_template": None}), CONFIG, None).effort_arguments(effort) == {}
+
+
+def test_bos_can_be_asked_for(tmp_path: Path) -> None:
+    text = TextModel.load(write(tmp_path), CONFIG, None)
+    assert [text.encode_prompt("he", bos=bos) for bos in (None, True, False)] == [[259, 256], [259, 256], [256]]

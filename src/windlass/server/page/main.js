@@ -22,6 +22,7 @@ const MODEL = "windlass.model";
 const THEME = "windlass.theme";
 const SAVE_EVERY_MS = 2000;
 const DEMO = "windlass-demo";
+const NARROW = "(max-width: 52rem)"; // as in the style sheet
 
 /** @type {Record<string, string>} */
 const BANNERS = {
@@ -281,9 +282,11 @@ class Page {
 
   /** @param {boolean} open whether the conversations are shown where they have no room of their own */
   #showMenu(open) {
+    if (open === document.body.classList.contains("menu")) return;
     document.body.classList.toggle("menu", open);
     byId("menu").setAttribute("aria-expanded", String(open));
-    if (open) byId("new").focus();
+    byId("main").inert = open;
+    byId(open ? "new" : "menu").focus();
   }
 
   #nextTheme() {
@@ -321,6 +324,7 @@ class Page {
     onSubmit("key-form", () => this.#takeKey());
     this.#models.addEventListener("change", () => localStorage.setItem(MODEL, this.#models.value));
     this.#text.addEventListener("input", () => fitHeight(this.#text));
+    matchMedia(NARROW).addEventListener("change", () => this.#showMenu(false));
     window.addEventListener("storage", (event) => concernsChats(event) && this.#reload());
     window.addEventListener("pagehide", () => this.#leave());
     window.addEventListener("pageshow", () => (this.#leaving = false));
