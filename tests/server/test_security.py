@@ -16,7 +16,7 @@ import pytest
 from support.lifecycle import LIMIT, QUESTION, resident_bytes
 from support.server import DEMO, RunningServer, serving, until
 from support.sockets import RawClient, head, open_requests, post
-from windlass.server.app import make_api
+from windlass.server.app import make_api, make_routers
 from windlass.server.context import Context
 from windlass.server.guard import open_paths
 from windlass.server.served import ServedModels
@@ -69,7 +69,8 @@ def test_this_machine_needs_none(host: str) -> None:
 
 
 def test_every_route_asks_for_a_key_but_those_that_are_written_down(locked: RunningServer) -> None:
-    api = make_api(Context(ServedModels([DEMO]), ServerSettings(enable_debug=True)))
+    context = Context(ServedModels([DEMO]), ServerSettings(enable_debug=True))
+    api = make_api(context, make_routers(context))
     routes = list(_routes(api))
     assert len(routes) > 10
     for path, method in routes:

@@ -22,6 +22,7 @@ from windlass.server.settings import ServerSettings
 log = logging.getLogger("windlass.server")
 
 OPEN_PATHS = frozenset({"/livez", "/readyz", "/health", *page.PATHS})
+"""What never needs a key: the probes, and the page, which asks its reader for one."""
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 """Methods that change nothing."""
@@ -31,7 +32,7 @@ _CLOSE = {"connection": "close"}
 
 
 def open_paths(settings: ServerSettings) -> frozenset[str]:
-    """Return what needs no key: the probes, and the page, which asks its reader for one."""
+    """Return what needs no key."""
     return OPEN_PATHS | {"/metrics"} if settings.open_metrics else OPEN_PATHS
 
 
