@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import time
 from collections.abc import Iterator
 
 import pytest
 
-from support.lifecycle import QUESTION
+from support.lifecycle import QUESTION, slow_down
 from support.server import RunningServer, serving, until
 from support.sockets import (
     RawClient,
@@ -20,11 +21,11 @@ from support.sockets import (
     post,
     running_requests,
 )
+from windlass.server.connections import Connection
 
 CHAT = "/v1/chat/completions"
 ASK = {"messages": [{"role": "user", "content": QUESTION}], "temperature": 0}
-LONG = {**ASK, "temperature": 1, "n": 16, "debug_config": {"ignore_eos": True}}
-"""Takes long: what is drawn at random cannot be guessed ahead."""
+LONG = {**ASK, "n": 16, "debug_config": {"ignore_eos": True}}
 BRIEF = 0.3
 
 
@@ -147,11 +148,28 @@ def test_bodies_that_are_longer_or_shorter_than_they_say(hasty: RunningServer) -
 
 
 def test_a_request_that_takes_long_is_not_slow(hasty: RunningServer) -> None:
+    slow_down(hasty.engine, 0.02)
     with RawClient(hasty.port) as client:
         began = time.monotonic()
-        client.send(post(CHAT, {**LONG, "max_tokens": 400}))
+        client.send(post(CHAT, {**LONG, "n": 1, "max_tokens": 40}))
         assert client.answer().status == 200
         assert time.monotonic() - began > BRIEF
+
+
+def test_the_system_drops_a_client_whose_machine_is_gone(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: list[tuple[int, ...]] = []
+    original = Connection.connection_made
+
+    def note(self: Connection, transport: asyncio.Transport) -> None:
+        original(self, transport)
+        names = ((socket.SOL_SOCKET, socket.SO_KEEPALIVE), (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT))
+        options.append(tuple(transport.get_extra_info("socket").getsockopt(*name) for name in names))
+
+    monkeypatch.setattr(Connection, "connection_made", note)
+    assert server.request("GET", "/livez").status == 200
+    assert options == [(1, 30_000)]
 
 
 def test_one_connection_too_many_is_503() -> None:
