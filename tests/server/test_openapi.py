@@ -18,8 +18,9 @@ from support.openai_schema import OpenAISchema, openai_schema
 from support.server import RunningServer, serving
 from windlass.config import EngineConfig
 from windlass.protocol.arguments import ChatArguments, CompletionArguments
-from windlass.server.completion_calls import CHAT_FIELDS, OF_THE_LIBRARY
 from windlass.server.guard import OPEN_PATHS
+from windlass.server.openai_fields import CHAT as CHAT_RULES
+from windlass.server.openai_fields import COMPLETIONS, OF_THE_LIBRARY
 from windlass.server.served import ModelSpec
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
@@ -106,8 +107,8 @@ def test_a_server_without_keys_asks_for_none() -> None:
 def test_every_field_of_a_body_is_described(document: Any, path: str, kind: type, required: str) -> None:
     reference = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]["$ref"]
     schema = document["components"]["schemas"][reference.rpartition("/")[2]]
-    ignored = CHAT_FIELDS if path == CHAT else frozenset()
-    assert schema["properties"].keys() == get_type_hints(kind).keys() - OF_THE_LIBRARY | {"stream"} | ignored
+    taken = (CHAT_RULES if path == CHAT else COMPLETIONS).taken
+    assert schema["properties"].keys() == get_type_hints(kind).keys() - OF_THE_LIBRARY | {"stream"} | taken
     assert schema["required"] == [required]
     assert schema["additionalProperties"] is False
     for name, field in schema["properties"].items():

@@ -21,7 +21,8 @@ from windlass.server.settings import ServerSettings
 
 log = logging.getLogger("windlass.server")
 
-_OPEN_PATHS = frozenset({"/livez", "/readyz", "/health", *page.PATHS})
+OPEN_PATHS = frozenset({"/livez", "/readyz", "/health", *page.PATHS})
+"""What never needs a key: the probes, and the page, which asks its reader for one."""
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 """Methods that change nothing."""
@@ -31,8 +32,8 @@ _CLOSE = {"connection": "close"}
 
 
 def open_paths(settings: ServerSettings) -> frozenset[str]:
-    """Return what needs no key: the probes, and the page, which asks its reader for one."""
-    return _OPEN_PATHS | {"/metrics"} if settings.open_metrics else _OPEN_PATHS
+    """Return what needs no key of a server with these settings."""
+    return OPEN_PATHS | {"/metrics"} if settings.open_metrics else OPEN_PATHS
 
 
 def error_response(error: ApiError, scope: Scope) -> Response:
