@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import socket
@@ -24,6 +25,7 @@ from support.sockets import (
     post,
     running_requests,
 )
+from windlass.server.connections import Connection
 
 CHAT = "/v1/chat/completions"
 ASK = {"messages": [{"role": "user", "content": QUESTION}], "temperature": 0}
@@ -47,26 +49,41 @@ def ask(server: RunningServer) -> str:
     return str(answer.json["choices"][0]["message"]["content"])
 
 
+class Listener(logging.Handler):
+    """Keeps what anyone warns of."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.heard: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.heard.append(f"{record.name}: {record.getMessage()}")
+
+
 @contextlib.contextmanager
-def unchanged(server: RunningServer, caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+def unchanged(server: RunningServer) -> Iterator[None]:
     """Whatever happens in the block, the server must be as it was after it, and must not have had anything to say."""
     until(lambda: open_connections(server) == 0)
     before = num_descriptors()
-    with caplog.at_level(logging.WARNING):
+    listener = Listener()
+    logging.getLogger().addHandler(listener)
+    try:
         yield
-    until(lambda: open_requests(server) == 0)
-    until(lambda: open_connections(server) == 0)
+        until(lambda: open_requests(server) == 0)
+        until(lambda: open_connections(server) == 0)
+    finally:
+        logging.getLogger().removeHandler(listener)
     until(lambda: num_descriptors() <= before)
     assert idle_and_whole(server.engine)
     assert server.request("GET", "/readyz").status == 200
     assert ask(server) == ANSWER
-    assert [record.getMessage() for record in caplog.records] == []
+    assert listener.heard == []
 
 
 @pytest.fixture
-def server(running: RunningServer, caplog: pytest.LogCaptureFixture) -> Iterator[RunningServer]:
+def server(running: RunningServer) -> Iterator[RunningServer]:
     """A server that must be unchanged after the test."""
-    with unchanged(running, caplog):
+    with unchanged(running):
         yield running
 
 
@@ -138,6 +155,30 @@ def test_leaving_in_the_middle_of_a_stream(server: RunningServer, how: str) -> N
             got += client.socket.recv(500)
         LEAVING[how](client)
     until(lambda: aborted_requests(server) >= before + 5)
+
+
+def test_what_is_written_to_a_lost_connection_is_not_news(server: RunningServer) -> None:
+    """asyncio warns of the fifth write after a connection was lost, before the protocol is told that it was."""
+    protocols: list[Connection] = []
+    original = Connection.connection_made
+
+    def note(self: Connection, transport: asyncio.Transport) -> None:
+        protocols.append(self)
+        original(self, transport)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Connection, "connection_made", note)
+        with RawClient(server.port) as client:
+            client.send(STREAM)
+            until(lambda: running_requests(server) > 0)
+
+            def lose() -> None:
+                protocols[0].transport.abort()
+                for _ in range(10):
+                    protocols[0].transport.write(b"x")
+
+            server._loop.call_soon_threadsafe(lose)
+            client.rest()
 
 
 def test_leaving_between_requests(server: RunningServer) -> None:
@@ -231,7 +272,7 @@ DECLARED = {200, 400, 403, 404, 405, 408, 413, 415, 431, 501}
 
 
 @pytest.mark.parametrize("part", ["head", "body"])
-def test_random_bytes_in_a_request(caplog: pytest.LogCaptureFixture, part: str) -> None:
+def test_random_bytes_in_a_request(part: str) -> None:
     end = SMALL.index(b"\r\n\r\n") + 4
     span = (0, end - 1) if part == "head" else (end, len(SMALL) - 1)
     brief = dict.fromkeys(("header_timeout", "body_timeout", "keep_alive_timeout"), 0.05)
@@ -247,7 +288,7 @@ def test_random_bytes_in_a_request(caplog: pytest.LogCaptureFixture, part: str) 
             answered = client.rest()
             assert not answered or first_status(answered) in DECLARED
 
-    with serving(**brief) as server, unchanged(server, caplog):
+    with serving(**brief) as server, unchanged(server):
         change()
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
@@ -38,11 +39,7 @@ ROUTERS = (chat, completions, responses, messages, models, tokens, metrics, page
 
 
 class Api(FastAPI):
-    """The routes, and a document that says all of them.
-
-    Attributes:
-        known_paths: those of the routes, with the names of their parameters.
-    """
+    """The routes, and a document that says all of them."""
 
     def __init__(self, settings: ServerSettings) -> None:
         super().__init__(
@@ -52,7 +49,6 @@ class Api(FastAPI):
             redoc_url=None,
             redirect_slashes=False,
         )
-        self.known_paths = {"/openapi.json"}
         self._settings = settings
         self._document: dict[str, Any] | None = None
 
@@ -63,13 +59,17 @@ class Api(FastAPI):
         return self._document
 
 
-def make_api(context: Context) -> Api:
+def make_routers(context: Context) -> list[APIRouter]:
+    """Return the routes, by group."""
+    groups = (*ROUTERS, debug) if context.settings.enable_debug else ROUTERS
+    return [group.make_router(context) for group in groups]
+
+
+def make_api(context: Context, routers: Iterable[APIRouter]) -> FastAPI:
     """Return the routes with their OpenAPI document."""
     api = Api(context.settings)
-    for group in (*ROUTERS, debug) if context.settings.enable_debug else ROUTERS:
-        router = group.make_router(context)
+    for router in routers:
         api.include_router(router)
-        api.known_paths.update(route.path_format for route in router.routes if isinstance(route, APIRoute))
     api.add_exception_handler(HTTPException, _refuse)
     api.add_exception_handler(RequestValidationError, _refuse_parameters)
     for kind in (ApiError, WindlassError, ClientGone, Exception):
@@ -80,12 +80,14 @@ def make_api(context: Context) -> Api:
 def make_app(context: Context) -> ASGIApp:
     """Return what uvicorn serves."""
     settings = context.settings
-    api = make_api(context)
-    app: ASGIApp = BodyLimit(api, each=settings.max_body_bytes, together=settings.max_bodies_bytes)
+    routers = make_routers(context)
+    app: ASGIApp = make_api(context, routers)
+    app = BodyLimit(app, each=settings.max_body_bytes, together=settings.max_bodies_bytes)
     app = ErrorBoundary(Guard(app, settings))
     if settings.cors_origins:
         app = CrossOrigin(app, settings.cors_origins)
-    return NoSniff(Observer(app, context.http_metrics, api.known_paths))
+    paths = [route.path_format for router in routers for route in router.routes if isinstance(route, APIRoute)]
+    return NoSniff(Observer(app, context.http_metrics, ["/openapi.json", *paths]))
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:

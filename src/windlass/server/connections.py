@@ -55,7 +55,7 @@ _MALFORMED = {
 
 
 class _Lingering:
-    """A connection's transport, closed in the connection's way."""
+    """A connection's transport, closed in the connection's way, and silent once it is closed or lost."""
 
     def __init__(self, transport: asyncio.Transport, connection: Connection) -> None:
         self._transport = transport
@@ -67,6 +67,11 @@ class _Lingering:
     def is_closing(self) -> bool:
         """Whether nothing more is to be written."""
         return self._connection.is_leaving or self._transport.is_closing()
+
+    def write(self, data: bytes) -> None:
+        """Send, unless there is nobody any more, which asyncio would have to say about."""
+        if not self.is_closing():
+            self._transport.write(data)
 
     def close(self) -> None:
         """Let the client have what was written, then close."""

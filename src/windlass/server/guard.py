@@ -32,7 +32,7 @@ _CLOSE = {"connection": "close"}
 
 
 def open_paths(settings: ServerSettings) -> frozenset[str]:
-    """Return what needs no key of a server with these settings."""
+    """Return what needs no key."""
     return OPEN_PATHS | {"/metrics"} if settings.open_metrics else OPEN_PATHS
 
 

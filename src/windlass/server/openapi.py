@@ -54,6 +54,7 @@ _DESCRIPTIONS = {
     504: "The request's own `timeout` is over.",
 }
 _ANYWHERE = (400, 401, 403, 408, 431, 500, 503)
+_BODY = (413, 415, 429)
 _REFUSAL = {"content": {"application/json": {"schema": {"$ref": _REF.format(model="ErrorBody")}}}}
 
 
@@ -139,7 +140,7 @@ def finish(document: dict[str, Any], settings: ServerSettings, open_paths: Itera
     for operation in _operations(document):
         responses = operation["responses"]
         responses.pop("422", None)  # FastAPI's way; here it is a 400
-        for status in _ANYWHERE:
+        for status in (*_ANYWHERE, *(_BODY if "requestBody" in operation else ())):
             responses.setdefault(str(status), {"description": _DESCRIPTIONS[status], **_REFUSAL})
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
