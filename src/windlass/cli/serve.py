@@ -104,7 +104,9 @@ def _option(*names: str, **settings: Any) -> Callable[[Callable[..., int]], Call
 @_option("--context", type=click.IntRange(min=1), help="Longest sequence in tokens.")
 @_option("--max-sequences", type=click.IntRange(min=1), help="Sequences that run at the same time.")
 @_option("--kv-cache-tokens", type=click.IntRange(min=1), help="Capacity of the KV cache in tokens.")
-@_option("--kv-cache-dtype", type=click.Choice(["auto", "f32", "f16", "bf16", "int8"]), help="Type of the KV cache.")
+@_option(
+    "--kv-cache-dtype", type=click.Choice(["auto", "f32", "f16", "bf16", "int16", "int8"]), help="Type of the KV cache."
+)
 @_option("--prefix-cache", type=click.Choice(["radix", "disable"]), help="Keep what prompts have in common.")
 @_option(
     "--speculative-mode", type=click.Choice(["ngram", "small_draft", "disable"]), help="How to guess tokens ahead."
