@@ -25,7 +25,8 @@ from windlass.server.connections import Connection
 
 CHAT = "/v1/chat/completions"
 ASK = {"messages": [{"role": "user", "content": QUESTION}], "temperature": 0}
-LONG = {**ASK, "n": 16, "debug_config": {"ignore_eos": True}}
+LONG = {**ASK, "temperature": 1, "n": 16, "debug_config": {"ignore_eos": True}}
+"""Takes long: what is drawn at random cannot be guessed ahead."""
 BRIEF = 0.3
 
 

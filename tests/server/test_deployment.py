@@ -16,8 +16,9 @@ import yaml
 
 from support.server import serving
 from windlass.cli.serve import serve
-from windlass.server.guard import OPEN_PATHS
+from windlass.server.guard import open_paths
 from windlass.server.run import END_SECONDS
+from windlass.server.settings import ServerSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = "WINDLASS_SERVE_"
@@ -156,7 +157,7 @@ def test_probes_ask_open_routes(container: dict[str, Any]) -> None:
         "readiness": "/readyz",
         "liveness": "/livez",
     }
-    assert {probe["path"] for probe in asked.values()} <= OPEN_PATHS
+    assert {probe["path"] for probe in asked.values()} <= open_paths(ServerSettings())
     assert {probe["port"] for probe in asked.values()} == {port["name"] for port in container["ports"]}
 
 

@@ -166,7 +166,7 @@ def test_L22_a_client_that_does_not_read_holds_the_end_up_for_a_moment_only() ->
         began = time.monotonic()
         server.stop()
         assert server.join() == 0
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 8
 
 
 def test_L22_the_process_holds_what_it_held_before() -> None:
@@ -226,7 +226,7 @@ def test_L22_a_stuck_engine_does_not_keep_the_server_up(monkeypatch: pytest.Monk
         exchange.close()
         try:
             assert server.join() == 70
-            assert time.monotonic() - began < 5
+            assert time.monotonic() - began < 8
         finally:
             gate.open.set()
         until(lambda: server.engine.state is EngineState.TERMINATED)

@@ -25,6 +25,7 @@ from support.lifecycle import (
 )
 from support.server import DEMO, RunningServer, server_process, serving, until
 from windlass import EngineConfig
+from windlass.engine.state import EngineState
 from windlass.program.executor import Batch
 from windlass.server import run
 from windlass.server.served import ModelSpec, ServedModel
@@ -78,6 +79,9 @@ def test_L23_a_failure_is_told_to_everybody(path: str) -> None:
         server.stop()
         assert server.join() == 70
         assert time.monotonic() - began < 2 * PROMPT
+        health = server.engine.health
+        assert (health.state, health.is_busy) == (EngineState.TERMINATED, False)
+        assert isinstance(health.failure, ValueError)
 
 
 def test_L23_the_process_exits_with_70_after_the_grace() -> None:

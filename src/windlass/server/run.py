@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import socket
@@ -211,7 +212,8 @@ def _settle(ready: Callable[[], None]) -> None:
     """Exempt from garbage collections what lives as long as the process: they would stop all threads to look at it."""
     gc.collect()
     gc.freeze()
-    ready()
+    with contextlib.suppress(OSError):  # nobody reads what it says: no reason to stop
+        ready()
 
 
 def _call_soon(loop: asyncio.AbstractEventLoop, function: Callable[[], None]) -> None:

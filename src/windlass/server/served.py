@@ -217,7 +217,7 @@ class ServedModels:
         if self._ending is None:
             self._ending = asyncio.gather(*(engine.aterminate() for engine in self._engines()))
             await asyncio.wait((self._ending,), timeout=limit)
-        return self._ending.done()
+        return self._ending.done() and self._ending.exception() is None
 
     def _engines(self) -> list[AsyncMLCEngine]:
         return [model.loaded for model in self.all if model.loaded is not None]
