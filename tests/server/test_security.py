@@ -21,6 +21,7 @@ from windlass.server.context import Context
 from windlass.server.guard import open_paths
 from windlass.server.served import ServedModels
 from windlass.server.settings import ServerSettings
+from windlass.text.tokenizer import Tokenizer
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 KEY = "sk-right-8f3b"
@@ -609,3 +610,37 @@ def test_the_budget_is_given_back_however_a_request_ends(server: RunningServer) 
             until(lambda: open_requests(server) == 1)
         until(lambda: open_requests(server) == 0)
     assert server.request("POST", CHAT, b" " * (1 << 20) + b"{}").status == 400
+
+
+# Prompts (CVE-2025-46560 and its like: what takes long to tokenize)
+
+
+def test_what_can_never_fit_is_refused_without_a_look_at_it(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def looked_at(*_arguments: object, **_named: object) -> None:
+        raise AssertionError("it was tokenized")
+
+    text = "a" * (1 << 20)
+    message = {"role": "user", "content": text}
+    parts = {"role": "user", "content": [{"type": "text", "text": text[: 1 << 19]}] * 2}
+    monkeypatch.setattr(Tokenizer, "_encode", looked_at)
+    for path, body in (
+        (CHAT, {"messages": [message]}),
+        (CHAT, {"messages": [parts]}),
+        ("/v1/completions", {"prompt": text}),
+        ("/tokenize", {"prompt": text}),
+        ("/tokenize", {"messages": [message]}),
+        ("/v1/responses", {"input": text}),
+    ):
+        answer = server.request("POST", path, body)
+        assert (answer.status, answer.json["error"]["code"]) == (400, "context_length_exceeded"), path
+        assert "maximum context length is" in answer.json["error"]["message"]
+    refused = server.request("POST", "/v1/messages/count_tokens", {"model": "windlass-demo", "messages": [message]})
+    assert refused.status == 400
+
+
+def test_what_may_fit_is_tokenized(server: RunningServer) -> None:
+    answer = server.request("POST", "/tokenize", {"prompt": "a" * 10_000})
+    assert answer.status == 200
+    assert server.request("POST", CHAT, {"messages": [{"role": "user", "content": "a" * 10_000}]}).status == 400

@@ -42,7 +42,7 @@ def start_chat(
         if max_tokens is not None and newer is not None and max_tokens != newer:
             raise InvalidRequestError("max_tokens and max_completion_tokens differ; give one", param="max_tokens")
         wants_logprobs = bool(arguments.get("logprobs"))
-        prompt_ids = prompt_ids_of(model.text, arguments)
+        prompt_ids = prompt_ids_of(model, arguments)
         parallel = arguments.get("parallel_tool_calls")
         new_parser = partial(
             model.text.answer_parser,

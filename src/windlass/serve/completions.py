@@ -12,7 +12,7 @@ from windlass.serve.build import LoadedModel
 from windlass.serve.call import AsyncHost, AsyncStream, Box, Call, CallInfo, Host, Stream, SyncHost, wait, wait_async
 from windlass.serve.mailbox import AsyncMailbox, Piece, SyncMailbox
 from windlass.serve.submit import counted, start_call
-from windlass.serve.text_calls import check_ids
+from windlass.serve.text_calls import check_ids, check_length
 
 # pydantic takes longer to import, and to make its types, than the weights take to load.
 if TYPE_CHECKING:
@@ -129,6 +129,7 @@ def start_completion(
 
 def _prompt_ids(prompt: Prompt, model: LoadedModel) -> list[int]:
     if isinstance(prompt, str):
+        check_length(model, len(prompt), param="prompt")
         return model.text.encode_prompt(prompt)
     check_ids(prompt, model, param="prompt")
     return prompt

@@ -9,13 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from windlass.errors import InvalidRequestError
+from windlass.errors import ContextLengthError, InvalidRequestError
 
 if TYPE_CHECKING:
     from windlass.protocol.arguments import ChatArguments
     from windlass.serve.build import LoadedModel
     from windlass.serve.call import Host
-    from windlass.text.text_model import TextModel
 
 _OF_MESSAGES = ("tools", "chat_template_kwargs")
 
@@ -49,11 +48,14 @@ def tokenize(host: Host, fields: Mapping[str, Any]) -> Tokens:
                 "add_special_tokens: is for prompt; the template has those of a conversation",
                 param="add_special_tokens",
             )
-        ids = model.text.encode_chat(**_conversation(checked))
+        conversation = _conversation(checked)
+        check_length(model, sum(map(_length, conversation["messages"])), param="messages")
+        ids = model.text.encode_chat(**conversation)
     else:
         for name in _OF_MESSAGES:
             if name in checked:
                 raise InvalidRequestError(f"{name}: is for messages, not for prompt", param=name)
+        check_length(model, len(checked["prompt"]), param="prompt")
         ids = model.text.encode_prompt(checked["prompt"], bos=checked.get("add_special_tokens"))
     texts = None
     if checked.get("return_token_strs"):
@@ -91,7 +93,7 @@ def apply_template(host: Host, fields: Mapping[str, Any]) -> str:
     return model.text.write_chat(**_conversation(check_fields(ConversationFields, fields)))
 
 
-def prompt_ids_of(text: TextModel, arguments: ChatArguments) -> list[int]:
+def prompt_ids_of(model: LoadedModel, arguments: ChatArguments) -> list[int]:
     """Return the prompt of a chat call.
 
     Args:
@@ -99,17 +101,40 @@ def prompt_ids_of(text: TextModel, arguments: ChatArguments) -> list[int]:
 
     Raises:
         InvalidRequestError: the template refuses the conversation; ``param`` names the argument at fault.
+        ContextLengthError: it is far too long.
     """
+    text = model.text
     template_kwargs = arguments.get("chat_template_kwargs") or {}
     if (effort := arguments.get("reasoning_effort")) is not None:
         template_kwargs = {**text.effort_arguments(effort), **template_kwargs}
     messages = [for_template(message) for message in arguments["messages"]]
+    check_length(model, sum(map(_length, messages)), param="messages")
     return text.encode_chat(messages, tools=shown_tools(arguments), template_kwargs=template_kwargs)
+
+
+def check_length(model: LoadedModel, num_characters: int, *, param: str) -> None:
+    """Raise ContextLengthError when a prompt of so many characters is too long, without a look at them."""
+    context = model.sizes.max_single_sequence_length
+    if model.text.cannot_fit(num_characters, context):
+        raise ContextLengthError(
+            f"this model's maximum context length is {context} tokens: {num_characters} characters do not fit",
+            param=param,
+        )
 
 
 def shown_tools(arguments: ChatArguments) -> list[dict[str, Any]] | None:
     """Return the tools that the model of a chat call is shown, and may call."""
     return arguments.get("tools") if arguments.get("tool_choice") != "none" else None
+
+
+def _length(message: Mapping[str, Any]) -> int:
+    """Characters of a message's text, alone or in parts."""
+    content = message.get("content")
+    if isinstance(content, str):
+        return len(content)
+    parts = content if isinstance(content, list) else []
+    texts = (part.get("text") for part in parts if isinstance(part, dict))
+    return sum(len(text) for text in texts if isinstance(text, str))
 
 
 def check_ids(ids: Sequence[int], model: LoadedModel, *, param: str) -> None:

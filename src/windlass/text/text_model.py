@@ -19,6 +19,9 @@ from windlass.text.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from windlass.text.answer import AnswerParser
 
+# How many characters normalization may make one of, and some to spare.
+_MOST_SHRINKING = 4
+
 # Tokens at the end of a prompt that may hold an open <think>, which most vocabularies have as one token.
 _TAIL = 8
 
@@ -27,6 +30,7 @@ class PlaceholderTokenizer:
     """Stands in where a model directory has no tokenizer: token 123 reads ``<123>``, and no text can be encoded."""
 
     vocab_size = None
+    longest_entry = 1
     eos_id = None
     decoding = ByteDecoding()
 
@@ -147,6 +151,15 @@ class TextModel:
     def vocab_size(self) -> int | None:
         """One more than the largest id of the tokenizer; None with a placeholder."""
         return self.tokenizer.vocab_size
+
+    def cannot_fit(self, num_characters: int, num_tokens: int) -> bool:
+        """Whether a text is too long for so many tokens, whatever it says. Cheap, and never wrong about one that fits.
+
+        An encoder can take seconds for a text of megabytes, of which a context would hold a small part.
+        """
+        if num_characters <= num_tokens * _MOST_SHRINKING:
+            return False
+        return num_characters > num_tokens * _MOST_SHRINKING * self.tokenizer.longest_entry
 
     def encode_prompt(self, text: str, *, bos: bool | None = None) -> list[int]:
         """Token ids of a text to continue.

@@ -169,6 +169,11 @@ class Tokenizer:
         match = self._special_pattern.match(text)
         return match[0] if match else None
 
+    @cached_property
+    def longest_entry(self) -> int:
+        """Characters of the longest token, as the vocabulary writes it."""
+        return max(len(self._entry(token_id) or "") for token_id in range(self.vocab_size))
+
     def _entry(self, token_id: int) -> str | None:
         return self._encoder.entry(token_id) if token_id < self.vocab_size else None
 

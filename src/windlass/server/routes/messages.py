@@ -77,7 +77,8 @@ def make_router(context: Context) -> APIRouter:
         def count() -> int:
             body = check_messages_body(CountBody, given)
             arguments = prompt_arguments(body)
-            return len(prompt_ids_of(engine.tokenizer, arguments))
+            _, loaded = engine._parts()
+            return len(prompt_ids_of(loaded, arguments))
 
         return TokenCount(input_tokens=await answer(request, engine._run_prepared(count)))
 
