@@ -238,7 +238,7 @@ def test_L01_memory_is_back_before_the_error_leaves(
         seen.append(resident_bytes())
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(build, "_active_vocab_size", failing)
+    monkeypatch.setattr(build, "_completed", failing)
     with pytest.raises(KeyboardInterrupt) as caught:
         face.build(tracked=False, model=model, load_format="dummy", max_total_sequence_length=1024)
     assert seen[0] - before > 80 << 20

@@ -94,7 +94,7 @@ def test_L21_a_signal_during_the_load_ends_the_process_with_0(number: signal.Sig
 def test_L21_a_signal_that_comes_while_modules_are_imported_is_not_lost() -> None:
     heard: list[str] = []
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(KeyError), Signals() as signals:
+    with pytest.raises(KeyError), Signals(process_ends=True) as signals:
         signal.raise_signal(signal.SIGTERM)
         signals.listen(lambda: heard.append("early"))
         assert heard == ["early"]
@@ -108,7 +108,10 @@ def test_L21_a_signal_that_comes_while_modules_are_imported_is_not_lost() -> Non
 def test_L21_when_all_is_done_a_signal_changes_nothing() -> None:
     before = {number: signal.getsignal(number) for number in SIGNALS}
     try:
-        with Signals():
+        with Signals(process_ends=False):
+            pass
+        assert before == {number: signal.getsignal(number) for number in SIGNALS}
+        with Signals(process_ends=True):
             pass
         for number in SIGNALS:
             signal.raise_signal(number)

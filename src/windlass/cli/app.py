@@ -41,7 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: without the program's name; None takes those of the process.
     """
     try:
-        result = windlass.main(arguments, prog_name="windlass", standalone_mode=False)
+        # What commands are told by `obj`: whether they are all that the process does.
+        result = windlass.main(arguments, prog_name="windlass", standalone_mode=False, obj=arguments is None)
         sys.stdout.flush()
     except click.UsageError as error:
         error.show()

@@ -124,7 +124,7 @@ def serve(model: str | None, **options: Any) -> int:
 
     Every option can be set in the environment too; several values are separated by spaces there.
     """
-    with Signals() as signals:
+    with Signals(process_ends=bool(click.get_current_context().obj)) as signals:
         return _serve(model, options, signals)
 
 

@@ -12,14 +12,15 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 class Signals:
     """SIGTERM and SIGINT, noted from the beginning of a ``with`` block on. For the main thread.
 
-    When the block ends well, the process is about to: from then on they are ignored, so that a late one does not change
-    how it ends. When it ends with an exception, they do what they did before.
+    At the end of the block they do what they did before; unless it ends well and, with ``process_ends``, the process
+    too: then they are ignored, so that a late one does not change how it ends.
 
     Python's own handlers are used, and not those of asyncio, since these leave a moment at their end in which a signal
     kills. As the first process of a container, where signals without a handler do nothing, there are no others.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, process_ends: bool) -> None:
+        self._process_ends = process_ends
         self._early = 0
         self._listener: Callable[[], None] | None = None
 
@@ -38,7 +39,7 @@ class Signals:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         for number, previous in self._previous.items():
-            signal.signal(number, signal.SIG_IGN if kind is None else previous)
+            signal.signal(number, signal.SIG_IGN if kind is None and self._process_ends else previous)
 
     def _note(self, _number: int, _frame: FrameType | None) -> None:
         if self._listener is None:
