@@ -1,7 +1,8 @@
-"""The model directories that lie around on this machine."""
+"""The models that lie around on this machine."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +16,18 @@ PATTERNS: Mapping[str, tuple[str, ...]] = {
 }
 
 
+# The rest of a split model, whose first file stands for all.
+_LATER_SPLIT = re.compile(r".*-(?!00001)\d{5}-of-\d{5}\.gguf")
+
+
 @dataclass(frozen=True)
 class FoundModel:
-    """A directory that looks like a model the engine can load."""
+    """A directory, or a GGUF file, that looks like a model the engine can load."""
 
     path: Path
-    kind: Literal["hf", "mlc"]
+    kind: Literal["hf", "mlc", "gguf"]
     num_bytes: int
-    """Of the files directly in it, links followed."""
+    """Of the file, or of those directly in the directory, links followed."""
 
 
 def find_models(roots: Mapping[str, Path]) -> list[FoundModel]:
@@ -37,6 +42,8 @@ def find_models(roots: Mapping[str, Path]) -> list[FoundModel]:
                 model = _look_at(directory)
                 if model is not None:
                     found.setdefault(directory.resolve(), model)
+                for file in _gguf_files(directory):
+                    found.setdefault(file.path.resolve(), file)
     return list(found.values())
 
 
@@ -48,6 +55,14 @@ def _directories(root: Path, pattern: str) -> Iterator[Path]:
     for candidate in candidates:
         if not any(part.startswith(".") for part in candidate.relative_to(root).parts):
             yield candidate
+
+
+def _gguf_files(directory: Path) -> list[FoundModel]:
+    try:
+        files = [file for file in sorted(directory.glob("*.gguf")) if not _LATER_SPLIT.fullmatch(file.name)]
+        return [FoundModel(file, "gguf", file.stat().st_size) for file in files if file.is_file()]
+    except OSError:
+        return []
 
 
 def _look_at(directory: Path) -> FoundModel | None:

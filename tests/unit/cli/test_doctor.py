@@ -78,9 +78,18 @@ def test_models_are_found_where_they_lie(tmp_path: Path, monkeypatch: pytest.Mon
     )
     here = make_model(tmp_path / "work" / "dist" / "mine")
     make_model(tmp_path / "work" / ".hidden")
+    split = tmp_path / "work" / "dist"
+    for name in ("a.gguf", "b-00001-of-00002.gguf", "b-00002-of-00002.gguf"):
+        (split / name).write_bytes(b"GGUF")
     make_model(tmp_path / "work" / "not-a-model", weights="notes.txt")
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setenv("MLC_LLM_HOME", str(tmp_path / "mlc"))
     monkeypatch.chdir(tmp_path / "work")
     found = [(model.path, model.kind, model.num_bytes) for model in find_models(model_roots())]
-    assert found == [(here, "hf", 10), (snapshot, "hf", 10), (mlc, "mlc", 10)]
+    assert found == [
+        (split / "a.gguf", "gguf", 4),
+        (split / "b-00001-of-00002.gguf", "gguf", 4),
+        (here, "hf", 10),
+        (snapshot, "hf", 10),
+        (mlc, "mlc", 10),
+    ]
