@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, Iterable
-from contextlib import aclosing
+from collections.abc import Iterable
 
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -16,15 +15,16 @@ from windlass.protocol.responses import ChatCompletion, ChatCompletionChunk
 from windlass.protocol.responses_api import Response, ResponseEvent, ResponsesBody
 from windlass.serve.call import AsyncStream
 from windlass.serve.engine import AsyncMLCEngine
-from windlass.server.answers import EventStream, answer, named_event
+from windlass.server.answers import EventStream, answer
 from windlass.server.api_errors import ApiError
 from windlass.server.bodies import digest, read_json
-from windlass.server.completion_calls import note_answer, noted
+from windlass.server.completion_calls import note_answer
 from windlass.server.context import Context
-from windlass.server.notes import RequestNote, note_of
+from windlass.server.notes import note_of
 from windlass.server.openapi import GENERATION_ERRORS, event_stream, request_body
 from windlass.server.responses_input import PARAMS, chat_arguments, check_responses_body
-from windlass.server.responses_output import Event, ResponseWriter, begin_response, whole_response
+from windlass.server.responses_output import ResponseWriter, begin_response, whole_response
+from windlass.server.translated import create_chat, event_bytes, written_events
 
 EXAMPLE = {"input": "What is the capital of France?", "max_output_tokens": 32}
 
@@ -69,9 +69,9 @@ def make_router(context: Context) -> APIRouter:
         writer = ResponseWriter(response)
 
         def fail(error: ApiError) -> Iterable[bytes]:
-            return map(_event_bytes, writer.fail(error.message))
+            return map(event_bytes, writer.fail(error.message))
 
-        return EventStream(_events(answered, writer, note), send_timeout=settings.send_timeout, fail=fail)
+        return EventStream(written_events(answered, writer, note), send_timeout=settings.send_timeout, fail=fail)
 
     return router
 
@@ -80,25 +80,7 @@ async def _create(
     engine: AsyncMLCEngine, arguments: ChatArguments, streams: bool
 ) -> ChatCompletion | AsyncStream[ChatCompletionChunk]:
     try:
-        if streams:
-            arguments["stream_options"] = {"include_usage": True}
-        return await engine.chat.completions.create(stream=streams, **arguments)
+        return await create_chat(engine, arguments, streams)
     except InvalidRequestError as error:
         error.param = PARAMS.get(error.param or "", error.param)
         raise
-
-
-async def _events(
-    stream: AsyncStream[ChatCompletionChunk], writer: ResponseWriter, note: RequestNote
-) -> AsyncGenerator[bytes, None]:
-    async with stream, aclosing(noted(stream, note)) as chunks:
-        for event in writer.begin():
-            yield _event_bytes(event)
-        async for chunk in chunks:
-            events = writer.add(chunk) if chunk.usage is None else writer.end(chunk.usage)
-            for event in events:
-                yield _event_bytes(event)
-
-
-def _event_bytes(event: Event) -> bytes:
-    return named_event(event["type"], event)
