@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -34,13 +35,16 @@ class ModelSpec:
     enable_tracing: bool = False
 
 
+_FILE = re.compile(r"(-\d{5}-of-\d{5})?\.gguf$")
+
+
 def default_name(model: str | None) -> str:
-    """Return what a model is called unless somebody says otherwise: the repository's name, or the directory's."""
+    """Return what a model is called unless somebody says otherwise: that of its repository, directory or file."""
     if model is None:
         return DEMO_NAME
     if model.startswith("HF://"):
         return model.removeprefix("HF://").strip("/")
-    return PurePath(model).name or model
+    return _FILE.sub("", PurePath(model).name) or model
 
 
 class ServedModel:
