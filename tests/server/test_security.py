@@ -628,6 +628,7 @@ def test_what_can_never_fit_is_refused_without_a_look_at_it(
     for path, body in (
         (CHAT, {"messages": [message]}),
         (CHAT, {"messages": [parts]}),
+        (CHAT, {"messages": [{"role": "user", "content": "\U0001f600" * 20_000}]}),
         ("/v1/completions", {"prompt": text}),
         ("/tokenize", {"prompt": text}),
         ("/tokenize", {"messages": [message]}),

@@ -129,7 +129,7 @@ def start_completion(
 
 def _prompt_ids(prompt: Prompt, model: LoadedModel) -> list[int]:
     if isinstance(prompt, str):
-        check_length(model, len(prompt), param="prompt")
+        check_length(model, [prompt], param="prompt")
         return model.text.encode_prompt(prompt)
     check_ids(prompt, model, param="prompt")
     return prompt

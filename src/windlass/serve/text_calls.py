@@ -5,8 +5,9 @@ Each runs in the engine's preparing thread (``AsyncMLCEngine._run_prepared``), s
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from windlass.errors import ContextLengthError, InvalidRequestError
@@ -49,13 +50,13 @@ def tokenize(host: Host, fields: Mapping[str, Any]) -> Tokens:
                 param="add_special_tokens",
             )
         conversation = _conversation(checked)
-        check_length(model, sum(map(_length, conversation["messages"])), param="messages")
+        check_length(model, chain.from_iterable(map(_texts, conversation["messages"])), param="messages")
         ids = model.text.encode_chat(**conversation)
     else:
         for name in _OF_MESSAGES:
             if name in checked:
                 raise InvalidRequestError(f"{name}: is for messages, not for prompt", param=name)
-        check_length(model, len(checked["prompt"]), param="prompt")
+        check_length(model, [checked["prompt"]], param="prompt")
         ids = model.text.encode_prompt(checked["prompt"], bos=checked.get("add_special_tokens"))
     texts = None
     if checked.get("return_token_strs"):
@@ -108,16 +109,17 @@ def prompt_ids_of(model: LoadedModel, arguments: ChatArguments) -> list[int]:
     if (effort := arguments.get("reasoning_effort")) is not None:
         template_kwargs = {**text.effort_arguments(effort), **template_kwargs}
     messages = [for_template(message) for message in arguments["messages"]]
-    check_length(model, sum(map(_length, messages)), param="messages")
+    check_length(model, chain.from_iterable(map(_texts, messages)), param="messages")
     return text.encode_chat(messages, tools=shown_tools(arguments), template_kwargs=template_kwargs)
 
 
-def check_length(model: LoadedModel, num_characters: int, *, param: str) -> None:
-    """Raise ContextLengthError when a prompt of so many characters is too long, without a look at them."""
+def check_length(model: LoadedModel, texts: Iterable[str], *, param: str) -> None:
+    """Raise ContextLengthError when ``texts`` are together too long for a prompt, without tokenizing them."""
     context = model.sizes.max_single_sequence_length
-    if model.text.cannot_fit(num_characters, context):
+    num_bytes = sum(len(text.encode(errors="surrogatepass")) for text in texts)
+    if model.text.cannot_fit(num_bytes, context):
         raise ContextLengthError(
-            f"this model's maximum context length is {context} tokens: {num_characters} characters do not fit",
+            f"this model's maximum context length is {context} tokens: {num_bytes} bytes of text do not fit",
             param=param,
         )
 
@@ -127,14 +129,12 @@ def shown_tools(arguments: ChatArguments) -> list[dict[str, Any]] | None:
     return arguments.get("tools") if arguments.get("tool_choice") != "none" else None
 
 
-def _length(message: Mapping[str, Any]) -> int:
-    """Characters of a message's text, alone or in parts."""
+def _texts(message: Mapping[str, Any]) -> list[str]:
+    """A message's text, alone or in parts."""
     content = message.get("content")
-    if isinstance(content, str):
-        return len(content)
-    parts = content if isinstance(content, list) else []
+    parts = content if isinstance(content, list) else [{"text": content}]
     texts = (part.get("text") for part in parts if isinstance(part, dict))
-    return sum(len(text) for text in texts if isinstance(text, str))
+    return [text for text in texts if isinstance(text, str)]
 
 
 def check_ids(ids: Sequence[int], model: LoadedModel, *, param: str) -> None:

@@ -19,7 +19,7 @@ from windlass.text.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from windlass.text.answer import AnswerParser
 
-# How many characters normalization may make one of, and some to spare.
+# How many bytes normalization may make one of.
 _MOST_SHRINKING = 4
 
 # Tokens at the end of a prompt that may hold an open <think>, which most vocabularies have as one token.
@@ -152,14 +152,14 @@ class TextModel:
         """One more than the largest id of the tokenizer; None with a placeholder."""
         return self.tokenizer.vocab_size
 
-    def cannot_fit(self, num_characters: int, num_tokens: int) -> bool:
-        """Whether a text is too long for so many tokens, whatever it says. Cheap, and never wrong about one that fits.
+    def cannot_fit(self, num_bytes: int, num_tokens: int) -> bool:
+        """Whether a text of so many bytes of UTF-8 is too long for so many tokens, whatever it says.
 
         An encoder can take seconds for a text of megabytes, of which a context would hold a small part.
         """
-        if num_characters <= num_tokens * _MOST_SHRINKING:
+        if num_bytes <= num_tokens * _MOST_SHRINKING:
             return False
-        return num_characters > num_tokens * _MOST_SHRINKING * self.tokenizer.longest_entry
+        return num_bytes > num_tokens * _MOST_SHRINKING * self.tokenizer.longest_entry
 
     def encode_prompt(self, text: str, *, bos: bool | None = None) -> list[int]:
         """Token ids of a text to continue.

@@ -171,8 +171,8 @@ class Tokenizer:
 
     @cached_property
     def longest_entry(self) -> int:
-        """Characters of the longest token, as the vocabulary writes it."""
-        return max(len(self._entry(token_id) or "") for token_id in range(self.vocab_size))
+        """Bytes of the longest token, as the vocabulary writes it, which for some is more than it stands for."""
+        return max(len((self._entry(token_id) or "").encode()) for token_id in range(self.vocab_size))
 
     def _entry(self, token_id: int) -> str | None:
         return self._encoder.entry(token_id) if token_id < self.vocab_size else None
