@@ -145,7 +145,12 @@ def test_a_client_that_leaves(server: RunningServer, lines: Lines, stream: bool)
     with socket.create_connection(("127.0.0.1", server.port), 10) as connection:
         connection.sendall(head.encode() + data)
         if stream:
-            assert connection.recv(100).startswith(b"HTTP/1.1 200")
+            received = b""
+            while received.count(b"data:") < 2:
+                part = connection.recv(100)
+                assert part, received
+                received += part
+            assert received.startswith(b"HTTP/1.1 200")
         else:
             assert wait_for(lambda: server.engine._metrics().num_requests_running == 1)
     line = lines.request(f"gone-{stream}")
