@@ -9,7 +9,6 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 from windlass.config import EngineConfig, Sizes, default_threads, settle_sizes
 from windlass.engine.draft_model import ModelSpeculator
@@ -21,7 +20,7 @@ from windlass.models.definition import ModelDefinition
 from windlass.models.registry import define_model
 from windlass.native.executor import NativeExecutor, kv_bytes_per_page
 from windlass.native.quantize import quantize
-from windlass.program.executor import Executor
+from windlass.program.executor import Executor, KVDtype
 from windlass.quantization import Format, Scheme, Tensor, get_scheme
 from windlass.serve import alive
 from windlass.serve.kept_weights import kept_weights, load_cache
@@ -33,8 +32,6 @@ from windlass.weights.gguf import find_gguf, read_gguf
 from windlass.weights.hub import resolve_model
 from windlass.weights.loader import load_weights
 from windlass.weights.source import WeightSource
-
-KVStorage = Literal["f32", "f16", "bf16", "int16", "int8"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,7 +82,7 @@ class _Described:
     definition: ModelDefinition
     scheme: Scheme | None
     source: WeightSource | None
-    kv_dtype: KVStorage
+    kv_dtype: KVDtype
     text: TextModel
     active_vocab_size: int
     """How many ids may be drawn."""
@@ -238,7 +235,7 @@ def _wanted_scheme(directory: ModelDirectory, config: EngineConfig) -> Scheme | 
 
 def _kv_storage(
     config: EngineConfig, scheme: Scheme | None, source: WeightSource | None, definition: ModelDefinition
-) -> KVStorage:
+) -> KVDtype:
     if config.kv_cache_dtype != "auto":
         return config.kv_cache_dtype
     return "f32" if _float_format(scheme, source, definition) is Format.F32 else "int16"
@@ -357,7 +354,7 @@ def _make_executor(
         raise LoadError(model.path, reason) from error
 
 
-def _completed(config: EngineConfig, path: Path, sizes: Sizes, kv_dtype: KVStorage, executor: Executor) -> EngineConfig:
+def _completed(config: EngineConfig, path: Path, sizes: Sizes, kv_dtype: KVDtype, executor: Executor) -> EngineConfig:
     return dataclasses.replace(
         config,
         model=str(path),
