@@ -12,7 +12,7 @@ from starlette.responses import Response
 from windlass.protocol.arguments import ChatArguments
 from windlass.protocol.messages_api import CountBody, Message, MessageEvent, MessagesBody, MessagesError, TokenCount
 from windlass.protocol.responses import ChatCompletion
-from windlass.serve.text_calls import prompt_ids_of
+from windlass.serve.prompts import prompt_ids_of
 from windlass.server.answers import EventStream, answer
 from windlass.server.api_errors import ApiError
 from windlass.server.bodies import digest, read_json
