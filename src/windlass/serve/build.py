@@ -248,7 +248,7 @@ def _float_format(scheme: Scheme | None, source: WeightSource | None, definition
     """Return the format of the model's float weights: the scheme's, else that of the first stored part."""
     if scheme is not None:
         return scheme.model_dtype
-    part = definition.program.weights[0].parts[0]
+    part = definition.program.weights[0].parts[0].name
     if source is None or part not in source.names:
         return Format.BF16
     stored = source.info(part)
@@ -264,7 +264,7 @@ def _weight_bytes(definition: ModelDefinition, scheme: Scheme | None, source: We
         if scheme is not None and scheme.quantizes(spec.role):
             bits = (8 if scheme.bits > 4 else 4) + float_bits / scheme.group_size
         elif source is not None:
-            kinds = [source.info(part).kind for part in spec.parts if part in source.names]
+            kinds = [source.info(part.name).kind for part in spec.parts if part.name in source.names]
             bits = max((kind.bits for kind in kinds if kind is not None), default=bits)
         total += math.ceil(math.prod(spec.shape) * bits / 8)
     return total

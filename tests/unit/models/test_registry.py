@@ -42,10 +42,10 @@ def test_supported_types() -> None:
 def test_every_tensor_of_the_checkpoint_is_used_once_and_fits(name: str) -> None:
     definition = define(CASES[name].config)
     shapes = tensor_shapes(CASES[name].config)
-    parts = [part for spec in definition.program.weights for part in spec.parts]
+    parts = [part.name for spec in definition.program.weights for part in spec.parts]
     assert sorted(parts) == sorted(shapes)
     for spec in definition.program.weights:
-        assert spec.shape == (sum(shapes[part][0] for part in spec.parts), *shapes[spec.parts[0]][1:])
+        assert spec.shape == (sum(shapes[part.name][0] for part in spec.parts), *shapes[spec.parts[0].name][1:])
 
 
 def test_what_a_definition_tells() -> None:
