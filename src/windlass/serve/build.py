@@ -18,7 +18,7 @@ from windlass.engine.speculation import NgramSpeculator, Speculator
 from windlass.errors import LoadError
 from windlass.machine import available_bytes, total_bytes
 from windlass.models.definition import ModelDefinition
-from windlass.models.registry import define_model
+from windlass.models.registry import define_model, find_gguf_family
 from windlass.native.executor import NativeExecutor, kv_bytes_per_page
 from windlass.native.quantize import quantize
 from windlass.program.executor import Executor
@@ -175,6 +175,8 @@ def _describe(path: Path, config: EngineConfig, progress: Progress, stack: ExitS
     source = None
     if config.load_format != "dummy":
         source = stack.enter_context(closing(directory.open_weights()))
+        if directory.dialect == "hf":
+            source.rename(definition.stored_prefixes)
     progress("loading the tokenizer", 0, 0)
     text = TextModel.load(
         directory.path,
@@ -200,9 +202,10 @@ def _describe_gguf(path: Path, config: EngineConfig, progress: Progress, stack: 
     from windlass.weights.gguf_names import hugging_face_tensors, read_rope_factors
 
     model = read_gguf(path)
-    tensors = hugging_face_tensors(model)
+    model_type, dialect = find_gguf_family(model.metadata, path)
+    tensors = hugging_face_tensors(model, dialect.tensors, dialect.paired)
     shapes = {tensor.name: tensor.shape for tensor in tensors}
-    model_type, values = from_gguf_metadata(model.metadata, shapes, read_rope_factors(model), path)
+    values = from_gguf_metadata(dialect, model.metadata, shapes, read_rope_factors(model), path)
     definition = define_model(model_type, values, path, dialect="hf")
     scheme = None if config.quantization is None else get_scheme(config.quantization)
     source = None
