@@ -147,12 +147,7 @@ class WeightSource:
                     status = os.fstat(opened.fileno())
                     digest.update(repr((file.name, status.st_size, status.st_mtime_ns)).encode())
                     for tensor in tensors:
-                        table = repr(
-                            (tensor.name, tensor.offset, tensor.nbytes, tensor.shape, tensor.dtype, tensor.widened)
-                        )
-                        if tensor.kind is not None or tensor.paired_heads:
-                            table += repr((tensor.kind and tensor.kind.name, tensor.paired_heads))
-                        digest.update(table.encode())
+                        digest.update(_entry(tensor).encode())
                         digest.update(os.pread(opened.fileno(), _SAMPLE, tensor.offset + tensor.nbytes // 2))
             except OSError as error:
                 raise LoadError(file, f"cannot be read: {error.strerror}") from error
@@ -196,6 +191,13 @@ class WeightSource:
         if tensor.offset + tensor.nbytes > len(mapping):
             raise LoadError(tensor.file, f"the file has shrunk while it was read; {tensor.name} is no longer in it")
         return mapping
+
+
+def _entry(tensor: StoredTensor) -> str:
+    """Say all that is known of a tensor but its file."""
+    kind = tensor.kind and tensor.kind.name
+    facts = (tensor.name, tensor.offset, tensor.nbytes, tensor.shape, tensor.dtype, tensor.widened)
+    return repr((*facts, kind, tensor.paired_heads))
 
 
 def _by_halves(rows: NDArray[Any], heads: int) -> NDArray[Any]:
