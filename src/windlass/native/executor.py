@@ -20,6 +20,7 @@ from windlass.program.ops import (
     GatedActivation,
     HeadNorm,
     Linear,
+    Logits,
     Op,
     RmsNorm,
     Rope,
@@ -282,6 +283,8 @@ def _translate_op(native: _core.Program, op: Op, weights: Mapping[str, int], pro
     elif isinstance(op, RmsNorm):
         native.rms_norm(_columns(op.out), _columns(op.x), weights[op.weight], op.eps)
     elif isinstance(op, HeadNorm):
+        if op.weight is None or op.centered:
+            raise ValueError("program: this HeadNorm is not supported")
         native.head_norm(_columns(op.x), weights[op.weight], op.head_dim, op.eps)
     elif isinstance(op, Linear):
         bias = _NO_WEIGHT if op.bias is None else weights[op.bias]
@@ -300,5 +303,7 @@ def _translate_op(native: _core.Program, op: Op, weights: Mapping[str, int], pro
         native.silu_gate(_columns(op.out), _columns(op.x))
     elif isinstance(op, Add):
         native.add(_columns(op.x), _columns(op.y))
-    else:
+    elif isinstance(op, Logits):
         native.logits(_columns(op.x), weights[op.weight])
+    else:
+        raise ValueError(f"program: {type(op).__name__} is not supported")

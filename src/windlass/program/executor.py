@@ -46,7 +46,7 @@ class Executor(Protocol):
     """Runs one program over one KV cache. ``run`` is called by one thread at a time; ``cancel`` by any."""
 
     def run(self, batch: Batch) -> NDArray[np.float32]:
-        """Run one forward step and return the logits, float32 [R, vocab_size].
+        """Run one forward step and return its result, float32 [R, output_width]: logits, or hidden states.
 
         Raises:
             StepCancelledError: ``cancel`` was called since the step began (or since the last ``run`` returned).

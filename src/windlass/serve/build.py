@@ -17,7 +17,7 @@ from windlass.engine.speculation import NgramSpeculator, Speculator
 from windlass.errors import LoadError
 from windlass.machine import available_bytes, total_bytes
 from windlass.models.definition import ModelDefinition
-from windlass.models.registry import define_model
+from windlass.models.registry import define_model, find_gguf_family
 from windlass.native.executor import NativeExecutor, kv_bytes_per_page
 from windlass.native.quantize import quantize
 from windlass.program.executor import Executor, KVDtype
@@ -176,6 +176,8 @@ def _describe_directory(path: Path, config: EngineConfig, progress: Progress, st
     source = None
     if config.load_format != "dummy":
         source = stack.enter_context(closing(directory.open_weights()))
+        if directory.dialect == "hf":
+            source.rename(definition.stored_prefixes)
     progress("loading the tokenizer", 0, 0)
     text = TextModel.load(
         directory.path,
@@ -194,9 +196,10 @@ def _describe_gguf(path: Path, config: EngineConfig, progress: Progress, stack: 
     from windlass.weights.gguf_names import hugging_face_tensors, read_rope_factors
 
     model = read_gguf(path)
-    tensors = hugging_face_tensors(model)
+    model_type, dialect = find_gguf_family(model.metadata, path)
+    tensors = hugging_face_tensors(model, dialect.tensors, dialect.paired)
     shapes = {tensor.name: tensor.shape for tensor in tensors}
-    model_type, values = from_gguf_metadata(model.metadata, shapes, read_rope_factors(model), path)
+    values = from_gguf_metadata(dialect, model.metadata, shapes, read_rope_factors(model), path)
     definition = define_model(model_type, values, path, dialect="hf")
     scheme = _wanted_scheme(config, None)
     source = None
@@ -257,7 +260,7 @@ def _float_format(scheme: Scheme | None, source: WeightSource | None, definition
     """Return the format of the model's float weights: the scheme's, else that of the first stored part."""
     if scheme is not None:
         return scheme.model_dtype
-    part = definition.program.weights[0].parts[0]
+    part = definition.program.weights[0].parts[0].name
     if source is None or part not in source.names:
         return Format.BF16
     stored = source.info(part)
@@ -273,7 +276,7 @@ def _weight_bytes(definition: ModelDefinition, scheme: Scheme | None, source: We
         if scheme is not None and scheme.quantizes(spec.role):
             bits = (8 if scheme.bits > 4 else 4) + float_bits / scheme.group_size
         elif source is not None:
-            kinds = [source.info(part).kind for part in spec.parts if part in source.names]
+            kinds = [source.info(part.name).kind for part in spec.parts if part.name in source.names]
             bits = max((kind.bits for kind in kinds if kind is not None), default=bits)
         total += math.ceil(math.prod(spec.shape) * bits / 8)
     return total

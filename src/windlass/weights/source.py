@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import math
 import mmap
 import os
-from collections.abc import Iterable, KeysView
+from collections.abc import Iterable, KeysView, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -85,6 +86,22 @@ class WeightSource:
     def info(self, name: str) -> StoredTensor:
         """Return what is known of a tensor. KeyError when there is none of this name."""
         return self._tensors[name]
+
+    def rename(self, prefixes: Sequence[tuple[str, str]]) -> None:
+        """Have each tensor whose name begins with the first of a pair go by a name that begins with the second.
+
+        The first pair that fits a name counts.
+
+        Raises:
+            LoadError: two tensors would have one name.
+        """
+        tensors: dict[str, StoredTensor] = {}
+        for name, tensor in self._tensors.items():
+            new = next((to + name[len(of) :] for of, to in prefixes if name.startswith(of)), name)
+            if new in tensors:
+                raise LoadError(tensor.file, f"tensor {name!r} and another would both be {new!r}")
+            tensors[new] = dataclasses.replace(tensor, name=new)
+        self._tensors = tensors
 
     def read(self, name: str) -> NDArray[Any]:
         """Return a tensor, read-only, aligned to its item size; a view of the mapped file where that is possible.
