@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from support.tiny_layer_norm import LAYER_NORM_CONFIGS, layer_norm_shapes
 from windlass.program.program import Part, Program
 from windlass.quantization.tensor import Format, Tensor, f32_to_bf16
 
@@ -42,6 +44,9 @@ class TinyModel:
 
 def tensor_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """The tensors that a checkpoint of this configuration has, written down apart from the model files under test."""
+    layer_norms = layer_norm_shapes(config)
+    if layer_norms is not None:
+        return layer_norms
     hidden, inner = config["hidden_size"], config["intermediate_size"]
     head_dim = config.get("head_dim") or hidden // config["num_attention_heads"]
     queries = config["num_attention_heads"] * head_dim
@@ -77,11 +82,11 @@ def _draw(generator: np.random.PCG64, name: str, shape: tuple[int, ...]) -> F32:
     """Uniform numbers made of the generator's raw bits, which numpy promises never to change."""
     raw = np.asarray(generator.random_raw(math.prod(shape)), dtype=np.uint64)
     unit = ((raw >> np.uint64(40)).astype(np.float64) / 2**23 - 1.0) * math.sqrt(3.0)  # mean 0, variance 1
-    if name.endswith("norm.weight"):
+    if re.search(r"norm(\.norms\.\d+)?\.weight$|\bln_\w\.weight$", name):
         values = 1.0 + 0.2 * unit
     elif name.endswith(".bias"):
         values = 0.3 * unit
-    elif name.startswith(("model.embed_tokens", "lm_head")):
+    elif re.search(r"embed_tokens|lm_head|\bwte\b|embed_in|embed_out", name):
         values = 0.4 * unit  # logits of standard deviation 3: clear winners, and tied models do not echo themselves
     else:
         values = 1.6 / math.sqrt(shape[1]) * unit
@@ -206,6 +211,7 @@ CASES = {
             },
             seed=111,
         ),
+        *(TinyModel(name, config, seed) for name, (config, seed) in LAYER_NORM_CONFIGS.items()),
     )
 }
 """Every architecture and every rope type; sizes that no vector width divides."""

@@ -8,13 +8,25 @@ from pathlib import Path
 from typing import Any, Literal
 
 from windlass.errors import LoadError
-from windlass.models import llama, mistral, mlc_config, qwen2, qwen3
+from windlass.models import cohere, gpt2, gpt_neox, llama, mistral, mlc_config, qwen2, qwen3, stablelm, starcoder2
 from windlass.models.config import ConfigReader
 from windlass.models.definition import ModelDefinition
 from windlass.models.family import Family, GgufDialect, MlcDialect
 
 FAMILIES: dict[str, Family] = {
-    family.model_type: family for family in (llama.FAMILY, mistral.FAMILY, qwen2.FAMILY, qwen3.FAMILY)
+    family.model_type: family
+    for family in (
+        llama.FAMILY,
+        mistral.FAMILY,
+        qwen2.FAMILY,
+        qwen3.FAMILY,
+        gpt2.FAMILY,
+        gpt_neox.FAMILY,
+        starcoder2.FAMILY,
+        stablelm.FAMILY,
+        cohere.FAMILY,
+        cohere.FAMILY2,
+    )
 }
 """Every family by its ``model_type``."""
 
