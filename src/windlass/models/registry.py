@@ -8,15 +8,40 @@ from pathlib import Path
 from typing import Any, Literal
 
 from windlass.errors import LoadError
-from windlass.models import llama, mistral, mlc_config, qwen2, qwen3
+from windlass.models import (
+    gemma,
+    gemma2,
+    gemma3,
+    granite,
+    llama,
+    ministral3,
+    mistral,
+    mlc_config,
+    olmo2,
+    phi3,
+    qwen2,
+    qwen3,
+    smollm3,
+)
 from windlass.models.config import ConfigReader
 from windlass.models.definition import ModelDefinition
 
 _ARCHITECTURES: dict[str, Callable[[ConfigReader], ModelDefinition]] = {
+    "gemma": gemma.define,
+    "gemma2": gemma2.define,
+    "gemma3": gemma3.define,
+    "gemma3_text": gemma3.define_text,
+    "granite": granite.define,
     "llama": llama.define,
+    "ministral3": ministral3.define,
     "mistral": mistral.define,
+    "mistral3": ministral3.define_seeing,
+    "olmo2": olmo2.define,
+    "olmo3": olmo2.define_olmo3,
+    "phi3": phi3.define,
     "qwen2": qwen2.define,
     "qwen3": qwen3.define,
+    "smollm3": smollm3.define,
 }
 
 
