@@ -8,6 +8,7 @@ from typing import Any
 from windlass.models.config import HARMLESS_KEYS, ConfigReader
 from windlass.models.decoder import Shape, finish, gated_mlp, project_qkv, read_shape
 from windlass.models.definition import ModelDefinition
+from windlass.models.family import Family
 from windlass.models.rope import read_rope
 from windlass.program.builder import ProgramBuilder
 from windlass.program.ops import Value
@@ -74,3 +75,6 @@ def define(config: ConfigReader) -> ModelDefinition:
         b.add(x, gated_mlp(b, h, f"{name}.mlp", shape, kind="gelu_tanh"))
     b.logits(norm(x, "model.norm"), "model.embed_tokens" if shape.tied_head else "lm_head")
     return finish("gemma", b, shape, context_length=rope.context_length(shape.max_position_embeddings))
+
+
+FAMILY = Family("gemma", define)

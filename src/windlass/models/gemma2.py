@@ -7,6 +7,7 @@ from typing import Any
 from windlass.models.config import HARMLESS_KEYS, ConfigReader
 from windlass.models.decoder import finish, gated_mlp, project_qkv, read_layer_types
 from windlass.models.definition import ModelDefinition
+from windlass.models.family import Family
 from windlass.models.gemma import GemmaNorm, embed, read_gemma_shape
 from windlass.models.rope import read_rope
 
@@ -51,3 +52,6 @@ def define(config: ConfigReader) -> ModelDefinition:
         b.add(x, norm(h, f"{name}.post_feedforward_layernorm"))
     b.logits(norm(x, "model.norm"), "model.embed_tokens" if shape.tied_head else "lm_head", softcap=logit_cap)
     return finish("gemma2", b, shape, context_length=rope.context_length(shape.max_position_embeddings))
+
+
+FAMILY = Family("gemma2", define)

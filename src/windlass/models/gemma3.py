@@ -8,6 +8,7 @@ from typing import Any
 from windlass.models.config import HARMLESS_KEYS, ConfigReader
 from windlass.models.decoder import finish, gated_mlp, read_layer_types, stored_as
 from windlass.models.definition import ModelDefinition
+from windlass.models.family import Family
 from windlass.models.gemma import GemmaNorm, embed, read_gemma_shape
 from windlass.models.rope import read_layer_ropes
 
@@ -94,3 +95,7 @@ def _define(model_type: str, config: ConfigReader) -> ModelDefinition:
     b.logits(norm(x, f"{PREFIX}model.norm"), head, softcap=logit_cap)
     # The length that the scaling reaches is what the configuration says.
     return finish(model_type, b, shape, context_length=shape.max_position_embeddings)
+
+
+TEXT_FAMILY = Family("gemma3_text", define_text)
+FAMILY = Family("gemma3", define)

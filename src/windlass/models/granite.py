@@ -5,6 +5,7 @@ from __future__ import annotations
 from windlass.models.config import HARMLESS_KEYS, ConfigReader
 from windlass.models.decoder import finish, gated_mlp, project_qkv, read_shape
 from windlass.models.definition import ModelDefinition
+from windlass.models.family import Family
 from windlass.models.rope import read_rope
 
 
@@ -43,3 +44,6 @@ def define(config: ConfigReader) -> ModelDefinition:
     b.scale(x, 1 / logits_scaling)
     b.logits(x, "model.embed_tokens" if shape.tied_head else "lm_head")
     return finish("granite", b, shape, context_length=rope.context_length(shape.max_position_embeddings))
+
+
+FAMILY = Family("granite", define)

@@ -8,6 +8,7 @@ from windlass.models import mistral
 from windlass.models.config import HARMLESS_KEYS, ConfigReader
 from windlass.models.decoder import define_decoder, read_shape, stored_as
 from windlass.models.definition import ModelDefinition
+from windlass.models.family import Family
 from windlass.models.rope import QueryScaledRope, read_rope, rope_section
 
 _VISION_KEYS = {
@@ -53,3 +54,7 @@ def define_seeing(config: ConfigReader) -> ModelDefinition:
     definition = stored_as(definition, lambda name: f"language_model.{name}")
     seeing = (r"vision_tower\..*", r"multi_modal_projector\..*")
     return replace(definition, model_type="mistral3", ignored_tensors=seeing)
+
+
+FAMILY = Family("ministral3", define)
+SEEING_FAMILY = Family("mistral3", define_seeing)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from windlass.models.config import HARMLESS_KEYS, ConfigReader
 from windlass.models.decoder import Shape, finish, gated_mlp, project_qkv, read_layer_types, read_shape
 from windlass.models.definition import ModelDefinition
+from windlass.models.family import Family
 from windlass.models.rope import RopeConfig, read_layer_ropes, read_rope
 
 
@@ -61,3 +62,7 @@ def _define(
         b.add(x, b.rms_norm(h, f"{name}.post_feedforward_layernorm", eps))
     b.logits(b.rms_norm(x, "model.norm", eps), "model.embed_tokens" if shape.tied_head else "lm_head")
     return finish(model_type, b, shape, context_length=full.context_length(shape.max_position_embeddings))
+
+
+FAMILY = Family("olmo2", define)
+OLMO3_FAMILY = Family("olmo3", define_olmo3)

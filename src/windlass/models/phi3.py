@@ -5,6 +5,7 @@ from __future__ import annotations
 from windlass.models.config import HARMLESS_KEYS, ConfigReader
 from windlass.models.decoder import finish, read_shape, split_qkv, stored_as
 from windlass.models.definition import ModelDefinition
+from windlass.models.family import Family
 from windlass.models.rope import read_rope
 
 _STORED = {
@@ -58,3 +59,6 @@ def _stored_name(name: str) -> str:
     for mlc, stored in _STORED.items():
         name = name.replace(mlc, stored)
     return name
+
+
+FAMILY = Family("phi3", define)

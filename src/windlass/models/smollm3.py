@@ -5,6 +5,7 @@ from __future__ import annotations
 from windlass.models.config import ConfigReader
 from windlass.models.decoder import define_decoder, read_layer_types, read_shape
 from windlass.models.definition import ModelDefinition
+from windlass.models.family import Family
 from windlass.models.rope import read_rope
 
 
@@ -43,3 +44,6 @@ def _read_rotated(config: ConfigReader, num_layers: int) -> list[bool]:
     if len(flags) < num_layers or not set(flags) <= {0, 1}:
         raise config.error("no_rope_layers", f"must have a 0 or a 1 for each of {num_layers} layers")
     return [flag == 1 for flag in flags[:num_layers]]
+
+
+FAMILY = Family("smollm3", define)
