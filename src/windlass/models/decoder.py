@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from windlass.models.config import HARMLESS_KEYS, ConfigReader
 from windlass.models.definition import ModelDefinition
@@ -11,6 +13,9 @@ from windlass.program.builder import ProgramBuilder
 from windlass.program.ops import Value
 
 _MAX_LAYERS = 10_000
+
+Mlp: TypeAlias = Callable[[ProgramBuilder, Value, int], Value]
+"""What a layer makes of its normalized input, before it is added to the residual: (builder, input, layer)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +73,7 @@ def define_decoder(
     mlp_bias: bool = False,
     head_norm: bool = False,
     windows: list[int | None] | None = None,
+    mlp: Mlp | None = None,
 ) -> ModelDefinition:
     """Write the decoder's program; the keywords are where its members differ.
 
@@ -81,6 +87,7 @@ def define_decoder(
         mlp_bias: the three projections of the MLP have one.
         head_norm: queries and keys are normalized per head before they are rotated.
         windows: the sliding window of each layer; None for none at all.
+        mlp: what takes the place of the gated MLP.
     """
     rope = read_rope(config, head_dim=shape.head_dim, max_position_embeddings=shape.max_position_embeddings)
     config.finish(ignore=HARMLESS_KEYS)
@@ -107,18 +114,16 @@ def define_decoder(
         out = b.attention(q, layer, num_heads=shape.num_heads, window=layer_windows[layer])
         return b.linear(out, f"{name}.o_proj", shape.hidden_size, bias=output_bias)
 
-    def mlp(x: Value, name: str) -> Value:
-        parts = [f"{name}.gate_proj", f"{name}.up_proj"]
-        gate_up = b.linear(x, f"{name}.gate_up_proj", 2 * shape.intermediate_size, parts=parts, bias=mlp_bias)
-        return b.linear(b.gated_activation(gate_up), f"{name}.down_proj", shape.hidden_size, bias=mlp_bias)
-
     x = b.embed("model.embed_tokens", shape.hidden_size)
     for layer in range(shape.num_layers):
         name = f"model.layers.{layer}"
         h = b.rms_norm(x, f"{name}.input_layernorm", shape.rms_norm_eps)
         b.add(x, attention(h, layer, f"{name}.self_attn"))
         h = b.rms_norm(x, f"{name}.post_attention_layernorm", shape.rms_norm_eps)
-        b.add(x, mlp(h, f"{name}.mlp"))
+        if mlp is None:
+            b.add(x, gated_mlp(b, h, f"{name}.mlp", shape.intermediate_size, bias=mlp_bias))
+        else:
+            b.add(x, mlp(b, h, layer))
     x = b.rms_norm(x, "model.norm", shape.rms_norm_eps)
     b.logits(x, "model.embed_tokens" if shape.tied_head else "lm_head")
 
@@ -135,6 +140,13 @@ def define_decoder(
         ignored_tensors=(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",)
         + ((r"lm_head\.weight",) if shape.tied_head else ()),
     )
+
+
+def gated_mlp(b: ProgramBuilder, x: Value, name: str, intermediate_size: int, *, bias: bool = False) -> Value:
+    """Down(silu(gate(x)) * up(x)) (Shazeer, 2020), its three projections called as Llama calls them."""
+    parts = [f"{name}.gate_proj", f"{name}.up_proj"]
+    gate_up = b.linear(x, f"{name}.gate_up_proj", 2 * intermediate_size, parts=parts, bias=bias)
+    return b.linear(b.gated_activation(gate_up), f"{name}.down_proj", x.width, bias=bias)
 
 
 def read_windows(config: ConfigReader, num_layers: int) -> list[int | None]:

@@ -8,15 +8,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 from windlass.errors import LoadError
-from windlass.models import llama, mistral, mlc_config, qwen2, qwen3
+from windlass.models import llama, mistral, mixtral, mlc_config, qwen2, qwen2_moe, qwen3, qwen3_moe
 from windlass.models.config import ConfigReader
 from windlass.models.definition import ModelDefinition
 
 _ARCHITECTURES: dict[str, Callable[[ConfigReader], ModelDefinition]] = {
     "llama": llama.define,
     "mistral": mistral.define,
+    "mixtral": mixtral.define,
     "qwen2": qwen2.define,
+    "qwen2_moe": qwen2_moe.define,
     "qwen3": qwen3.define,
+    "qwen3_moe": qwen3_moe.define,
 }
 
 
