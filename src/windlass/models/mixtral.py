@@ -5,6 +5,7 @@ from __future__ import annotations
 from windlass.models.config import ConfigReader
 from windlass.models.decoder import define_decoder, read_shape
 from windlass.models.definition import ModelDefinition
+from windlass.models.family import Family
 from windlass.models.mixture import Mixture, read_experts, stacked_experts
 from windlass.program.builder import ProgramBuilder
 from windlass.program.ops import Value
@@ -33,3 +34,6 @@ def define(config: ConfigReader) -> ModelDefinition:
         )
 
     return define_decoder("mixtral", config, shape, windows=[window] * shape.num_layers, mlp=experts)
+
+
+FAMILY = Family("mixtral", define)

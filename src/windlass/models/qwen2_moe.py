@@ -5,6 +5,7 @@ from __future__ import annotations
 from windlass.models.config import ConfigReader
 from windlass.models.decoder import define_decoder, gated_mlp, read_shape, read_windows
 from windlass.models.definition import ModelDefinition
+from windlass.models.family import Family
 from windlass.models.mixture import Mixture, qwen_mixture, read_experts, read_sparse_layers
 from windlass.program.builder import ProgramBuilder
 from windlass.program.ops import Value
@@ -32,3 +33,6 @@ def define(config: ConfigReader) -> ModelDefinition:
 
     bias = config.boolean("qkv_bias", default=True)
     return define_decoder("qwen2_moe", config, shape, qkv_name="c_attn", qkv_bias=bias, mlp=mlp)
+
+
+FAMILY = Family("qwen2_moe", define)
