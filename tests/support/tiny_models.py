@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from support.tiny_moe import MOE_CONFIGS, MOE_SHAPES
 from windlass.program.program import Part, Program
 from windlass.quantization.tensor import Format, Tensor, f32_to_bf16
 
@@ -42,6 +43,8 @@ class TinyModel:
 
 def tensor_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """The tensors that a checkpoint of this configuration has, written down apart from the model files under test."""
+    if config["model_type"] in MOE_SHAPES:
+        return MOE_SHAPES[config["model_type"]](config)
     hidden, inner = config["hidden_size"], config["intermediate_size"]
     head_dim = config.get("head_dim") or hidden // config["num_attention_heads"]
     queries = config["num_attention_heads"] * head_dim
@@ -206,6 +209,7 @@ CASES = {
             },
             seed=111,
         ),
+        *(TinyModel(name, config, seed) for name, config, seed in MOE_CONFIGS),
     )
 }
 """Every architecture and every rope type; sizes that no vector width divides."""

@@ -21,7 +21,8 @@ _HARMLESS_GROUPS = {
     "use_return_dict return_dict return_dict_in_generate output_attentions output_hidden_states output_scores "
     "is_decoder chunk_size_feed_forward tf_legacy_loss keys_to_ignore_at_inference cache_implementation",
     "training": "initializer_range attention_dropout hidden_dropout resid_pdrop embd_pdrop attn_pdrop dropout "
-    "classifier_dropout problem_type id2label label2id num_labels tie_encoder_decoder",
+    "classifier_dropout problem_type id2label label2id num_labels tie_encoder_decoder router_aux_loss_coef "
+    "router_jitter_noise output_router_logits aux_loss_alpha seq_aux",
     "tokens and text, read where the tokenizer is": "bos_token_id eos_token_id pad_token_id unk_token_id sep_token_id "
     "decoder_start_token_id tokenizer_class prefix model_max_length max_sequence_length seq_length chat_template",
     "sampling, read where the generation settings are": "max_length min_length max_new_tokens do_sample early_stopping "
@@ -46,7 +47,7 @@ class ConfigReader:
         self._read: set[str] = set()
 
     def with_defaults(self, defaults: Mapping[str, Any]) -> ConfigReader:
-        """A reader of the same object in which keys that are missing have the values that the architecture gives them."""
+        """A reader of the same object in which keys that are missing have the values that the architecture gives."""
         return ConfigReader({**defaults, **self._values}, self._path, section=self._section)
 
     def error(self, key: str, reason: str) -> LoadError:
@@ -119,10 +120,12 @@ class ConfigReader:
         return value
 
     def integers(self, key: str) -> list[int] | None:
-        """The list of integers at ``key``, or None."""
+        """The list of integers, none negative, at ``key``, or None."""
         value = self._get(key, None)
-        if value is not None and not (isinstance(value, list) and all(type(item) is int for item in value)):
-            raise self.error(key, f"is {_show(value)}, which must be a list of integers")
+        if value is not None and not (
+            isinstance(value, list) and all(type(item) is int and 0 <= item <= MAX_INTEGER for item in value)
+        ):
+            raise self.error(key, f"is {_show(value)}, which must be a list of integers, none negative")
         return value
 
     def numbers(self, key: str, count: int) -> list[float] | None:

@@ -16,11 +16,14 @@ from windlass.models import (
     llama,
     ministral3,
     mistral,
+    mixtral,
     mlc_config,
     olmo2,
     phi3,
     qwen2,
+    qwen2_moe,
     qwen3,
+    qwen3_moe,
     smollm3,
 )
 from windlass.models.config import ConfigReader
@@ -39,11 +42,14 @@ FAMILIES: dict[str, Family] = {
         ministral3.FAMILY,
         ministral3.SEEING_FAMILY,
         mistral.FAMILY,
+        mixtral.FAMILY,
         olmo2.FAMILY,
         olmo2.OLMO3_FAMILY,
         phi3.FAMILY,
         qwen2.FAMILY,
+        qwen2_moe.FAMILY,
         qwen3.FAMILY,
+        qwen3_moe.FAMILY,
         smollm3.FAMILY,
     )
 }
