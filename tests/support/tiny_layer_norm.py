@@ -55,12 +55,13 @@ def _gpt_neox(**changes: Any) -> dict[str, Any]:
     return config
 
 
-LAYER_NORM_CONFIGS: dict[str, tuple[dict[str, Any], int]] = {
-    "gpt2": (_gpt2(), 501),
-    "gpt2-inverse": (_gpt2(n_inner=80, scale_attn_by_inverse_layer_idx=True, activation_function="gelu"), 502),
-    "gpt-neox": (_gpt_neox(), 803),
-    "gpt-neox-sequential": (_gpt_neox(use_parallel_residual=False, rotary_pct=1.0, hidden_act="gelu_fast"), 504),
-    "starcoder2": (
+LAYER_NORM_CONFIGS: tuple[tuple[str, dict[str, Any], int], ...] = (
+    ("gpt2", _gpt2(), 501),
+    ("gpt2-inverse", _gpt2(n_inner=80, scale_attn_by_inverse_layer_idx=True, activation_function="gelu"), 502),
+    ("gpt-neox", _gpt_neox(), 803),
+    ("gpt-neox-sequential", _gpt_neox(use_parallel_residual=False, rotary_pct=1.0, hidden_act="gelu_fast"), 504),
+    (
+        "starcoder2",
         _config(
             "starcoder2",
             "Starcoder2ForCausalLM",
@@ -73,7 +74,8 @@ LAYER_NORM_CONFIGS: dict[str, tuple[dict[str, Any], int]] = {
         ),
         505,
     ),
-    "stablelm": (
+    (
+        "stablelm",
         _config(
             "stablelm",
             "StableLmForCausalLM",
@@ -86,7 +88,8 @@ LAYER_NORM_CONFIGS: dict[str, tuple[dict[str, Any], int]] = {
         ),
         606,
     ),
-    "stablelm-12b": (
+    (
+        "stablelm-12b",
         _config(
             "stablelm",
             "StableLmForCausalLM",
@@ -100,7 +103,8 @@ LAYER_NORM_CONFIGS: dict[str, tuple[dict[str, Any], int]] = {
         ),
         507,
     ),
-    "cohere": (
+    (
+        "cohere",
         _config(
             "cohere",
             "CohereForCausalLM",
@@ -113,7 +117,8 @@ LAYER_NORM_CONFIGS: dict[str, tuple[dict[str, Any], int]] = {
         ),
         608,
     ),
-    "cohere-qk-norm": (
+    (
+        "cohere-qk-norm",
         _config(
             "cohere",
             "CohereForCausalLM",
@@ -126,7 +131,8 @@ LAYER_NORM_CONFIGS: dict[str, tuple[dict[str, Any], int]] = {
         ),
         509,
     ),
-    "cohere2": (
+    (
+        "cohere2",
         _config(
             "cohere2",
             "Cohere2ForCausalLM",
@@ -140,18 +146,15 @@ LAYER_NORM_CONFIGS: dict[str, tuple[dict[str, Any], int]] = {
         ),
         910,
     ),
-}
-"""Configurations and seeds by name."""
+)
+"""Names, configurations and seeds."""
+
+LAYER_NORM_TYPES = ("gpt2", "gpt_neox", "starcoder2", "stablelm", "cohere", "cohere2")
 
 
-def layer_norm_shapes(config: Mapping[str, Any]) -> Shapes | None:
-    """The tensors of a checkpoint in file order; None for other families."""
-    shapes = {"gpt2": _gpt2_shapes, "gpt_neox": _gpt_neox_shapes}.get(config["model_type"])
-    if shapes is not None:
-        return shapes(config)
-    if config["model_type"] in ("starcoder2", "stablelm", "cohere", "cohere2"):
-        return _separate_shapes(config)
-    return None
+def layer_norm_shapes(config: Mapping[str, Any]) -> Shapes:
+    """The tensors of a checkpoint in file order."""
+    return {"gpt2": _gpt2_shapes, "gpt_neox": _gpt_neox_shapes}.get(config["model_type"], _separate_shapes)(config)
 
 
 def _norm(name: str, width: int) -> Shapes:

@@ -16,7 +16,7 @@ _DEFAULTS = {"rms_norm_eps": 1e-5, "tie_word_embeddings": True}
 
 
 def define(config: ConfigReader, *, model_type: str = "cohere") -> ModelDefinition:
-    """Llama with one norm per layer, without bias, that feeds both halves, heads rotated in pairs, and scaled logits."""
+    """Llama with one norm per layer that feeds both halves, heads rotated in pairs, and scaled logits."""
     config = config.renamed({"layer_norm_eps": "rms_norm_eps"}).with_defaults(_DEFAULTS)
     shape = read_shape(config)
     bias = config.boolean("attention_bias", default=False)
@@ -52,7 +52,7 @@ def define(config: ConfigReader, *, model_type: str = "cohere") -> ModelDefiniti
         window = None if windows is None else windows[layer]
         h = b.attention(q, layer, num_heads=shape.num_heads, window=window)
         attended = b.linear(h, f"{name}.self_attn.o_proj", shape.hidden_size, bias=bias)
-        h = gated_mlp(b, normed, f"{name}.mlp", shape)
+        h = gated_mlp(b, normed, f"{name}.mlp", shape.intermediate_size)
         b.add(x, attended)
         b.add(x, h)
     x = b.layer_norm(x, "model.norm", shape.rms_norm_eps, bias=False)

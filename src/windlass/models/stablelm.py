@@ -12,7 +12,7 @@ from windlass.models.rope import read_rope
 
 
 def define(config: ConfigReader) -> ModelDefinition:
-    """Llama with layer norms and a part of each head rotated; the 12B has a norm per head and feeds both halves at once.
+    """Llama with layer norms and a part of each head rotated; the 12B has norms per head and feeds both halves at once.
 
     The weights of the norms of the heads are single tensors, unless ``stacked_head_norms`` is true.
     """
@@ -47,12 +47,15 @@ def define(config: ConfigReader) -> ModelDefinition:
         h = b.attention(q, layer, num_heads=shape.num_heads)
         attended = b.linear(h, f"{name}.self_attn.o_proj", shape.hidden_size)
         if parallel:
-            h = gated_mlp(b, normed, f"{name}.mlp", shape)
+            h = gated_mlp(b, normed, f"{name}.mlp", shape.intermediate_size)
             b.add(x, attended)
         else:
             b.add(x, attended)
             h = gated_mlp(
-                b, b.layer_norm(x, f"{name}.post_attention_layernorm", shape.rms_norm_eps), f"{name}.mlp", shape
+                b,
+                b.layer_norm(x, f"{name}.post_attention_layernorm", shape.rms_norm_eps),
+                f"{name}.mlp",
+                shape.intermediate_size,
             )
         b.add(x, h)
     x = b.layer_norm(x, "model.norm", shape.rms_norm_eps)
