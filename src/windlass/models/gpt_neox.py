@@ -22,13 +22,15 @@ def define(config: ConfigReader) -> ModelDefinition:
     Checkpoints have queries, keys and values head by head, unless ``fused_by_head`` is false.
     """
     config = config.renamed(_NAMES)
+    if not config.has("rope_parameters"):
+        config = config.with_defaults({"partial_rotary_factor": 0.25})
     kind = read_activation(config, default="gelu")
     shape = read_shape(config, activations=None)
     parallel = config.boolean("use_parallel_residual", default=True)
     bias = config.boolean("attention_bias", default=True)
     by_head = config.boolean("fused_by_head", default=True)
     rope = read_rope(
-        config.with_defaults({} if config.has("rope_parameters") else {"partial_rotary_factor": 0.25}),
+        config,
         head_dim=shape.head_dim,
         max_position_embeddings=shape.max_position_embeddings,
         partial=True,

@@ -17,14 +17,15 @@ def define(config: ConfigReader) -> ModelDefinition:
     The weights of the norms of the heads are single tensors, unless ``stacked_head_norms`` is true.
     """
     config = config.renamed({"layer_norm_eps": "rms_norm_eps"}).with_defaults({"rms_norm_eps": 1e-5})
+    if not config.has("rope_parameters"):
+        config = config.with_defaults({"partial_rotary_factor": 0.25})
     shape = read_shape(config)
     bias = config.boolean("use_qkv_bias", default=False)
     head_norm = config.boolean("qk_layernorm", default=False)
     stacked = config.boolean("stacked_head_norms", default=False)
     parallel = config.boolean("use_parallel_residual", default=False)
-    has_factor = config.has("rope_parameters")
     rope = read_rope(
-        config if has_factor else config.with_defaults({"partial_rotary_factor": 0.25}),
+        config,
         head_dim=shape.head_dim,
         max_position_embeddings=shape.max_position_embeddings,
         partial=True,
