@@ -53,6 +53,11 @@ class ConfigReader:
         """True when ``key`` is there and not null. Does not count as reading it."""
         return self._values.get(key) is not None
 
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The keys that are there."""
+        return tuple(self._values)
+
     def integer(self, key: str, *, default: int | None = None, minimum: int = 1, maximum: int = MAX_INTEGER) -> int:
         """The integer at ``key``, which is required when there is no default."""
         value = self._get(key, default, required=default is None)

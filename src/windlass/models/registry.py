@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from windlass.errors import LoadError
-from windlass.models import llama, mistral, mlc_config, qwen2, qwen3
+from windlass.models import llama, mistral, mlc_config, quantization_config, qwen2, qwen3
 from windlass.models.config import ConfigReader
 from windlass.models.definition import ModelDefinition
 
@@ -47,12 +47,7 @@ def define_model(
         translated, context_length = mlc_config.from_mlc_config(model_type, config, path)
         return replace(define(ConfigReader(translated, path)), context_length=context_length)
     reader = ConfigReader(config, path)
-    if reader.has("quantization_config"):
-        raise reader.error(
-            "quantization_config",
-            "is there, but checkpoints that are quantized in Hugging Face's formats are not supported; "
-            "supported: float32, float16 and bfloat16 tensors, quantized while loading if wanted",
-        )
+    reader.section(quantization_config.KEY)  # read_quantization says what is in it
     return define(reader)
 
 
