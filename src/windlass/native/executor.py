@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from windlass.errors import EngineForkedError
 from windlass.native import _core
-from windlass.program.executor import Batch, StepCancelledError
+from windlass.program.executor import Batch, KVDtype, StepCancelledError
 from windlass.program.ops import (
     Add,
     Attention,
@@ -29,8 +29,6 @@ from windlass.program.ops import (
 )
 from windlass.program.program import Program, WeightSpec
 from windlass.quantization import Tensor
-
-KVDtype: TypeAlias = Literal["f32", "f16", "bf16", "int16", "int8"]
 
 _NO_WEIGHT = -1
 
