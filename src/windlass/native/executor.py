@@ -126,6 +126,7 @@ class NativeExecutor:
                 0 if factors is None else factors.superblock,
                 None if factors is None else factors.scales,
                 None if factors is None else factors.minima,
+                tensor.order,
             )
             del tensor
         if missing:
