@@ -78,11 +78,19 @@ def find_gguf(path: Path) -> Path | None:
         files = sorted(path.glob("*.gguf"))
     except OSError as error:
         raise LoadError(path, f"cannot be read: {error.strerror}") from error
-    splits = [_SPLIT_NAME.fullmatch(file.name) for file in files]
-    first = [file for file, split in zip(files, splits, strict=True) if split is None or int(split["number"]) == 1]
+    first = [file for file in files if split_names(file.name)[0] == file.name]
     if len(first) > 1:
         raise LoadError(path, f"has several models; name one of {', '.join(file.name for file in first)}")
     return first[0] if first else None
+
+
+def split_names(name: str) -> tuple[str, ...]:
+    """Return the names of all files of the model that the file ``name`` is one of, by its name alone."""
+    split = _SPLIT_NAME.fullmatch(name)
+    if split is None or not 1 <= int(split["number"]) <= int(split["count"]) <= MAX_SPLITS:
+        return (name,)
+    stem, count = split["stem"], split["count"]
+    return tuple(f"{stem}-{number:05}-of-{count}.gguf" for number in range(1, int(count) + 1))
 
 
 def read_gguf(path: Path) -> GgufModel:
