@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from support.native import KERNELS, Chunk, bare_program, batch_of, f32_tensor, single
 from windlass.native import NativeExecutor
 from windlass.program.ops import Attention, Embed, GatedActivation, Logits, Value, WriteKV
-from windlass.program.program import Program, WeightSpec
+from windlass.program.program import Part, Program, WeightSpec
 from windlass.quantization import bf16_to_f32, f32_to_bf16
 
 F64 = NDArray[np.float64]
@@ -30,7 +30,10 @@ def attention_program(heads: int, kv_heads: int, head_dim: int, window: int | No
         Attention(out, q, 1, heads, kv_heads, head_dim, head_dim**-0.5, window),
         Logits(out, "one"),
     )
-    weights = (WeightSpec("table", (VOCAB, qkv.width), ("table",)), WeightSpec("one", (VOCAB, queries), ("one",)))
+    weights = (
+        WeightSpec("table", (VOCAB, qkv.width), (Part("table"),)),
+        WeightSpec("one", (VOCAB, queries), (Part("one"),)),
+    )
     return Program(ops, weights, (qkv.width, queries), (), 2, kv_heads, head_dim, VOCAB)
 
 

@@ -12,7 +12,7 @@ from windlass.native import cpu_info
 from windlass.program.builder import ProgramBuilder
 from windlass.program.executor import PAGE_SIZE, Batch
 from windlass.program.ops import Embed, Logits, Op, Value
-from windlass.program.program import Program, WeightSpec
+from windlass.program.program import Part, Program, WeightSpec
 from windlass.quantization import Format, Tensor, f32_to_bf16
 
 KERNELS = cpu_info().kernels
@@ -63,7 +63,7 @@ def single(tokens: Sequence[int]) -> Batch:
 
 def bare_program(ops: Sequence[Op], weights: dict[str, Tensor], widths: Sequence[int], vocab_size: int) -> Program:
     """A program without layers: what the builder would refuse, to test operations by themselves."""
-    specs = tuple(WeightSpec(name, tensor.shape, (name,)) for name, tensor in weights.items())
+    specs = tuple(WeightSpec(name, tensor.shape, (Part(name),)) for name, tensor in weights.items())
     return Program(tuple(ops), specs, tuple(widths), (), 1, 1, 16, vocab_size)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from windlass.program.program import Program
+from windlass.program.program import Part, Program
 from windlass.quantization.tensor import Format, Tensor, f32_to_bf16
 
 F32 = NDArray[np.float32]
@@ -215,10 +215,22 @@ def program_weights(program: Program, tensors: Mapping[str, F32]) -> dict[str, T
     """Stack the Hugging Face tensors into the program's weights."""
     result = {}
     for spec in program.weights:
-        data = np.concatenate([tensors[part] for part in spec.parts])
+        data = np.concatenate([_prepared(tensors[part.name], part, len(spec.shape)) for part in spec.parts])
         assert data.shape == spec.shape, f"{spec.name}: {data.shape} is not {spec.shape}"
         result[spec.name] = Tensor(Format.F32, spec.shape, data)
     return result
+
+
+def _prepared(array: F32, part: Part, axes: int) -> F32:
+    """What ``Part`` says, written down apart from the loader."""
+    if part.transposed:
+        array = np.moveaxis(array, -1, -2)
+    array = array.reshape(-1, *array.shape[1 + array.ndim - axes :])
+    if part.rows is not None:
+        runs = array.reshape(part.rows.groups, -1, *array.shape[1:])
+        taken = [runs[:, start:stop:step] for start, stop, step in part.rows.slices]
+        array = np.concatenate(taken, axis=1).reshape(-1, *array.shape[1:])
+    return array + np.float32(part.plus)
 
 
 def write_hf_directory(

@@ -53,6 +53,10 @@ class ConfigReader:
         """True when ``key`` is there and not null. Does not count as reading it."""
         return self._values.get(key) is not None
 
+    def waits(self, key: str) -> bool:
+        """True when ``key`` is there and nobody has read it yet."""
+        return self.has(key) and key not in self._read
+
     def integer(self, key: str, *, default: int | None = None, minimum: int = 1, maximum: int = MAX_INTEGER) -> int:
         """The integer at ``key``, which is required when there is no default."""
         value = self._get(key, default, required=default is None)

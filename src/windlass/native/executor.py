@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from windlass.errors import EngineForkedError
 from windlass.native import _core
-from windlass.program.executor import Batch, StepCancelledError
+from windlass.program.executor import Batch, KVDtype, StepCancelledError
 from windlass.program.ops import (
     Add,
     Attention,
@@ -20,6 +20,7 @@ from windlass.program.ops import (
     GatedActivation,
     HeadNorm,
     Linear,
+    Logits,
     Op,
     RmsNorm,
     Rope,
@@ -28,8 +29,6 @@ from windlass.program.ops import (
 )
 from windlass.program.program import Program, WeightSpec
 from windlass.quantization import Tensor
-
-KVDtype: TypeAlias = Literal["f32", "f16", "bf16", "int16", "int8"]
 
 _NO_WEIGHT = -1
 
@@ -284,6 +283,8 @@ def _translate_op(native: _core.Program, op: Op, weights: Mapping[str, int], pro
     elif isinstance(op, RmsNorm):
         native.rms_norm(_columns(op.out), _columns(op.x), weights[op.weight], op.eps)
     elif isinstance(op, HeadNorm):
+        if op.weight is None or op.centered:
+            raise ValueError("program: this HeadNorm is not supported")
         native.head_norm(_columns(op.x), weights[op.weight], op.head_dim, op.eps)
     elif isinstance(op, Linear):
         bias = _NO_WEIGHT if op.bias is None else weights[op.bias]
@@ -302,5 +303,7 @@ def _translate_op(native: _core.Program, op: Op, weights: Mapping[str, int], pro
         native.silu_gate(_columns(op.out), _columns(op.x))
     elif isinstance(op, Add):
         native.add(_columns(op.x), _columns(op.y))
-    else:
+    elif isinstance(op, Logits):
         native.logits(_columns(op.x), weights[op.weight])
+    else:
+        raise ValueError(f"program: {type(op).__name__} is not supported")

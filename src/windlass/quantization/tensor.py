@@ -129,6 +129,31 @@ class Tensor:
         return scales, minima
 
 
+def take_rows(tensor: Tensor, rows: NDArray[np.integer]) -> Tensor:
+    """Return the tensor whose row i is row ``rows[i]`` of ``tensor``.
+
+    Raises:
+        IndexError: there is no such row.
+    """
+
+    def taken(array: NDArray[Any] | None) -> Any:
+        return None if array is None else array[rows]
+
+    factors = tensor.factors
+    if factors is not None:
+        factors = Factors(factors.superblock, taken(factors.scales), taken(factors.minima))
+    return Tensor(
+        tensor.format,
+        (len(rows), *tensor.shape[1:]),
+        taken(tensor.data),
+        tensor.group_size,
+        taken(tensor.scales),
+        taken(tensor.zeros),
+        taken(tensor.minima),
+        factors,
+    )
+
+
 def as_int8(tensor: Tensor, group_size: int) -> Tensor:
     """Return the same numbers as INT8 with float32 scales in groups of ``group_size``, which divides the tensor's own.
 

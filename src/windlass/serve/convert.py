@@ -72,6 +72,7 @@ def convert(
         raise LoadError(source, f"this is an MLC directory already, stored as {directory.scheme}")
     definition = define_model(directory.model_type, directory.config, directory.config_path, dialect="hf")
     with directory.open_weights() as weights:
+        weights.rename(definition.stored_prefixes)
         check_weights(definition.program.weights, weights, ignored=definition.ignored_tensors)
         chat_config = _chat_config(directory, definition, scheme, conv_template)
         # Hidden and unique, and in the same file system, so that the move is one step.

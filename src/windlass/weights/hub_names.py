@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from windlass.errors import DownloadError
-from windlass.weights.gguf import split_names
+from windlass.weights.gguf import split_names, stem_of
 
 HUB_PREFIX = "HF://"
 ACCEPTED = f"{HUB_PREFIX}organisation/name[@revision][:file.gguf or quantization]"
@@ -147,10 +147,10 @@ def _named(wanted: str, models: Mapping[str, tuple[str, ...]], language: list[st
         return exact or [
             first for first, parts in models.items() if any(PurePosixPath(part).name == wanted for part in parts)
         ]
-    stems = {first: re.sub(r"(-\d{5}-of-\d{5})?\.gguf$", "", first) for first in language}
-    word = rf"(?:^|[-._/]){re.escape(wanted)}"
+    stems = {first: stem_of(PurePosixPath(first).name) for first in language}
+    word = rf"(?:^|[-._]){re.escape(wanted)}"
     for pattern in (rf"{word}$", rf"{word}(?:[-._]|$)"):
-        found = [first for first, stem in stems.items() if re.search(pattern, PurePosixPath(stem).name, re.IGNORECASE)]
+        found = [first for first, stem in stems.items() if re.search(pattern, stem, re.IGNORECASE)]
         if found:
             return found
     return []

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from windlass.errors import LoadError
-from windlass.quantization import Format, Scheme, Tensor, as_int8, cast, mlc_shapes, mlc_unpack, quantize
+from windlass.quantization import Format, Scheme, Tensor, as_int8, cast, mlc_shapes, mlc_unpack, quantize, take_rows
 from windlass.quantization.ggml import to_tensor
 from windlass.weights.source import StoredTensor, WeightSource
 
@@ -22,6 +22,38 @@ Progress: TypeAlias = Callable[[int, int], None]
 
 Quantizer: TypeAlias = Callable[[Tensor, Scheme], Tensor]
 """Does what ``windlass.quantization.quantize`` does."""
+
+
+class RowOrder(Protocol):
+    """Which rows are taken, in which order; see ``windlass.program.RowOrder``."""
+
+    def indices(self, rows: int) -> NDArray[np.int64]:
+        """Return the numbers of the rows taken, of ``rows``. ValueError when they cannot be taken."""
+        ...
+
+
+class Part(Protocol):
+    """A stored tensor and what happens to it; see ``windlass.program.Part``."""
+
+    @property
+    def name(self) -> str:
+        """The tensor's Hugging Face name."""
+        ...
+
+    @property
+    def rows(self) -> RowOrder | None:
+        """The rows that are taken; None for all."""
+        ...
+
+    @property
+    def transposed(self) -> bool:
+        """Its last two axes are swapped first."""
+        ...
+
+    @property
+    def plus(self) -> float:
+        """What is added to every number."""
+        ...
 
 
 class WeightSpec(Protocol):
@@ -38,13 +70,18 @@ class WeightSpec(Protocol):
         ...
 
     @property
-    def parts(self) -> tuple[str, ...]:
+    def parts(self) -> Sequence[Part]:
         """The Hugging Face tensors whose rows make it up."""
         ...
 
     @property
     def role(self) -> str:
-        """One of linear, embedding, head, plain."""
+        """One of linear, embedding, head, router, plain."""
+        ...
+
+    @property
+    def experts(self) -> int:
+        """How many equal matrices are stacked; with more than one, files may have an axis more."""
         ...
 
 
@@ -145,11 +182,34 @@ def _load(
 def _read(spec: WeightSpec, source: WeightSource) -> list[Tensor]:
     """Read the parts of one weight in the format they are stored in."""
     names = _stored_names(spec, source)
-    if source.scheme is not None and len(names) == 2:
+    if source.scheme is None:
+        return [_prepared(_stored(source.info(part.name), source), part, spec) for part in spec.parts]
+    if len(names) == 2:
         rows, columns = spec.shape
-        words, scales = source.read(names[0]), source.read(names[1])
+        words, scales = (_flat(source.read(name), 2) for name in names)
         return [mlc_unpack(words, scales, (rows, columns), source.scheme, role=spec.role)]
-    return [_stored(source.info(name), source) for name in names]
+    tensor = _stored(source.info(names[0]), source)
+    return [dataclasses.replace(tensor, shape=spec.shape, data=tensor.data.reshape(spec.shape))]
+
+
+def _prepared(tensor: Tensor, part: Part, spec: WeightSpec) -> Tensor:
+    """Do to a stored tensor what a part says. ValueError when that cannot be done to codes."""
+    if tensor.format.grouped and (part.transposed or part.plus):
+        raise ValueError("it is quantized in the file, along the rows; the columns would be needed")
+    if not tensor.format.grouped:
+        data = np.ascontiguousarray(tensor.data.swapaxes(-1, -2)) if part.transposed else tensor.data
+        data = _flat(data, len(spec.shape))
+        tensor = dataclasses.replace(tensor, shape=data.shape, data=data)
+    if part.rows is not None:
+        tensor = take_rows(tensor, part.rows.indices(tensor.shape[0]))
+    if part.plus:
+        tensor = Tensor(Format.F32, tensor.shape, tensor.dequantize() + np.float32(part.plus))
+    return tensor
+
+
+def _flat(data: NDArray[Any], axes: int) -> NDArray[Any]:
+    """Join the leading axes until there are ``axes``."""
+    return data.reshape((-1, *data.shape[data.ndim - axes + 1 :])) if data.ndim > axes else data
 
 
 def _stored(info: StoredTensor, source: WeightSource) -> Tensor:
@@ -233,7 +293,7 @@ def _as_f32(part: Tensor) -> Tensor:
 def _stored_names(spec: WeightSpec, source: WeightSource) -> tuple[str, ...]:
     """Return the stored tensors that make up a weight; of an MLC directory one, or two: the words and the scales."""
     if source.scheme is None:
-        return spec.parts
+        return tuple(dict.fromkeys(part.name for part in spec.parts))
     stem = spec.name.removesuffix(".weight")
     packed = (f"{stem}.q_weight", f"{stem}.q_scale")
     if spec.name in source.names or not (packed[0] in source.names or source.scheme.quantizes(spec.role)):
@@ -243,18 +303,41 @@ def _stored_names(spec: WeightSpec, source: WeightSource) -> tuple[str, ...]:
 
 def _check_shapes(spec: WeightSpec, source: WeightSource) -> None:
     names = _stored_names(spec, source)
-    infos = [source.info(name) for name in names]
-    if source.scheme is not None and len(infos) == 2:
-        _check_packed(spec, infos[0], infos[1], source.scheme)
+    if source.scheme is not None and len(names) == 2:
+        _check_packed(spec, source.info(names[0]), source.info(names[1]), source.scheme)
         return
-    for info in infos:
+    parts: Sequence[Part | None] = spec.parts if source.scheme is None else (None,)
+    infos = [source.info(names[0] if part is None else part.name) for part in parts]
+    rows = 0
+    for info, part in zip(infos, parts, strict=True):
         if info.kind is None:
             _float_format(info)
-        if info.shape[1:] != spec.shape[1:] or len(info.shape) != len(spec.shape):
+        shape = _prepared_shape(info.shape, part, spec)
+        if shape is None or shape[1:] != spec.shape[1:]:
             raise LoadError(info.file, f"tensor {info.name!r} has shape {list(info.shape)}, {_wanted(spec, names)}")
-    if sum(info.shape[0] for info in infos) != spec.shape[0]:
+        rows += shape[0]
+    if rows != spec.shape[0]:
         shapes = ", ".join(str(list(info.shape)) for info in infos)
         raise LoadError(infos[0].file, f"tensor {_some(list(names))} has shape {shapes}, {_wanted(spec, names)}")
+
+
+def _prepared_shape(shape: tuple[int, ...], part: Part | None, spec: WeightSpec) -> tuple[int, ...] | None:
+    """The shape that ``_prepared`` gives, or None when it cannot."""
+    axes = len(spec.shape)
+    if not axes <= len(shape) <= (axes + 1 if spec.experts > 1 else axes):
+        return None
+    if part is not None and part.transposed:
+        if len(shape) < 2:
+            return None
+        shape = (*shape[:-2], shape[-1], shape[-2])
+    if len(shape) > axes:
+        shape = (shape[0] * shape[1], *shape[2:])
+    if part is not None and part.rows is not None:
+        try:
+            shape = (len(part.rows.indices(shape[0])), *shape[1:])
+        except ValueError:
+            return None
+    return shape
 
 
 def _check_packed(spec: WeightSpec, words: StoredTensor, scales: StoredTensor, scheme: Scheme) -> None:
@@ -263,7 +346,10 @@ def _check_packed(spec: WeightSpec, words: StoredTensor, scales: StoredTensor, s
     if words.dtype != "uint32":
         raise LoadError(words.file, f"tensor {words.name!r} has dtype {words.dtype}, uint32 is needed")
     _float_format(scales)
-    for info, shape in zip((words, scales), mlc_shapes(spec.shape, scheme, role=spec.role), strict=True):
+    for info, matrix in zip((words, scales), mlc_shapes(spec.shape, scheme, role=spec.role), strict=True):
+        shape: tuple[int, ...] = matrix
+        if spec.experts > 1:
+            shape = (spec.experts, matrix[0] // spec.experts, matrix[1])
         if info.shape != shape:
             raise LoadError(
                 info.file,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import math
 import mmap
 import os
-from collections.abc import Iterable, KeysView
+from collections.abc import Iterable, KeysView, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -86,6 +87,22 @@ class WeightSource:
         """Return what is known of a tensor. KeyError when there is none of this name."""
         return self._tensors[name]
 
+    def rename(self, prefixes: Sequence[tuple[str, str]]) -> None:
+        """Have each tensor whose name begins with the first of a pair go by a name that begins with the second.
+
+        The first pair that fits a name counts.
+
+        Raises:
+            LoadError: two tensors would have one name.
+        """
+        tensors: dict[str, StoredTensor] = {}
+        for name, tensor in self._tensors.items():
+            new = next((to + name[len(of) :] for of, to in prefixes if name.startswith(of)), name)
+            if new in tensors:
+                raise LoadError(tensor.file, f"tensor {name!r} and another would both be {new!r}")
+            tensors[new] = dataclasses.replace(tensor, name=new)
+        self._tensors = tensors
+
     def read(self, name: str) -> NDArray[Any]:
         """Return a tensor, read-only, aligned to its item size; a view of the mapped file where that is possible.
 
@@ -130,12 +147,7 @@ class WeightSource:
                     status = os.fstat(opened.fileno())
                     digest.update(repr((file.name, status.st_size, status.st_mtime_ns)).encode())
                     for tensor in tensors:
-                        table = repr(
-                            (tensor.name, tensor.offset, tensor.nbytes, tensor.shape, tensor.dtype, tensor.widened)
-                        )
-                        if tensor.kind is not None or tensor.paired_heads:
-                            table += repr((tensor.kind and tensor.kind.name, tensor.paired_heads))
-                        digest.update(table.encode())
+                        digest.update(_entry(tensor).encode())
                         digest.update(os.pread(opened.fileno(), _SAMPLE, tensor.offset + tensor.nbytes // 2))
             except OSError as error:
                 raise LoadError(file, f"cannot be read: {error.strerror}") from error
@@ -179,6 +191,13 @@ class WeightSource:
         if tensor.offset + tensor.nbytes > len(mapping):
             raise LoadError(tensor.file, f"the file has shrunk while it was read; {tensor.name} is no longer in it")
         return mapping
+
+
+def _entry(tensor: StoredTensor) -> str:
+    """Say all that is known of a tensor but its file."""
+    kind = tensor.kind and tensor.kind.name
+    facts = (tensor.name, tensor.offset, tensor.nbytes, tensor.shape, tensor.dtype, tensor.widened)
+    return repr((*facts, kind, tensor.paired_heads))
 
 
 def _by_halves(rows: NDArray[Any], heads: int) -> NDArray[Any]:
