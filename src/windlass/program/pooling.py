@@ -31,8 +31,10 @@ class Pooling:
             return rows[-1].copy() if len(rows) else None
         if self.kind == "cls":
             return rows[0].copy() if pooled is None else pooled
-        total: NDArray[np.float32] = rows.sum(axis=0, dtype=np.float32)
-        return total if pooled is None else pooled + total
+        # Row by row, so that the sum does not depend on how the text was cut.
+        terms = rows if pooled is None else np.concatenate((pooled[None], rows))
+        total: NDArray[np.float32] = terms.sum(axis=0, dtype=np.float32)
+        return total
 
     def finish(self, pooled: NDArray[np.float32], num_tokens: int) -> NDArray[np.float32]:
         """Return the embedding, float32 [width], of a text of ``num_tokens``.
