@@ -119,7 +119,7 @@ void Executor::set_weight(std::int64_t index, const SourceTensor& source) {
         throw std::invalid_argument("weight " + shape.name + " has the wrong shape");
     }
     if (shape.is_vector) {
-        if (source.scale_type != ScaleType::kNone) {
+        if (source.scale_type != ScaleType::kNone || source.format == Format::kFp8) {
             throw std::invalid_argument("weight " + shape.name + " is a vector and cannot be quantized");
         }
         weight = Weight::pack_vector(source);

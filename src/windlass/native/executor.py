@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,11 +13,9 @@ from numpy.typing import NDArray
 from windlass.errors import EngineForkedError
 from windlass.native import _core
 from windlass.native.translation import translate
-from windlass.program.executor import Batch, StepCancelledError
+from windlass.program.executor import Batch, KVDtype, StepCancelledError
 from windlass.program.program import Program, WeightSpec
 from windlass.quantization import Tensor
-
-KVDtype: TypeAlias = Literal["f32", "f16", "bf16", "int16", "int8"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +126,7 @@ class NativeExecutor:
                 0 if factors is None else factors.superblock,
                 None if factors is None else factors.scales,
                 None if factors is None else factors.minima,
+                tensor.order,
             )
             del tensor
         if missing:

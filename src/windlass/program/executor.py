@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Protocol
+from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 PAGE_SIZE = 16
 """Tokens in one page of the KV cache."""
+
+KVDtype: TypeAlias = Literal["f32", "f16", "bf16", "int16", "int8"]
+"""What keys and values are stored as."""
 
 
 class StepCancelledError(Exception):

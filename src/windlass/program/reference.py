@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from windlass.program.executor import PAGE_SIZE, Batch, StepCancelledError, check_batch
+from windlass.program.executor import PAGE_SIZE, Batch, KVDtype, StepCancelledError, check_batch
 from windlass.program.ops import (
     Activation,
     ActivationKind,
@@ -60,7 +60,7 @@ class ReferenceExecutor:
         num_pages: int,
         max_tokens: int,
         max_positions: int,
-        kv_dtype: Literal["f32", "f16", "bf16", "int16", "int8"] = "f32",
+        kv_dtype: KVDtype = "f32",
     ) -> None:
         """Take the weights and allocate a KV cache of ``num_pages`` pages.
 
@@ -78,8 +78,8 @@ class ReferenceExecutor:
         for name, size in (("num_pages", num_pages), ("max_tokens", max_tokens), ("max_positions", max_positions)):
             if size < 1:
                 raise ValueError(f"{name} is {size}, which must be at least 1")
-        if kv_dtype not in ("f32", "f16", "bf16", "int16", "int8"):
-            raise ValueError(f"kv_dtype is {kv_dtype!r}, which must be one of f32, f16, bf16, int16, int8")
+        if kv_dtype not in get_args(KVDtype):
+            raise ValueError(f"kv_dtype is {kv_dtype!r}, which must be one of {', '.join(get_args(KVDtype))}")
         self._program = program
         self._num_pages = num_pages
         self._max_tokens = max_tokens

@@ -283,6 +283,25 @@ def test_a_bad_number_names_its_tensor_and_keeps_nothing_open(tmp_path: Path) ->
         assert open_in(tmp_path) == (0, 0)
 
 
+def test_tensors_go_by_the_names_that_the_program_has(tmp_path: Path) -> None:
+    (tmp_path / "prefixed").mkdir()
+    with (
+        hf(tmp_path / "prefixed", {f"text.{name}": array for name, array in HF.items()}) as source,
+        hf(tmp_path) as own,
+    ):
+        source.rename([("vision.", ""), ("text.l.", "l."), ("text.", "")])
+        loaded = dict(load_weights(SPECS, source))
+        assert all(same(loaded[name], tensor) for name, tensor in load_weights(SPECS, own))
+
+
+def test_two_tensors_of_one_name_are_refused(tmp_path: Path) -> None:
+    with (
+        hf(tmp_path, {**HF, "text.norm.weight": HF["norm.weight"]}) as source,
+        pytest.raises(LoadError, match=r"'text.norm.weight' and another would both be 'norm.weight'"),
+    ):
+        source.rename([("text.", "")])
+
+
 def test_counting() -> None:
     assert count_parameters(SPECS) == 10 * 64 + 12 * 64 + 12 + 64 + 10 * 64
 
