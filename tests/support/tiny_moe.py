@@ -51,7 +51,7 @@ def _decoder(
     return shapes
 
 
-def _attention(config: Config, name: str, layer: int) -> Shapes:
+def _attention(config: Config, name: str, _layer: int) -> Shapes:
     hidden = config["hidden_size"]
     head_dim = config.get("head_dim") or hidden // config["num_attention_heads"]
     queries, keys = (config[f"num_{kind}_heads"] * head_dim for kind in ("attention", "key_value"))
@@ -70,13 +70,15 @@ def _attention(config: Config, name: str, layer: int) -> Shapes:
     return shapes
 
 
-def _mlp(name: str, hidden: int, inner: int, parts: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")) -> Shapes:
+def _mlp(
+    name: str, hidden: int, inner: int, parts: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")
+) -> Shapes:
     gate, up, down = (f"{name}.{part}.weight" for part in parts)
     return {gate: (inner, hidden), up: (inner, hidden), down: (hidden, inner)}
 
 
 def _mixtral(config: Config) -> Shapes:
-    def mlp(config: Config, block: str, layer: int) -> Shapes:
+    def mlp(config: Config, block: str, _layer: int) -> Shapes:
         shapes = {f"{block}.block_sparse_moe.gate.weight": (config["num_local_experts"], config["hidden_size"])}
         for expert in range(config["num_local_experts"]):
             name = f"{block}.block_sparse_moe.experts.{expert}"

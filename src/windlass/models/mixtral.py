@@ -5,7 +5,7 @@ from __future__ import annotations
 from windlass.models.config import ConfigReader
 from windlass.models.decoder import define_decoder, read_shape
 from windlass.models.definition import ModelDefinition
-from windlass.models.family import Family
+from windlass.models.family import Family, MlcDialect
 from windlass.models.mixture import Mixture, read_experts, stacked_experts
 from windlass.program.builder import ProgramBuilder
 from windlass.program.ops import Value
@@ -36,4 +36,19 @@ def define(config: ConfigReader) -> ModelDefinition:
     return define_decoder("mixtral", config, shape, windows=[window] * shape.num_layers, mlp=experts)
 
 
-FAMILY = Family("mixtral", define)
+FAMILY = Family(
+    "mixtral",
+    define,
+    mlc=MlcDialect(
+        renamed={"position_embedding_base": "rope_theta"},
+        fields=(
+            "tie_word_embeddings",
+            "rope_scaling",
+            "disaggregation",
+            "num_local_experts",
+            "num_experts_per_tok",
+        ),
+        optional=("sliding_window",),
+        constants={"pipeline_parallel_stages": 1, "disaggregation": False},
+    ),
+)

@@ -325,9 +325,11 @@ class ProgramBuilder:
         self._check_read(shares)
         experts = shares.width
         rows = experts * 2 * intermediate_size
-        gate_up = self._declare(gate_up, (rows, x.width), parts=_as_parts(gate_up_parts), experts=experts)
+        gate_up = self._declare(
+            gate_up, (rows, x.width), parts=_as_parts(gate_up_parts), role="experts", experts=experts
+        )
         down_shape = (experts * x.width, intermediate_size)
-        down = self._declare(down, down_shape, parts=_as_parts(down_parts), experts=experts)
+        down = self._declare(down, down_shape, parts=_as_parts(down_parts), role="experts", experts=experts)
         biases: list[str | None] = []
         for bias, size in ((gate_up_bias, rows), (down_bias, experts * x.width)):
             biases.append(

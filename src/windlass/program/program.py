@@ -68,9 +68,10 @@ class WeightSpec:
 
     ``name`` is the program's name of it, and its name in an MLC directory (without the quantization suffixes).
     ``parts`` are the stored tensors whose rows, one part below the other, make it up.
-    ``shape`` is [K] or [N, K]. ``role`` decides what quantization schemes do with it: ``linear`` and ``embedding`` and
-    ``head`` are matrices that may be quantized; ``router`` (small matrices that decide) and ``plain`` (vectors: norms,
-    biases) never are. The rows of ``experts`` > 1 equal matrices are stacked, which files may keep as three axes.
+    ``shape`` is [K] or [N, K]. ``role`` decides what quantization schemes do with it: ``linear``, ``experts``,
+    ``embedding`` and ``head`` are matrices that may be quantized; ``router`` (small matrices that decide) and ``plain``
+    (vectors: norms, biases) never are. The rows of ``experts`` > 1 equal matrices are stacked, which files may keep as
+    three axes.
     """
 
     name: str

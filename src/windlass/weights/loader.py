@@ -76,7 +76,7 @@ class WeightSpec(Protocol):
 
     @property
     def role(self) -> str:
-        """One of linear, embedding, head, router, plain."""
+        """One of linear, experts, embedding, head, router, plain."""
         ...
 
     @property
