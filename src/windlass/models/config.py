@@ -46,6 +46,10 @@ class ConfigReader:
         self._section = section
         self._read: set[str] = set()
 
+    def with_defaults(self, defaults: Mapping[str, Any]) -> ConfigReader:
+        """A reader of the same object in which keys that are missing have the values that the architecture gives them."""
+        return ConfigReader({**defaults, **self._values}, self._path, section=self._section)
+
     def error(self, key: str, reason: str) -> LoadError:
         """An error about ``key``, to be raised."""
         return LoadError(self._path, f"{self._name(key)} {reason}")
@@ -67,12 +71,17 @@ class ConfigReader:
             raise self.error(key, f"is {value}, which must lie in {minimum} .. {maximum}")
         return value
 
-    def optional_integer(self, key: str, *, default: int) -> int | None:
-        """The integer at ``key``, None where it is null; here null and missing differ."""
-        if key in self._values and self._values[key] is None:
+    def optional_integer(self, key: str, *, default: int | None = None) -> int | None:
+        """The integer at ``key``, None where it is null, ``default`` where it is missing."""
+        if self._values.get(key) is None and (key in self._values or default is None):
             self._read.add(key)
             return None
         return self.integer(key, default=default)
+
+    def optional_number(self, key: str) -> float | None:
+        """The number at ``key``, or None."""
+        self._read.add(key)
+        return self.number(key) if self.has(key) else None
 
     def number(self, key: str, *, default: float | None = None, above: float = 0.0) -> float:
         """The finite number at ``key``, greater than ``above``; required when there is no default."""
@@ -111,12 +120,10 @@ class ConfigReader:
         return value
 
     def integers(self, key: str) -> list[int] | None:
-        """The list of integers, none negative, at ``key``, or None."""
+        """The list of integers at ``key``, or None."""
         value = self._get(key, None)
-        if value is not None and not (
-            isinstance(value, list) and all(type(item) is int and 0 <= item <= MAX_INTEGER for item in value)
-        ):
-            raise self.error(key, f"is {_show(value)}, which must be a list of integers, none negative")
+        if value is not None and not (isinstance(value, list) and all(type(item) is int for item in value)):
+            raise self.error(key, f"is {_show(value)}, which must be a list of integers")
         return value
 
     def numbers(self, key: str, count: int) -> list[float] | None:

@@ -8,7 +8,24 @@ from pathlib import Path
 from typing import Any, Literal
 
 from windlass.errors import LoadError
-from windlass.models import llama, mistral, mixtral, mlc_config, qwen2, qwen2_moe, qwen3, qwen3_moe
+from windlass.models import (
+    gemma,
+    gemma2,
+    gemma3,
+    granite,
+    llama,
+    ministral3,
+    mistral,
+    mixtral,
+    mlc_config,
+    olmo2,
+    phi3,
+    qwen2,
+    qwen2_moe,
+    qwen3,
+    qwen3_moe,
+    smollm3,
+)
 from windlass.models.config import ConfigReader
 from windlass.models.definition import ModelDefinition
 from windlass.models.family import Family, GgufDialect, MlcDialect
@@ -16,13 +33,24 @@ from windlass.models.family import Family, GgufDialect, MlcDialect
 FAMILIES: dict[str, Family] = {
     family.model_type: family
     for family in (
+        gemma.FAMILY,
+        gemma2.FAMILY,
+        gemma3.FAMILY,
+        gemma3.TEXT_FAMILY,
+        granite.FAMILY,
         llama.FAMILY,
+        ministral3.FAMILY,
+        ministral3.SEEING_FAMILY,
         mistral.FAMILY,
         mixtral.FAMILY,
+        olmo2.FAMILY,
+        olmo2.OLMO3_FAMILY,
+        phi3.FAMILY,
         qwen2.FAMILY,
         qwen2_moe.FAMILY,
         qwen3.FAMILY,
         qwen3_moe.FAMILY,
+        smollm3.FAMILY,
     )
 }
 """Every family by its ``model_type``."""
