@@ -120,12 +120,10 @@ class ConfigReader:
         return value
 
     def integers(self, key: str) -> list[int] | None:
-        """The list of integers, none negative, at ``key``, or None."""
+        """The list of integers at ``key``, or None."""
         value = self._get(key, None)
-        if value is not None and not (
-            isinstance(value, list) and all(type(item) is int and 0 <= item <= MAX_INTEGER for item in value)
-        ):
-            raise self.error(key, f"is {_show(value)}, which must be a list of integers, none negative")
+        if value is not None and not (isinstance(value, list) and all(type(item) is int for item in value)):
+            raise self.error(key, f"is {_show(value)}, which must be a list of integers")
         return value
 
     def numbers(self, key: str, count: int) -> list[float] | None:

@@ -20,7 +20,7 @@ from windlass.program.program import RopeTable
 _MAX_LAYERS = 10_000
 
 Mlp: TypeAlias = Callable[[ProgramBuilder, Value, int], Value]
-"""What a layer makes of its normalized input, before it is added to the residual: (builder, input, layer)."""
+"""What a layer makes of its normalized input: (builder, input, number of the layer)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,12 +108,12 @@ def split_qkv(qkv: Value, shape: Shape) -> tuple[Value, Value, Value]:
 
 
 def gated_mlp(
-    b: ProgramBuilder, x: Value, name: str, intermediate_size: int, *, kind: GateKind = "silu", bias: bool = False
+    b: ProgramBuilder, x: Value, name: str, shape: Shape, *, kind: GateKind = "silu", bias: bool = False
 ) -> Value:
-    """Down(activation(gate(x)) * up(x)) (Shazeer, 2020), its three projections called as Llama calls them."""
+    """down(activation(gate(x)) * up(x))."""
     parts = [f"{name}.gate_proj", f"{name}.up_proj"]
-    gate_up = b.linear(x, f"{name}.gate_up_proj", 2 * intermediate_size, parts=parts, bias=bias)
-    return b.linear(b.gated_activation(gate_up, kind), f"{name}.down_proj", x.width, bias=bias)
+    gate_up = b.linear(x, f"{name}.gate_up_proj", 2 * shape.intermediate_size, parts=parts, bias=bias)
+    return b.linear(b.gated_activation(gate_up, kind), f"{name}.down_proj", shape.hidden_size, bias=bias)
 
 
 def finish(
@@ -161,6 +161,7 @@ def define_decoder(
     rotated: Sequence[bool] | None = None,
     rope: RopeConfig | None = None,
     query_rope: RopeTable | None = None,
+    sinks: bool = False,
     mlp: Mlp | None = None,
 ) -> ModelDefinition:
     """Write the plain decoder's program; the keywords are where its members differ.
@@ -178,6 +179,7 @@ def define_decoder(
         rotated: the layers in which queries and keys are rotated; None for all.
         rope: the rotary embedding, where the architecture reads it in a way of its own.
         query_rope: what rotates the queries, where that is not what rotates the keys.
+        sinks: each head has a sink, see ``Attention``.
         mlp: what takes the place of the gated MLP.
     """
     if rope is None:
@@ -197,7 +199,8 @@ def define_decoder(
             b.rope(q, query_table)
             b.rope(k, table)
         b.write_kv(layer, k, v)
-        out = b.attention(q, layer, num_heads=shape.num_heads, window=layer_windows[layer])
+        sink_name = f"{name}.sinks" if sinks else None
+        out = b.attention(q, layer, num_heads=shape.num_heads, window=layer_windows[layer], sinks=sink_name)
         return b.linear(out, f"{name}.o_proj", shape.hidden_size, bias=output_bias)
 
     x = b.embed("model.embed_tokens", shape.hidden_size)
@@ -206,10 +209,7 @@ def define_decoder(
         h = b.rms_norm(x, f"{name}.input_layernorm", shape.rms_norm_eps)
         b.add(x, attention(h, layer, f"{name}.self_attn"))
         h = b.rms_norm(x, f"{name}.post_attention_layernorm", shape.rms_norm_eps)
-        if mlp is None:
-            b.add(x, gated_mlp(b, h, f"{name}.mlp", shape.intermediate_size, bias=mlp_bias))
-        else:
-            b.add(x, mlp(b, h, layer))
+        b.add(x, gated_mlp(b, h, f"{name}.mlp", shape, bias=mlp_bias) if mlp is None else mlp(b, h, layer))
     x = b.rms_norm(x, "model.norm", shape.rms_norm_eps)
     b.logits(x, "model.embed_tokens" if shape.tied_head else "lm_head")
     return finish(model_type, b, shape, context_length=rope.context_length(shape.max_position_embeddings))

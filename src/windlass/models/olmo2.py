@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from windlass.models.config import HARMLESS_KEYS, ConfigReader
 from windlass.models.decoder import Shape, finish, gated_mlp, project_qkv, read_layer_types, read_shape
 from windlass.models.definition import ModelDefinition
-from windlass.models.family import Family
+from windlass.models.family import Family, MlcDialect
 from windlass.models.rope import RopeConfig, read_layer_ropes, read_rope
 
 
@@ -58,11 +58,19 @@ def _define(
         h = b.attention(q, layer, num_heads=shape.num_heads, window=window)
         h = b.linear(h, f"{name}.self_attn.o_proj", shape.hidden_size, bias=bias)
         b.add(x, b.rms_norm(h, f"{name}.post_attention_layernorm", eps))
-        h = gated_mlp(b, x, f"{name}.mlp", shape.intermediate_size)
+        h = gated_mlp(b, x, f"{name}.mlp", shape)
         b.add(x, b.rms_norm(h, f"{name}.post_feedforward_layernorm", eps))
     b.logits(b.rms_norm(x, "model.norm", eps), "model.embed_tokens" if shape.tied_head else "lm_head")
     return finish(model_type, b, shape, context_length=full.context_length(shape.max_position_embeddings))
 
 
-FAMILY = Family("olmo2", define)
+FAMILY = Family(
+    "olmo2",
+    define,
+    mlc=MlcDialect(
+        renamed={"position_embedding_base": "rope_theta"},
+        fields=("rope_scaling", "tie_word_embeddings"),
+        constants={"hidden_act": "silu", "pipeline_parallel_stages": 1},
+    ),
+)
 OLMO3_FAMILY = Family("olmo3", define_olmo3)

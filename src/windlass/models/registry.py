@@ -9,9 +9,11 @@ from typing import Any, Literal
 
 from windlass.errors import LoadError
 from windlass.models import (
+    deepseek,
     gemma,
     gemma2,
     gemma3,
+    gpt_oss,
     granite,
     llama,
     ministral3,
@@ -33,10 +35,13 @@ from windlass.models.family import Family, GgufDialect, MlcDialect
 FAMILIES: dict[str, Family] = {
     family.model_type: family
     for family in (
+        deepseek.V2_FAMILY,
+        deepseek.V3_FAMILY,
         gemma.FAMILY,
         gemma2.FAMILY,
         gemma3.FAMILY,
         gemma3.TEXT_FAMILY,
+        gpt_oss.FAMILY,
         granite.FAMILY,
         llama.FAMILY,
         ministral3.FAMILY,

@@ -348,7 +348,7 @@ def _read_yarn(section: ConfigReader, theta: float, dim: int, factor: float, def
     mscale_all_dim = section.number("mscale_all_dim", default=0.0, above=-1.0)
     if not (mscale and mscale_all_dim):
         mscale, mscale_all_dim = 1.0, 0.0
-    suggested = _yarn_attention_factor(factor, mscale) / _yarn_attention_factor(factor, mscale_all_dim)
+    suggested = yarn_scale(factor, mscale) / yarn_scale(factor, mscale_all_dim)
     attention_factor = section.number("attention_factor", default=suggested)
     beta_fast, beta_slow = section.number("beta_fast", default=32.0), section.number("beta_slow", default=1.0)
     if not beta_slow < beta_fast:
@@ -380,7 +380,8 @@ def _read_factors(section: ConfigReader, key: str, dim: int) -> list[float]:
     return factors
 
 
-def _yarn_attention_factor(factor: float, mscale: float) -> float:
+def yarn_scale(factor: float, mscale: float) -> float:
+    """How much YaRN with this factor scales queries and keys; ``mscale`` is how strongly."""
     return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
 
 

@@ -34,7 +34,7 @@ def windows(definition: ModelDefinition) -> list[int | None]:
 
 def test_supported_types() -> None:
     assert {family.model_type for family in FAMILIES.values()} == FAMILIES.keys()
-    with pytest.raises(LoadError, match="'gpt1' is not supported; supported: llama, mistral, qwen2, qwen3"):
+    with pytest.raises(LoadError, match="'gpt1' is not supported; supported: .*llama, .*qwen3"):
         define_model("gpt1", {}, FILE, dialect="hf")
 
 
@@ -185,7 +185,7 @@ REFUSED: list[tuple[str, str, dict[str, Any]]] = [
     ("qwen2", "layer_types has linear_attention; supported: ", {"layer_types": ["linear_attention"] * 2}),
     ("qwen2", "layer_types has sliding_attention, but use_sliding", {"layer_types": ["sliding_attention"] * 2}),
     ("qwen2", "layer_types is 'full_attention', which must be a list", {"layer_types": "full_attention"}),
-    ("qwen3", "rope_parameters.rope_type is 'longrope'; sup", {"rope_parameters": {"rope_type": "longrope"}}),
+    ("qwen3", "rope_parameters.rope_type is 'mrope'; supp", {"rope_parameters": {"rope_type": "mrope"}}),
     ("qwen3", "unknown keys: num_experts; ", {"num_experts": 128}),
 ]
 

@@ -105,8 +105,8 @@ def test_yarn_settings() -> None:
     ("message", "config"),
     [
         (
-            "rope_scaling.rope_type is 'longrope'; supported: default, linear, ",
-            {"rope_scaling": {"rope_type": "longrope"}},
+            "rope_scaling.rope_type is 'axial'; supported: default, linear, ",
+            {"rope_scaling": {"rope_type": "axial"}},
         ),
         ("rope_scaling.type is 'mrope'; supported: ", {"rope_scaling": {"type": "mrope"}}),
         ("rope_parameters.rope_type is 3; supported: ", {"rope_parameters": {"rope_type": 3}}),
