@@ -28,9 +28,9 @@ def define(config: ConfigReader) -> ModelDefinition:
     def mlp(b: ProgramBuilder, x: Value, layer: int) -> Value:
         name = f"model.layers.{layer}.mlp"
         if not sparse[layer]:
-            return gated_mlp(b, x, name, shape)
+            return gated_mlp(b, x, name, shape.intermediate_size)
         out = qwen_mixture(b, x, name, mixture)
-        shared = gated_mlp(b, x, f"{name}.shared_expert", shared_shape)
+        shared = gated_mlp(b, x, f"{name}.shared_expert", shared_shape.intermediate_size)
         b.sigmoid_gate(shared, b.linear(x, f"{name}.shared_expert_gate", 1, role="router"))
         b.add(out, shared)
         return out
