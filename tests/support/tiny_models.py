@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from support.tiny_dense import DENSE_CONFIGS, DENSE_TYPES, dense_shapes
 from support.tiny_moe import MOE_CONFIGS, MOE_SHAPES
 from windlass.program.program import Part, Program, RowOrder
 from windlass.quantization.tensor import Format, Tensor, f32_to_bf16
@@ -31,7 +32,10 @@ class TinyModel:
     def weights(self) -> dict[str, F32]:
         """The tensors by their Hugging Face names, in file order."""
         generator = np.random.PCG64(self.seed)
-        return {name: _draw(generator, name, shape) for name, shape in tensor_shapes(self.config).items()}
+        # Logits of standard deviation 3: clear winners, and tied models do not echo themselves. Gemma scales its own.
+        embedding = 0.15 if self.config["model_type"].startswith("gemma") else 0.4
+        shapes = tensor_shapes(self.config)
+        return {name: _draw(generator, name, shape, embedding) for name, shape in shapes.items()}
 
     def digest(self) -> str:
         """A hash of configuration and weights: golden files name the model they were made from by it."""
@@ -43,6 +47,8 @@ class TinyModel:
 
 def tensor_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """The tensors that a checkpoint of this configuration has, written down apart from the model files under test."""
+    if config["model_type"] in DENSE_TYPES:
+        return dense_shapes(config)
     if config["model_type"] in MOE_SHAPES:
         return MOE_SHAPES[config["model_type"]](config)
     hidden, inner = config["hidden_size"], config["intermediate_size"]
@@ -76,7 +82,7 @@ def tensor_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _draw(generator: np.random.PCG64, name: str, shape: tuple[int, ...]) -> F32:
+def _draw(generator: np.random.PCG64, name: str, shape: tuple[int, ...], embedding: float) -> F32:
     """Uniform numbers made of the generator's raw bits, which numpy promises never to change."""
     raw = np.asarray(generator.random_raw(math.prod(shape)), dtype=np.uint64)
     unit = ((raw >> np.uint64(40)).astype(np.float64) / 2**23 - 1.0) * math.sqrt(3.0)  # mean 0, variance 1
@@ -85,7 +91,7 @@ def _draw(generator: np.random.PCG64, name: str, shape: tuple[int, ...]) -> F32:
     elif name.endswith((".bias", "_bias", ".sinks")):
         values = 0.3 * unit
     elif name.startswith(("model.embed_tokens", "lm_head")):
-        values = 0.4 * unit  # logits of standard deviation 3: clear winners, and tied models do not echo themselves
+        values = embedding * unit
     else:
         values = 1.6 / math.sqrt(shape[1]) * unit
     return values.astype(np.float32).reshape(shape)
@@ -209,7 +215,7 @@ CASES = {
             },
             seed=111,
         ),
-        *(TinyModel(name, config, seed) for name, config, seed in MOE_CONFIGS),
+        *(TinyModel(name, config, seed) for name, config, seed in (*DENSE_CONFIGS, *MOE_CONFIGS)),
     )
 }
 """Every architecture and every rope type; sizes that no vector width divides."""

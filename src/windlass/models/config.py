@@ -47,7 +47,7 @@ class ConfigReader:
         self._read: set[str] = set()
 
     def with_defaults(self, defaults: Mapping[str, Any]) -> ConfigReader:
-        """A reader of the same object in which keys that are missing have the values that the architecture gives them."""
+        """A reader of the same object in which keys that are missing have the values that the architecture gives."""
         return ConfigReader({**defaults, **self._values}, self._path, section=self._section)
 
     def error(self, key: str, reason: str) -> LoadError:
@@ -120,10 +120,12 @@ class ConfigReader:
         return value
 
     def integers(self, key: str) -> list[int] | None:
-        """The list of integers at ``key``, or None."""
+        """The list of integers, none negative, at ``key``, or None."""
         value = self._get(key, None)
-        if value is not None and not (isinstance(value, list) and all(type(item) is int for item in value)):
-            raise self.error(key, f"is {_show(value)}, which must be a list of integers")
+        if value is not None and not (
+            isinstance(value, list) and all(type(item) is int and 0 <= item <= MAX_INTEGER for item in value)
+        ):
+            raise self.error(key, f"is {_show(value)}, which must be a list of integers, none negative")
         return value
 
     def numbers(self, key: str, count: int) -> list[float] | None:

@@ -63,8 +63,8 @@ def read_shape(
 ) -> Shape:
     """Read the sizes, and check the rest of what decoders have in common.
 
-    ``head_dim`` is the architecture's default, None for hidden_size / num_attention_heads; ``activations`` are the names
-    of the only activation that the architecture has.
+    ``head_dim`` is the architecture's default, None for hidden_size / num_attention_heads; ``activations`` are the
+    names of the only activation that the architecture has.
     """
     config.choice("hidden_act", activations, default=activations[0])
     config.require("is_encoder_decoder", False, "only decoders are supported")
@@ -108,12 +108,12 @@ def split_qkv(qkv: Value, shape: Shape) -> tuple[Value, Value, Value]:
 
 
 def gated_mlp(
-    b: ProgramBuilder, x: Value, name: str, shape: Shape, *, kind: GateKind = "silu", bias: bool = False
+    b: ProgramBuilder, x: Value, name: str, intermediate_size: int, *, kind: GateKind = "silu", bias: bool = False
 ) -> Value:
-    """down(activation(gate(x)) * up(x))."""
+    """Down(activation(gate(x)) * up(x)) (Shazeer, 2020), its three projections called as Llama calls them."""
     parts = [f"{name}.gate_proj", f"{name}.up_proj"]
-    gate_up = b.linear(x, f"{name}.gate_up_proj", 2 * shape.intermediate_size, parts=parts, bias=bias)
-    return b.linear(b.gated_activation(gate_up, kind), f"{name}.down_proj", shape.hidden_size, bias=bias)
+    gate_up = b.linear(x, f"{name}.gate_up_proj", 2 * intermediate_size, parts=parts, bias=bias)
+    return b.linear(b.gated_activation(gate_up, kind), f"{name}.down_proj", x.width, bias=bias)
 
 
 def finish(
@@ -209,7 +209,10 @@ def define_decoder(
         h = b.rms_norm(x, f"{name}.input_layernorm", shape.rms_norm_eps)
         b.add(x, attention(h, layer, f"{name}.self_attn"))
         h = b.rms_norm(x, f"{name}.post_attention_layernorm", shape.rms_norm_eps)
-        b.add(x, gated_mlp(b, h, f"{name}.mlp", shape, bias=mlp_bias) if mlp is None else mlp(b, h, layer))
+        if mlp is None:
+            b.add(x, gated_mlp(b, h, f"{name}.mlp", shape.intermediate_size, bias=mlp_bias))
+        else:
+            b.add(x, mlp(b, h, layer))
     x = b.rms_norm(x, "model.norm", shape.rms_norm_eps)
     b.logits(x, "model.embed_tokens" if shape.tied_head else "lm_head")
     return finish(model_type, b, shape, context_length=rope.context_length(shape.max_position_embeddings))

@@ -72,7 +72,7 @@ def define(config: ConfigReader) -> ModelDefinition:
         h = b.attention(q, layer, num_heads=shape.num_heads)
         b.add(x, b.linear(h, f"{name}.self_attn.o_proj", shape.hidden_size))
         h = norm(x, f"{name}.post_attention_layernorm")
-        b.add(x, gated_mlp(b, h, f"{name}.mlp", shape, kind="gelu_tanh"))
+        b.add(x, gated_mlp(b, h, f"{name}.mlp", shape.intermediate_size, kind="gelu_tanh"))
     b.logits(norm(x, "model.norm"), "model.embed_tokens" if shape.tied_head else "lm_head")
     return finish("gemma", b, shape, context_length=rope.context_length(shape.max_position_embeddings))
 

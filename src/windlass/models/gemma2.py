@@ -48,7 +48,7 @@ def define(config: ConfigReader) -> ModelDefinition:
         h = b.linear(h, f"{name}.self_attn.o_proj", shape.hidden_size)
         b.add(x, norm(h, f"{name}.post_attention_layernorm"))
         h = norm(x, f"{name}.pre_feedforward_layernorm")
-        h = gated_mlp(b, h, f"{name}.mlp", shape, kind="gelu_tanh")
+        h = gated_mlp(b, h, f"{name}.mlp", shape.intermediate_size, kind="gelu_tanh")
         b.add(x, norm(h, f"{name}.post_feedforward_layernorm"))
     b.logits(norm(x, "model.norm"), "model.embed_tokens" if shape.tied_head else "lm_head", softcap=logit_cap)
     return finish("gemma2", b, shape, context_length=rope.context_length(shape.max_position_embeddings))

@@ -89,7 +89,7 @@ def _define(model_type: str, config: ConfigReader) -> ModelDefinition:
         h = b.linear(h, f"{name}.self_attn.o_proj", shape.hidden_size)
         b.add(x, norm(h, f"{name}.post_attention_layernorm"))
         h = norm(x, f"{name}.pre_feedforward_layernorm")
-        h = gated_mlp(b, h, f"{name}.mlp", shape, kind="gelu_tanh")
+        h = gated_mlp(b, h, f"{name}.mlp", shape.intermediate_size, kind="gelu_tanh")
         b.add(x, norm(h, f"{name}.post_feedforward_layernorm"))
     head = f"{PREFIX}model.embed_tokens" if shape.tied_head else f"{PREFIX}lm_head"
     b.logits(norm(x, f"{PREFIX}model.norm"), head, softcap=logit_cap)

@@ -37,7 +37,7 @@ def define(config: ConfigReader) -> ModelDefinition:
         b.scale(h, residual)
         b.add(x, h)
         h = b.rms_norm(x, f"{name}.post_attention_layernorm", shape.rms_norm_eps)
-        h = gated_mlp(b, h, f"{name}.mlp", shape, bias=mlp_bias)
+        h = gated_mlp(b, h, f"{name}.mlp", shape.intermediate_size, bias=mlp_bias)
         b.scale(h, residual)
         b.add(x, h)
     x = b.rms_norm(x, "model.norm", shape.rms_norm_eps)

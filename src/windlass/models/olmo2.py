@@ -58,7 +58,7 @@ def _define(
         h = b.attention(q, layer, num_heads=shape.num_heads, window=window)
         h = b.linear(h, f"{name}.self_attn.o_proj", shape.hidden_size, bias=bias)
         b.add(x, b.rms_norm(h, f"{name}.post_attention_layernorm", eps))
-        h = gated_mlp(b, x, f"{name}.mlp", shape)
+        h = gated_mlp(b, x, f"{name}.mlp", shape.intermediate_size)
         b.add(x, b.rms_norm(h, f"{name}.post_feedforward_layernorm", eps))
     b.logits(b.rms_norm(x, "model.norm", eps), "model.embed_tokens" if shape.tied_head else "lm_head")
     return finish(model_type, b, shape, context_length=full.context_length(shape.max_position_embeddings))
