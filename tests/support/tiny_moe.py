@@ -155,6 +155,22 @@ def _deepseek(config: Config) -> Shapes:
     return _decoder(config, attention, mlp)
 
 
+def _llama4(config: Config) -> Shapes:
+    def mlp(config: Config, block: str, layer: int) -> Shapes:
+        experts, hidden, inner = (config[key] for key in ("num_local_experts", "hidden_size", "intermediate_size"))
+        name = f"{block}.feed_forward"
+        if (layer + 1) % config["interleave_moe_layer_step"]:
+            return _mlp(name, hidden, config["intermediate_size_mlp"])
+        return {
+            f"{name}.router.weight": (experts, hidden),
+            f"{name}.experts.gate_up_proj": (experts, hidden, 2 * inner),
+            f"{name}.experts.down_proj": (experts, inner, hidden),
+            **_mlp(f"{name}.shared_expert", hidden, inner),
+        }
+
+    return _decoder(config, _attention, mlp)
+
+
 MOE_SHAPES: dict[str, Callable[[Config], Shapes]] = {
     "mixtral": _mixtral,
     "qwen2_moe": _qwen,
@@ -162,6 +178,7 @@ MOE_SHAPES: dict[str, Callable[[Config], Shapes]] = {
     "gpt_oss": _gpt_oss,
     "deepseek_v2": _deepseek,
     "deepseek_v3": _deepseek,
+    "llama4_text": _llama4,
 }
 """What makes the tensors' shapes of a configuration, by model type."""
 
@@ -333,6 +350,35 @@ MOE_CONFIGS: tuple[tuple[str, dict[str, Any], int], ...] = (
             },
         ),
         107,
+    ),
+    (
+        "llama4_text",
+        _config(
+            "llama4_text",
+            "Llama4ForCausalLM",
+            head_dim=20,
+            num_local_experts=3,
+            num_experts_per_tok=1,
+            intermediate_size_mlp=100,
+            interleave_moe_layer_step=2,
+            num_hidden_layers=4,
+            no_rope_layers=[],
+            no_rope_layer_interval=4,
+            attention_chunk_size=24,
+            attn_temperature_tuning=True,
+            attn_scale=0.1,
+            floor_scale=16,
+            use_qk_norm=True,
+            rope_theta=500000.0,
+            rope_scaling={
+                "rope_type": "llama3",
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 1.0,
+                "original_max_position_embeddings": 64,
+            },
+        ),
+        308,
     ),
 )
 """Names, configurations and seeds."""

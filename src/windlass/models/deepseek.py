@@ -73,7 +73,7 @@ def _define(
     *,
     routing_bias: bool,
 ) -> ModelDefinition:
-    shared_shape = replace(shape, intermediate_size=config.integer("n_shared_experts") * mixture.intermediate_size)
+    shared_size = config.integer("n_shared_experts") * mixture.intermediate_size
     first, step = (
         config.integer("first_k_dense_replace", default=0, minimum=0),
         config.integer("moe_layer_freq", default=1),
@@ -90,7 +90,7 @@ def _define(
             return gated_mlp(b, x, name, shape.intermediate_size)
         bias = (f"{name}.e_score_correction_bias", Part(f"{name}.gate.e_score_correction_bias"))
         out = qwen_mixture(b, x, name, mixture, bias=bias if routing_bias else None)
-        b.add(out, gated_mlp(b, x, f"{name}.shared_experts", shared_shape.intermediate_size))
+        b.add(out, gated_mlp(b, x, f"{name}.shared_experts", shared_size))
         return out
 
     x = b.embed("model.embed_tokens", shape.hidden_size)

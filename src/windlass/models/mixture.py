@@ -62,7 +62,8 @@ def read_experts(
     for key, rows in (("hidden_size", hidden_size), (width, 2 * intermediate_size)):
         if rows % ROW_MULTIPLE:
             multiple = ROW_MULTIPLE // 2 if key == width else ROW_MULTIPLE
-            raise config.error(key, f"is {config.integer(key)}, which must be a multiple of {multiple} in a mixture")
+            size = config.integer(key)
+            raise config.error(key, f"is {size}, which must be a multiple of {multiple} in a mixture of experts")
     return num_experts, taken, intermediate_size
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from windlass.models.config import ConfigReader
 from windlass.models.decoder import define_decoder, gated_mlp, read_shape, read_windows
 from windlass.models.definition import ModelDefinition
@@ -19,7 +17,7 @@ def define(config: ConfigReader) -> ModelDefinition:
     shape = read_shape(config)
     sizes = read_experts(config, shape.hidden_size, count="num_experts", width="moe_intermediate_size", top_k=4)
     mixture = Mixture(*sizes, normalize=config.boolean("norm_topk_prob", default=False))
-    shared_shape = replace(shape, intermediate_size=config.integer("shared_expert_intermediate_size"))
+    shared_size = config.integer("shared_expert_intermediate_size")
     sparse = read_sparse_layers(config, shape.num_layers)
     config.require("use_sliding_window", False, "sliding windows are not supported in this architecture")
     read_windows(config, shape.num_layers)
@@ -30,7 +28,7 @@ def define(config: ConfigReader) -> ModelDefinition:
         if not sparse[layer]:
             return gated_mlp(b, x, name, shape.intermediate_size)
         out = qwen_mixture(b, x, name, mixture)
-        shared = gated_mlp(b, x, f"{name}.shared_expert", shared_shape.intermediate_size)
+        shared = gated_mlp(b, x, f"{name}.shared_expert", shared_size)
         b.sigmoid_gate(shared, b.linear(x, f"{name}.shared_expert_gate", 1, role="router"))
         b.add(out, shared)
         return out

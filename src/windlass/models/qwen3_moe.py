@@ -23,7 +23,9 @@ def define(config: ConfigReader) -> ModelDefinition:
 
     def mlp(b: ProgramBuilder, x: Value, layer: int) -> Value:
         name = f"model.layers.{layer}.mlp"
-        return qwen_mixture(b, x, name, mixture) if sparse[layer] else gated_mlp(b, x, name, shape.intermediate_size)
+        if sparse[layer]:
+            return qwen_mixture(b, x, name, mixture)
+        return gated_mlp(b, x, name, shape.intermediate_size)
 
     bias = config.boolean("attention_bias", default=False)
     return define_decoder(

@@ -127,8 +127,8 @@ class Llama3Rope:
         """See ``RopeTable``."""
         frequencies = _inverse_frequencies(self.theta, self.dim)
         turns = self.original_length / (2 * np.float32(math.pi) / frequencies)
-        share = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
-        kept: F32 = np.clip(share, 0, 1).astype(np.float32)
+        width = self.high_freq_factor - self.low_freq_factor or 1e-20  # a step instead of a ramp
+        kept: F32 = np.clip((turns - self.low_freq_factor) / width, 0, 1).astype(np.float32)
         scaled: F32 = (1 - kept) * frequencies / np.float32(self.factor) + kept * frequencies
         return _cos_sin(np.arange(positions), scaled)
 
@@ -179,6 +179,26 @@ class QueryScaledRope:
         factor = 1 + self.beta * np.log1p(np.arange(positions) // self.length)
         scale: F32 = factor.astype(np.float32)[:, None]
         return cos * scale, sin * scale
+
+
+@dataclass(frozen=True, slots=True)
+class QueryScale:
+    """No rotation: queries are multiplied by 1 + scale * log(1 + floor((position + 1) / length)).
+
+    Llama 4's layers without rotary embedding have it (its reference implementation; Nakanishi, 2025). All columns of a
+    head must be "rotated".
+    """
+
+    dim: int
+    scale: float
+    length: int
+
+    def cos_sin(self, positions: int) -> tuple[F32, F32]:
+        """See ``RopeTable``."""
+        steps = np.floor((np.arange(positions, dtype=np.float32) + 1) / np.float32(self.length))
+        factor: F32 = np.log1p(steps) * np.float32(self.scale) + 1
+        cos = np.repeat(factor[:, None], self.dim // 2, axis=1)
+        return cos, np.zeros_like(cos)
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,8 +355,8 @@ def _read_scaling(
     if rope_type == "llama3":
         original_length = section.integer("original_max_position_embeddings")
         low, high = section.number("low_freq_factor"), section.number("high_freq_factor")
-        if not low < high:
-            raise section.error("low_freq_factor", f"is {low:g}, which must be less than high_freq_factor, {high:g}")
+        if low > high:
+            raise section.error("low_freq_factor", f"is {low:g}, which must not be above high_freq_factor, {high:g}")
         return RopeConfig(Llama3Rope(theta, dim, factor, low, high, original_length), dim)
     return _read_yarn(section, theta, dim, factor, max_position_embeddings)
 

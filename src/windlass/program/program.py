@@ -72,8 +72,8 @@ class WeightSpec:
     ``parts`` are the stored tensors whose rows, one part below the other, make it up.
     ``shape`` is [K] or [N, K]. ``role`` decides what quantization schemes do with it: ``linear``, ``experts``,
     ``embedding`` and ``head`` are matrices that may be quantized; ``router`` (small matrices that decide) and ``plain``
-    (vectors, and matrices that MLC keeps as they are) never are. The rows of ``experts`` > 1 equal matrices are stacked, which files may keep as
-    three axes.
+    (vectors, and matrices that MLC keeps as they are) never are. The rows of ``experts`` > 1 equal matrices are
+    stacked, which files may keep as three axes.
     """
 
     name: str
