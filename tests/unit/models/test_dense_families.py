@@ -12,7 +12,8 @@ import pytest
 from support.tiny_models import CASES, TinyModel, write_tensors
 from windlass.errors import LoadError
 from windlass.models.definition import ModelDefinition
-from windlass.models.registry import define_model, to_mlc_config
+from windlass.models.gguf_config import from_gguf_metadata
+from windlass.models.registry import define_model, find_gguf_family, to_mlc_config
 from windlass.models.rope import DefaultRope, LongRope, QueryScaledRope, YarnRope
 from windlass.program.ops import Attention, HeadNorm, Logits, Rope, Scale
 from windlass.weights.loader import check_weights
@@ -547,6 +548,97 @@ def test_ministral_in_mlc_may_come_from_a_model_that_sees() -> None:
     kwargs = {"vision_config": VISION, "spatial_merge_size": 2, "max_position_embeddings": 256}
     definition = define_model("ministral3", {**mlc, "kwargs": kwargs, "weight_block_size": None}, FILE, dialect="mlc")
     assert definition.program == define(CASES["ministral3"].config).program
+
+
+SHAPES = {"model.embed_tokens.weight": (307, 64), "lm_head.weight": (307, 64)}
+METADATA = {
+    "context_length": 256,
+    "embedding_length": 64,
+    "feed_forward_length": 100,
+    "block_count": 2,
+    "attention.head_count": 4,
+    "attention.head_count_kv": 2,
+    "attention.layer_norm_rms_epsilon": 1e-5,
+    "rope.freq_base": 10000.0,
+}
+
+
+def from_gguf(
+    architecture: str, factors: Mapping[str, list[float]] | None = None, **more: Any
+) -> tuple[str, dict[str, Any]]:
+    """The model_type and the config.json of METADATA and ``more``, whose keys have ``__`` for a dot."""
+    values = {**METADATA, **{key.replace("__", "."): value for key, value in more.items()}}
+    metadata = {"general.architecture": architecture, **{f"{architecture}.{key}": values[key] for key in values}}
+    model_type, dialect = find_gguf_family(metadata, FILE)
+    config = from_gguf_metadata(dialect, metadata, SHAPES, factors or {}, FILE)
+    define_model(model_type, config, FILE, dialect="hf")
+    return model_type, config
+
+
+def test_gguf_files_of_one_architecture_are_told_apart() -> None:
+    assert from_gguf("olmo2")[0] == "olmo2"
+    model_type, config = from_gguf(
+        "olmo2", attention__sliding_window=8, attention__sliding_window_pattern=[False, True]
+    )
+    assert (model_type, config["layer_types"]) == ("olmo3", ["full_attention", "sliding_attention"])
+    model_type, config = from_gguf("mistral3")
+    assert (model_type, "rope_scaling" in config) == ("ministral3", False)
+
+
+def test_gguf_gemma_scales_scores_by_the_size_of_a_head_but_in_the_largest() -> None:
+    assert from_gguf("gemma2", attention__key_length=24)[1]["query_pre_attn_scalar"] == 24
+    assert from_gguf("gemma2", attention__key_length=24, block_count=46)[1]["query_pre_attn_scalar"] == 16
+    assert from_gguf("gemma3", attention__key_length=24, block_count=62)[1]["query_pre_attn_scalar"] == 16
+
+
+FACTORS = {f"rope_factors_{kind}.weight": [1.0] * 8 for kind in ("short", "long")}
+
+
+@pytest.mark.parametrize(
+    ("message", "architecture", "factors", "more"),
+    [
+        (
+            "is longrope, but there is no tensor rope_factors_long.weight",
+            "phi3",
+            {},
+            {"rope__scaling__type": "longrope"},
+        ),
+        (
+            "is longrope, but there is no tensor rope_factors_short.weight",
+            "phi3",
+            {"rope_factors_long.weight": [1.0] * 8},
+            {"rope__scaling__type": "longrope"},
+        ),
+        ("is 'yarn', and the tensor rope_factors_short.weight is", "phi3", FACTORS, {"rope__scaling__type": "yarn"}),
+        (
+            "is 'linear', and the tensor rope_freqs.weight is",
+            "granite",
+            {"rope_freqs.weight": [1.0] * 8},
+            {"rope__scaling__type": "linear"},
+        ),
+        ("short_factor is [1.0, 1.0, ", "phi3", FACTORS, {"rope__dimension_count": 8}),
+        (
+            "rope.freq_base_swa is not rope.freq_base",
+            "olmo2",
+            {},
+            {"attention__sliding_window": 8, "rope__freq_base_swa": 5.0},
+        ),
+        (
+            "sliding_window_pattern is [1, 0], which must be a list of true",
+            "olmo2",
+            {},
+            {"attention__sliding_window": 8, "attention__sliding_window_pattern": [1, 0]},
+        ),
+        ("unknown keys: attention.scale", "gemma", {}, {"attention__scale": 2.0}),
+        ("attention.scale is 'big'", "granite", {}, {"attention__scale": "big"}),
+    ],
+)
+def test_gguf_metadata_that_are_refused(
+    message: str, architecture: str, factors: Mapping[str, list[float]], more: dict[str, Any]
+) -> None:
+    with pytest.raises(LoadError) as caught:
+        from_gguf(architecture, factors, **more)
+    assert message in caught.value.reason
 
 
 def test_gguf_gemma_norms_have_their_one_added() -> None:
