@@ -31,7 +31,7 @@ class Mixture:
     top_groups: int = 1
     group_score: Literal["max", "top2_sum"] = "max"
 
-    def route(self, b: ProgramBuilder, logits: Value, *, bias: str | None = None) -> Value:
+    def route(self, b: ProgramBuilder, logits: Value, *, bias: tuple[str, Part] | None = None) -> Value:
         """The shares of the experts, from their logits; ``bias`` as in ``ProgramBuilder.route``."""
         return b.route(
             logits,
@@ -62,7 +62,8 @@ def read_experts(
     for key, rows in (("hidden_size", hidden_size), (width, 2 * intermediate_size)):
         if rows % ROW_MULTIPLE:
             multiple = ROW_MULTIPLE // 2 if key == width else ROW_MULTIPLE
-            raise config.error(key, f"is {config.integer(key)}, which must be a multiple of {multiple} in a mixture")
+            size = config.integer(key)
+            raise config.error(key, f"is {size}, which must be a multiple of {multiple} in a mixture of experts")
     return num_experts, taken, intermediate_size
 
 
@@ -77,7 +78,9 @@ def stacked_experts(
     )
 
 
-def qwen_mixture(b: ProgramBuilder, x: Value, name: str, mixture: Mixture, *, bias: str | None = None) -> Value:
+def qwen_mixture(
+    b: ProgramBuilder, x: Value, name: str, mixture: Mixture, *, bias: tuple[str, Part] | None = None
+) -> Value:
     """The mixture as Qwen and DeepSeek call its tensors: ``gate``, and ``experts`` with three projections each."""
     logits = b.linear(x, f"{name}.gate", mixture.num_experts, role="router")
     gate_up, down = stacked_experts(f"{name}.experts", mixture.num_experts)

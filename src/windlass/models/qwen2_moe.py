@@ -7,6 +7,7 @@ from windlass.models.decoder import define_decoder, gated_mlp, read_shape, read_
 from windlass.models.definition import ModelDefinition
 from windlass.models.family import Family
 from windlass.models.mixture import Mixture, qwen_mixture, read_experts, read_sparse_layers
+from windlass.models.qwen_mlc import MIXTURE_FIELDS, qwen_mlc
 from windlass.program.builder import ProgramBuilder
 from windlass.program.ops import Value
 
@@ -20,6 +21,7 @@ def define(config: ConfigReader) -> ModelDefinition:
     sparse = read_sparse_layers(config, shape.num_layers)
     config.require("use_sliding_window", False, "sliding windows are not supported in this architecture")
     read_windows(config, shape.num_layers)
+    config.require("qkv_bias", True, "queries, keys and values have biases in this architecture")
 
     def mlp(b: ProgramBuilder, x: Value, layer: int) -> Value:
         name = f"model.layers.{layer}.mlp"
@@ -31,8 +33,13 @@ def define(config: ConfigReader) -> ModelDefinition:
         b.add(out, shared)
         return out
 
-    bias = config.boolean("qkv_bias", default=True)
-    return define_decoder("qwen2_moe", config, shape, qkv_name="c_attn", qkv_bias=bias, mlp=mlp)
+    return define_decoder("qwen2_moe", config, shape, qkv_name="c_attn", qkv_bias=True, mlp=mlp)
 
 
-FAMILY = Family("qwen2_moe", define)
+FAMILY = Family(
+    "qwen2_moe",
+    define,
+    mlc=qwen_mlc(
+        "tie_word_embeddings", *MIXTURE_FIELDS, "shared_expert_intermediate_size", optional=("mlp_only_layers",)
+    ),
+)

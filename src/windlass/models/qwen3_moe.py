@@ -7,6 +7,7 @@ from windlass.models.decoder import define_decoder, gated_mlp, read_shape, read_
 from windlass.models.definition import ModelDefinition
 from windlass.models.family import Family
 from windlass.models.mixture import Mixture, qwen_mixture, read_experts, read_sparse_layers
+from windlass.models.qwen_mlc import MIXTURE_FIELDS, qwen_mlc
 from windlass.program.builder import ProgramBuilder
 from windlass.program.ops import Value
 
@@ -22,7 +23,9 @@ def define(config: ConfigReader) -> ModelDefinition:
 
     def mlp(b: ProgramBuilder, x: Value, layer: int) -> Value:
         name = f"model.layers.{layer}.mlp"
-        return qwen_mixture(b, x, name, mixture) if sparse[layer] else gated_mlp(b, x, name, shape.intermediate_size)
+        if sparse[layer]:
+            return qwen_mixture(b, x, name, mixture)
+        return gated_mlp(b, x, name, shape.intermediate_size)
 
     bias = config.boolean("attention_bias", default=False)
     return define_decoder(
@@ -30,4 +33,14 @@ def define(config: ConfigReader) -> ModelDefinition:
     )
 
 
-FAMILY = Family("qwen3_moe", define)
+FAMILY = Family(
+    "qwen3_moe",
+    define,
+    mlc=qwen_mlc(
+        "tie_word_embeddings",
+        "attention_bias",
+        *MIXTURE_FIELDS,
+        optional=("mlp_only_layers",),
+        prefill_chunk_size=2048,
+    ),
+)

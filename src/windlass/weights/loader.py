@@ -27,6 +27,11 @@ Quantizer: TypeAlias = Callable[[Tensor, Scheme], Tensor]
 class RowOrder(Protocol):
     """Which rows are taken, in which order; see ``windlass.program.RowOrder``."""
 
+    @property
+    def groups(self) -> int:
+        """Equal runs that the rows are."""
+        ...
+
     def indices(self, rows: int) -> NDArray[np.int64]:
         """Return the numbers of the rows taken, of ``rows``. ValueError when they cannot be taken."""
         ...
@@ -55,6 +60,11 @@ class Part(Protocol):
         """What is added to every number."""
         ...
 
+    @property
+    def matrices(self) -> RowOrder | None:
+        """The rows that become matrices of their own before that."""
+        ...
+
 
 class WeightSpec(Protocol):
     """What a program says about a weight it needs; see ``windlass.program.WeightSpec`` for the meaning."""
@@ -76,7 +86,7 @@ class WeightSpec(Protocol):
 
     @property
     def role(self) -> str:
-        """One of linear, embedding, head, router, plain."""
+        """One of linear, experts, embedding, head, router, plain."""
         ...
 
     @property
@@ -191,11 +201,16 @@ def _read(spec: WeightSpec, source: WeightSource) -> list[Tensor]:
 
 
 def _prepared(tensor: Tensor, part: Part, spec: WeightSpec) -> Tensor:
-    """Do to a stored tensor what a part says. ValueError when that cannot be done to codes."""
-    if tensor.format.grouped and (part.transposed or part.plus):
-        raise ValueError("it is quantized in the file, along the rows; the columns would be needed")
+    """Do to a stored tensor what a part says."""
+    if part.matrices is not None:
+        tensor = take_rows(tensor, part.matrices.indices(tensor.shape[0]))
+    if part.transposed and tensor.format.grouped:
+        tensor = Tensor(Format.F32, tensor.shape, tensor.dequantize())
     if not tensor.format.grouped:
-        data = np.ascontiguousarray(tensor.data.swapaxes(-1, -2)) if part.transposed else tensor.data
+        data = tensor.data
+        if part.matrices is not None:
+            data = data.reshape(part.matrices.groups, -1, data.shape[-1])
+        data = np.ascontiguousarray(data.swapaxes(-1, -2)) if part.transposed else data
         data = _flat(data, len(spec.shape))
         tensor = dataclasses.replace(tensor, shape=data.shape, data=data)
     if part.rows is not None:
@@ -361,6 +376,12 @@ def _prepared_shape(shape: tuple[int, ...], part: Part | None, spec: WeightSpec)
     axes = len(spec.shape)
     if not axes <= len(shape) <= (axes + 1 if spec.experts > 1 or axes == 1 else axes):
         return None
+    if part is not None and part.matrices is not None:
+        try:
+            rows = len(part.matrices.indices(shape[0]))
+        except ValueError:
+            return None
+        shape = (part.matrices.groups, rows // part.matrices.groups, *shape[1:])
     if part is not None and part.transposed:
         if len(shape) < 2:
             return None

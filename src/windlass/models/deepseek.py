@@ -1,0 +1,115 @@
+"""DeepSeek-V2 and V3 (DeepSeek-AI, 2024), with R1 and other models of their form."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from windlass.models.config import HARMLESS_KEYS, ConfigReader
+from windlass.models.decoder import Shape, finish, gated_mlp, read_shape
+from windlass.models.definition import ModelDefinition
+from windlass.models.family import Family
+from windlass.models.mixture import Mixture, qwen_mixture, read_experts
+from windlass.models.mla import LatentAttention, read_latent_attention
+from windlass.program.ops import Value
+from windlass.program.program import Part
+
+
+def define_v2(config: ConfigReader) -> ModelDefinition:
+    """DeepSeek-V2, Lite or not: shares are softmax scores, as they are."""
+    shape = read_shape(config, head_dim=1)
+    config.choice("scoring_func", ("softmax",), default="softmax")
+    config.require("norm_topk_prob", False, "the shares of this architecture are not normalized")
+    method = config.choice("topk_method", ("greedy", "group_limited_greedy"), default="greedy")
+    groups = _read_groups(config) if method == "group_limited_greedy" else (1, 1)
+    mixture = replace(_read_mixture(config, shape), normalize=False, num_groups=groups[0], top_groups=groups[1])
+    attention = read_latent_attention(config, shape.num_heads, shape.max_position_embeddings, interleaved=True)
+    return _define("deepseek_v2", config, shape, mixture, attention, routing_bias=False)
+
+
+def define_v3(config: ConfigReader) -> ModelDefinition:
+    """DeepSeek-V3: shares are sigmoid scores, and a bias that balances the experts takes part in choosing them."""
+    shape = read_shape(config, head_dim=1)
+    config.choice("scoring_func", ("sigmoid",), default="sigmoid")
+    config.choice("topk_method", ("noaux_tc",), default="noaux_tc")
+    groups = _read_groups(config)
+    mixture = replace(
+        _read_mixture(config, shape),
+        scores="sigmoid",
+        normalize=config.boolean("norm_topk_prob", default=True),
+        num_groups=groups[0],
+        top_groups=groups[1],
+        group_score="top2_sum",
+    )
+    attention = read_latent_attention(
+        config,
+        shape.num_heads,
+        shape.max_position_embeddings,
+        interleaved=config.boolean("rope_interleave", default=True),
+    )
+    return _define("deepseek_v3", config, shape, mixture, attention, routing_bias=True)
+
+
+def _read_mixture(config: ConfigReader, shape: Shape) -> Mixture:
+    sizes = read_experts(config, shape.hidden_size, count="n_routed_experts", width="moe_intermediate_size")
+    return Mixture(*sizes, scale=config.number("routed_scaling_factor", default=1.0))
+
+
+def _read_groups(config: ConfigReader) -> tuple[int, int]:
+    experts, groups = config.integer("n_routed_experts"), config.integer("n_group", default=1)
+    taken, top_k = config.integer("topk_group", default=1), config.integer("num_experts_per_tok")
+    if experts % groups:
+        raise config.error("n_group", f"is {groups}, which must divide n_routed_experts, {experts}")
+    if taken > groups or top_k > experts // groups * taken:
+        raise config.error("topk_group", f"is {taken}: {top_k} experts cannot be of so many of {groups} groups")
+    return groups, taken
+
+
+def _define(
+    model_type: str,
+    config: ConfigReader,
+    shape: Shape,
+    mixture: Mixture,
+    attention: LatentAttention,
+    *,
+    routing_bias: bool,
+) -> ModelDefinition:
+    shared_size = config.integer("n_shared_experts") * mixture.intermediate_size
+    first, step = (
+        config.integer("first_k_dense_replace", default=0, minimum=0),
+        config.integer("moe_layer_freq", default=1),
+    )
+    # Layers that predict the tokens after the next are stored behind the others.
+    further = config.integer("num_nextn_predict_layers", default=0, minimum=0, maximum=64)
+    config.integer("ep_size", default=1)
+    config.finish(ignore=HARMLESS_KEYS | {"head_dim", "n_group", "topk_group", "qk_head_dim"})
+    b = replace(shape, num_kv_heads=1, head_dim=attention.row_width).builder()
+    table = b.rope_table(attention.rope.table)
+
+    def mlp(x: Value, layer: int, name: str) -> Value:
+        if layer < first or layer % step:
+            return gated_mlp(b, x, name, shape.intermediate_size)
+        bias = (f"{name}.e_score_correction_bias", Part(f"{name}.gate.e_score_correction_bias"))
+        out = qwen_mixture(b, x, name, mixture, bias=bias if routing_bias else None)
+        b.add(out, gated_mlp(b, x, f"{name}.shared_experts", shared_size))
+        return out
+
+    x = b.embed("model.embed_tokens", shape.hidden_size)
+    for layer in range(shape.num_layers):
+        name = f"model.layers.{layer}"
+        h = b.rms_norm(x, f"{name}.input_layernorm", shape.rms_norm_eps)
+        b.add(x, attention(b, h, layer, f"{name}.self_attn", table))
+        h = b.rms_norm(x, f"{name}.post_attention_layernorm", shape.rms_norm_eps)
+        b.add(x, mlp(h, layer, f"{name}.mlp"))
+    x = b.rms_norm(x, "model.norm", shape.rms_norm_eps)
+    b.logits(x, "model.embed_tokens" if shape.tied_head else "lm_head")
+    return finish(
+        model_type,
+        b,
+        shape,
+        context_length=attention.rope.context_length(shape.max_position_embeddings),
+        ignored_tensors=[rf"model\.layers\.{shape.num_layers + layer}\..*" for layer in range(further)],
+    )
+
+
+V2_FAMILY = Family("deepseek_v2", define_v2)
+V3_FAMILY = Family("deepseek_v3", define_v3)
