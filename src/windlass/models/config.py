@@ -45,10 +45,25 @@ class ConfigReader:
         self._path = path
         self._section = section
         self._read: set[str] = set()
+        self._own_names: Mapping[str, str] = {}
 
     def with_defaults(self, defaults: Mapping[str, Any]) -> ConfigReader:
         """A reader of the same object in which keys that are missing have the values that the architecture gives."""
-        return ConfigReader({**defaults, **self._values}, self._path, section=self._section)
+        given = {key: value for key, value in self._values.items() if value is not None or key not in defaults}
+        return self._copy({**defaults, **given}, self._own_names)
+
+    def renamed(self, names: Mapping[str, str]) -> ConfigReader:
+        """A reader of the same object in which keys of the architecture's own (of ``names``) go by the usual names.
+
+        Errors have the names that are in the file.
+        """
+        values = {names.get(key, key): value for key, value in self._values.items()}
+        return self._copy(values, {new: old for old, new in names.items() if old in self._values})
+
+    def _copy(self, values: Mapping[str, Any], own_names: Mapping[str, str]) -> ConfigReader:
+        reader = ConfigReader(values, self._path, section=self._section)
+        reader._own_names = own_names
+        return reader
 
     def error(self, key: str, reason: str) -> LoadError:
         """An error about ``key``, to be raised."""
@@ -57,6 +72,11 @@ class ConfigReader:
     def has(self, key: str) -> bool:
         """True when ``key`` is there and not null. Does not count as reading it."""
         return self._values.get(key) is not None
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The keys that are there."""
+        return tuple(self._values)
 
     def waits(self, key: str) -> bool:
         """True when ``key`` is there and nobody has read it yet."""
@@ -174,7 +194,8 @@ class ConfigReader:
         return default
 
     def _name(self, key: str) -> str:
-        return f"{self._section}.{key}" if self._section else key
+        own = self._own_names.get(key, key)
+        return f"{self._section}.{own}" if self._section else own
 
 
 def _show(value: Any) -> str:

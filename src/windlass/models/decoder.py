@@ -59,14 +59,15 @@ class Shape:
 
 
 def read_shape(
-    config: ConfigReader, *, head_dim: int | None = None, activations: Sequence[str] = ("silu", "swish")
+    config: ConfigReader, *, head_dim: int | None = None, activations: Sequence[str] | None = ("silu", "swish")
 ) -> Shape:
     """Read the sizes, and check the rest of what decoders have in common.
 
     ``head_dim`` is the architecture's default, None for hidden_size / num_attention_heads; ``activations`` are the
-    names of the only activation that the architecture has.
+    names of the only activation that the architecture has, None where it has a choice.
     """
-    config.choice("hidden_act", activations, default=activations[0])
+    if activations is not None:
+        config.choice("hidden_act", activations, default=activations[0])
     config.require("is_encoder_decoder", False, "only decoders are supported")
     config.require("add_cross_attention", False, "only decoders are supported")
     hidden_size = config.integer("hidden_size")

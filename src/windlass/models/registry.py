@@ -9,10 +9,13 @@ from typing import Any, Literal
 
 from windlass.errors import LoadError
 from windlass.models import (
+    cohere,
     deepseek,
     gemma,
     gemma2,
     gemma3,
+    gpt2,
+    gpt_neox,
     gpt_oss,
     granite,
     llama,
@@ -23,11 +26,14 @@ from windlass.models import (
     mlc_config,
     olmo2,
     phi3,
+    quantization_config,
     qwen2,
     qwen2_moe,
     qwen3,
     qwen3_moe,
     smollm3,
+    stablelm,
+    starcoder2,
 )
 from windlass.models.config import ConfigReader
 from windlass.models.definition import ModelDefinition
@@ -36,12 +42,16 @@ from windlass.models.family import Family, GgufDialect, MlcDialect
 FAMILIES: dict[str, Family] = {
     family.model_type: family
     for family in (
+        cohere.FAMILY,
+        cohere.FAMILY2,
         deepseek.V2_FAMILY,
         deepseek.V3_FAMILY,
         gemma.FAMILY,
         gemma2.FAMILY,
         gemma3.FAMILY,
         gemma3.TEXT_FAMILY,
+        gpt2.FAMILY,
+        gpt_neox.FAMILY,
         gpt_oss.FAMILY,
         granite.FAMILY,
         llama.FAMILY,
@@ -59,6 +69,8 @@ FAMILIES: dict[str, Family] = {
         qwen3.FAMILY,
         qwen3_moe.FAMILY,
         smollm3.FAMILY,
+        stablelm.FAMILY,
+        starcoder2.FAMILY,
     )
 }
 """Every family by its ``model_type``."""
@@ -108,14 +120,9 @@ def define_model(
         mlc = _mlc_dialect(model_type, path)
         translated, context_length = mlc_config.from_mlc_config(mlc, config, path)
         return replace(family.define(ConfigReader(translated, path)), context_length=context_length)
-    reader = ConfigReader(config, path)
-    if reader.has("quantization_config"):
-        raise reader.error(
-            "quantization_config",
-            "is there, but checkpoints that are quantized in Hugging Face's formats are not supported; "
-            "supported: float32, float16 and bfloat16 tensors, quantized while loading if wanted",
-        )
-    return family.define(reader)
+    # read_quantization says what is in that object
+    values = {key: value for key, value in config.items() if key != quantization_config.KEY}
+    return family.define(ConfigReader(values, path))
 
 
 def to_mlc_config(model_type: str, config: Mapping[str, Any], path: Path) -> dict[str, Any]:
