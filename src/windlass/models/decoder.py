@@ -20,7 +20,7 @@ from windlass.program.program import RopeTable
 _MAX_LAYERS = 10_000
 
 Mlp: TypeAlias = Callable[[ProgramBuilder, Value, int], Value]
-"""What a layer makes of its normalized input: (builder, input, number of the layer)."""
+"""What a layer makes of its normalized input, before it is added to the residual: (builder, input, layer)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from windlass.models.config import HARMLESS_KEYS, ConfigReader
 from windlass.models.decoder import Shape, finish, gated_mlp, project_qkv, read_shape
 from windlass.models.definition import ModelDefinition
-from windlass.models.family import Family
+from windlass.models.family import Family, MlcDialect
 from windlass.models.rope import read_rope
 from windlass.program.builder import ProgramBuilder
 from windlass.program.ops import Value
@@ -77,4 +78,18 @@ def define(config: ConfigReader) -> ModelDefinition:
     return finish("gemma", b, shape, context_length=rope.context_length(shape.max_position_embeddings))
 
 
-FAMILY = Family("gemma", define)
+def forget_tie(mlc: dict[str, Any], _hf: Mapping[str, Any]) -> None:
+    """MLC has no field for what is so in every Gemma."""
+    mlc["tie_word_embeddings"] = None
+
+
+FAMILY = Family(
+    "gemma",
+    define,
+    mlc=MlcDialect(
+        renamed={"position_embedding_base": "rope_theta"},
+        fields=("attention_bias", "hidden_activation"),
+        constants={"hidden_activation": "gelu_pytorch_tanh"},
+        write=forget_tie,
+    ),
+)

@@ -7,8 +7,8 @@ from typing import Any
 from windlass.models.config import HARMLESS_KEYS, ConfigReader
 from windlass.models.decoder import finish, gated_mlp, project_qkv, read_layer_types
 from windlass.models.definition import ModelDefinition
-from windlass.models.family import Family
-from windlass.models.gemma import GemmaNorm, embed, read_gemma_shape
+from windlass.models.family import Family, MlcDialect
+from windlass.models.gemma import GemmaNorm, embed, forget_tie, read_gemma_shape
 from windlass.models.rope import read_rope
 
 DEFAULT_WINDOW = 4096
@@ -54,4 +54,21 @@ def define(config: ConfigReader) -> ModelDefinition:
     return finish("gemma2", b, shape, context_length=rope.context_length(shape.max_position_embeddings))
 
 
-FAMILY = Family("gemma2", define)
+FAMILY = Family(
+    "gemma2",
+    define,
+    mlc=MlcDialect(
+        renamed={"position_embedding_base": "rope_theta"},
+        fields=(
+            "attention_bias",
+            "hidden_activation",
+            "attn_logit_softcapping",
+            "final_logit_softcapping",
+            "query_pre_attn_scalar",
+            "sliding_window",
+        ),
+        optional=("layer_types",),
+        constants={"hidden_activation": "gelu_pytorch_tanh"},
+        write=forget_tie,
+    ),
+)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from windlass.models.config import HARMLESS_KEYS, ConfigReader
 from windlass.models.decoder import Shape, finish, gated_mlp, project_qkv, read_layer_types, read_shape
 from windlass.models.definition import ModelDefinition
-from windlass.models.family import Family
+from windlass.models.family import Family, MlcDialect
 from windlass.models.rope import RopeConfig, read_layer_ropes, read_rope
 
 
@@ -64,5 +64,13 @@ def _define(
     return finish(model_type, b, shape, context_length=full.context_length(shape.max_position_embeddings))
 
 
-FAMILY = Family("olmo2", define)
+FAMILY = Family(
+    "olmo2",
+    define,
+    mlc=MlcDialect(
+        renamed={"position_embedding_base": "rope_theta"},
+        fields=("rope_scaling", "tie_word_embeddings"),
+        constants={"hidden_act": "silu", "pipeline_parallel_stages": 1},
+    ),
+)
 OLMO3_FAMILY = Family("olmo3", define_olmo3)
