@@ -59,10 +59,10 @@ def from_gguf_metadata(
         raise LoadError(path, "there is no tensor token_embd.weight")
     config["vocab_size"] = reader.integer("vocab_size", default=embedding[0])
     config["tie_word_embeddings"] = f"{names['output']}.weight" not in shapes
+    config.update(_rope(reader, rope_factors))
     if dialect.read is not None:
         dialect.read(reader, config, shapes)
     _check_heads(reader, config)
-    config.update(_rope(reader, rope_factors))
     reader.finish()
     return config
 

@@ -15,6 +15,9 @@ from windlass.program.builder import ProgramBuilder
 from windlass.program.ops import Value
 from windlass.program.program import Part, RowOrder
 
+KV_B_APART = "kv_b_apart"
+"""A key of no config.json: see ``LatentAttention.apart``."""
+
 LATENT_EPS = 1e-6
 """Of the two norms between the projections, whatever the configuration's is."""
 
@@ -23,7 +26,8 @@ LATENT_EPS = 1e-6
 class LatentAttention:
     """The sizes of a head's parts: not rotated (``nope``), rotated (``rope``) and values; and the ranks.
 
-    ``interleaved`` heads are stored for rotation in pairs; ``q_rank`` is None where queries are made in one step.
+    ``interleaved`` heads are stored for rotation in pairs; ``q_rank`` is None where queries are made in one step. What
+    makes keys and values is stored ``apart``, each head's keys transposed, or in one (``kv_b_proj``).
     """
 
     num_heads: int
@@ -35,6 +39,7 @@ class LatentAttention:
     scale: float
     bias: bool
     interleaved: bool
+    apart: bool
     rope: RopeConfig
 
     @property
@@ -58,14 +63,7 @@ class LatentAttention:
         b.write_kv(layer, row, row)
         queries = b.join_heads(self._to_latent(b, q_nope, name), q_rope, num_heads=heads)
         attended = b.attention(queries, layer, num_heads=heads, scale=self.scale)
-        out = b.head_linear(
-            attended,
-            f"{name}.w_uv",
-            num_heads=heads,
-            in_features=self.kv_rank,
-            out_features=self.value_dim,
-            parts=[Part(f"{name}.kv_b_proj.weight", rows=RowOrder(heads, ((self.nope_dim, None, 1),)))],
-        )
+        out = self._from_latent(b, attended, name)
         return b.linear(out, f"{name}.o_proj", x.width, bias=self.bias)
 
     def _queries(self, b: ProgramBuilder, x: Value, name: str) -> Value:
@@ -81,15 +79,28 @@ class LatentAttention:
         ]
         return b.linear(x, last, self.num_heads * (self.nope_dim + self.rope_dim), parts=parts)
 
+    def _from_latent(self, b: ProgramBuilder, attended: Value, name: str) -> Value:
+        values = RowOrder(self.num_heads, ((self.nope_dim, None, 1),))
+        stored = Part(f"{name}.v_b_proj.weight") if self.apart else Part(f"{name}.kv_b_proj.weight", values)
+        return b.head_linear(
+            attended,
+            f"{name}.w_uv",
+            num_heads=self.num_heads,
+            in_features=self.kv_rank,
+            out_features=self.value_dim,
+            parts=[stored],
+        )
+
     def _to_latent(self, b: ProgramBuilder, q_nope: Value, name: str) -> Value:
         keys = RowOrder(self.num_heads, ((0, self.nope_dim, 1),))
+        stored = Part(f"{name}.kv_b_proj.weight", matrices=keys, transposed=True)
         return b.head_linear(
             q_nope,
             f"{name}.w_uk",
             num_heads=self.num_heads,
             in_features=self.nope_dim,
             out_features=self.kv_rank,
-            parts=[Part(f"{name}.kv_b_proj.weight", matrices=keys, transposed=True)],
+            parts=[Part(f"{name}.k_b_proj.weight") if self.apart else stored],
         )
 
     def _rotated(self, start: int) -> tuple[tuple[int, int | None, int], ...]:
@@ -121,5 +132,6 @@ def read_latent_attention(
         scale=scale,
         bias=config.boolean("attention_bias", default=False),
         interleaved=interleaved,
+        apart=config.boolean(KV_B_APART, default=False),
         rope=read_rope(config, head_dim=rope_dim, max_position_embeddings=max_position_embeddings),
     )

@@ -90,7 +90,8 @@ def find_gguf_family(metadata: Mapping[str, Any], path: Path) -> tuple[str, Gguf
     ]
     # Those that a key tells from the rest come first.
     for model_type, dialect in sorted(found, key=lambda one: one[1].marker is None):
-        if dialect.marker is None or metadata.get(f"{architecture}.{dialect.marker}"):
+        value = metadata.get(f"{architecture}.{dialect.marker}")
+        if dialect.marker is None or (value if dialect.marker_value is None else value == dialect.marker_value):
             return model_type, dialect
     supported = dict.fromkeys(family.gguf.architecture for family in FAMILIES.values() if family.gguf is not None)
     raise LoadError(

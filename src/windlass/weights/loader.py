@@ -213,7 +213,7 @@ def _prepared(tensor: Tensor, part: Part, spec: WeightSpec) -> Tensor:
         if part.matrices is not None:
             data = data.reshape(part.matrices.groups, -1, data.shape[-1])
         data = np.ascontiguousarray(data.swapaxes(-1, -2)) if part.transposed else data
-        data = _flat(data, len(spec.shape))
+        data = data.reshape(spec.shape) if data.ndim < len(spec.shape) else _flat(data, len(spec.shape))
         tensor = dataclasses.replace(tensor, shape=data.shape, data=data)
     if part.rows is not None:
         tensor = take_rows(tensor, part.rows.indices(tensor.shape[0]))
@@ -376,6 +376,8 @@ def _check_shapes(spec: WeightSpec, source: WeightSource) -> None:
 def _prepared_shape(shape: tuple[int, ...], part: Part | None, spec: WeightSpec) -> tuple[int, ...] | None:
     """The shape that ``_prepared`` gives, or None when it cannot."""
     axes = len(spec.shape)
+    if len(shape) == 1 and axes == 2 and spec.shape[0] == 1:
+        shape = (1, *shape)  # files may have a single row as a vector
     if not axes <= len(shape) <= (axes + 1 if spec.experts > 1 or axes == 1 else axes):
         return None
     if part is not None and part.matrices is not None:
