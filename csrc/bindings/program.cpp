@@ -70,8 +70,9 @@ void bind_program(nb::module_& module) {
                             Triple v) { self.ops.push_back(WriteKV{layer, view(k), view(v)}); })
         .def("attention",
              [](Program& self, Triple out, Triple q, std::int64_t layer, int num_heads, float scale,
-                std::int64_t window) {
-                 self.ops.push_back(Attention{view(out), view(q), layer, num_heads, scale, window});
+                std::int64_t window, std::int64_t chunk, float softcap, int sinks, bool causal) {
+                 self.ops.push_back(
+                     Attention{view(out), view(q), layer, num_heads, scale, window, chunk, softcap, sinks, causal});
              })
         .def("activation",
              [](Program& self, Triple out, Triple x, const std::string& kind) {

@@ -32,6 +32,15 @@ const ExecutorOptions& checked(const ExecutorOptions& options) {
     return options;
 }
 
+// That tokens of a sequence can see one another: none came in an earlier batch.
+void check_whole(const BatchView& batch) {
+    for (std::int64_t s = 0; s < batch.sequences(); ++s) {
+        if (batch.positions[batch.token_starts[s]] != 0) {
+            throw std::invalid_argument("positions must begin at 0 in every sequence: attention is not causal");
+        }
+    }
+}
+
 std::size_t whole_lines(std::size_t floats) { return (floats + 15) / 16 * 16; }
 
 }  // namespace
@@ -59,8 +68,8 @@ Executor::Executor(Program program, const ExecutorOptions& options)
     resources->cache =
         KVCache({program_.num_layers, program_.num_kv_heads, program_.head_dim, options.kv_type}, options.num_pages);
     resources->arena = Mapping(plan_.arena_floats * sizeof(float));
-    state_floats_ =
-        kernels_.attention_state(program_.head_dim) * static_cast<std::size_t>(plan_.most_heads_per_kv_head);
+    state_floats_ = kernels_.attention_state(program_.head_dim) *
+                    static_cast<std::size_t>(std::min(plan_.most_heads_per_kv_head, kUnitHeads));
     scratch_floats_ =
         whole_lines(std::max({kernels_.linear_scratch, static_cast<std::size_t>(plan_.widest),
                               kernels_.attention_scratch(program_.head_dim) + 2 * kQueryTokens * state_floats_}));
@@ -199,6 +208,7 @@ bool Executor::run(const BatchView& batch, float* result) {
     const std::int64_t max_positions = std::min(options_.max_positions, plan_.most_positions);
     check_batch(batch, {options_.max_tokens, max_positions, options_.num_pages, program_.vocab_size},
                 resources_->slots);
+    if (plan_.whole_sequences) check_whole(batch);
     if (cancel_.exchange(false)) return false;
     if (Step(*this, batch, result).run()) return true;
     cancel_.store(false);

@@ -22,6 +22,9 @@
 
 namespace windlass {
 
+// Query heads of one KV head that attend together; with more they are shared out.
+inline constexpr int kUnitHeads = 16;
+
 struct ExecutorOptions {
     std::int64_t num_pages = 0;
     std::int64_t max_tokens = 0;
@@ -133,7 +136,7 @@ class Executor {
     const Plan plan_;
     const pid_t owner_;
     std::size_t scratch_floats_ = 0;        // per thread
-    std::size_t state_floats_ = 0;          // of the attention of one token and KV head
+    std::size_t state_floats_ = 0;          // of the attention of one token and the heads of a unit
     std::unique_ptr<Resources> resources_;  // null once closed
     bool complete_ = false;                 // all weights and tables are there
     std::atomic<bool> in_use_{false};

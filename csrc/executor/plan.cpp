@@ -45,6 +45,7 @@ class Checker {
     const std::vector<Use>& uses() const { return uses_; }
     const std::vector<std::int64_t>& rope_half() const { return rope_half_; }
     int most_heads_per_kv_head() const { return most_heads_; }
+    bool whole_sequences() const { return whole_sequences_; }
     std::int64_t output_width() const { return output_width_; }
     std::int64_t most_positions() const { return most_positions_; }
 
@@ -154,9 +155,15 @@ class Checker {
         layer(op.layer);
         const std::int64_t width = std::int64_t{op.num_heads} * program_.head_dim;
         if (op.num_heads < 1 || op.num_heads % program_.num_kv_heads != 0 || op.q.width != width ||
-            op.out.width != width || op.window < 0) {
+            op.out.width != width) {
             refuse("an attention operation does not fit the KV cache");
         }
+        if (op.window < 0 || op.chunk < 0 || (op.window > 0) + (op.chunk > 0) + !op.causal > 1) {
+            refuse("attention has a window, or a chunk, or is not causal");
+        }
+        if (!(op.softcap >= 0)) refuse("a softcap is negative");
+        vector(op.sinks, op.num_heads);
+        whole_sequences_ = whole_sequences_ || !op.causal;
         most_heads_ = std::max(most_heads_, op.num_heads / program_.num_kv_heads);
     }
     void check(const Activation& op) {
@@ -208,6 +215,7 @@ class Checker {
     std::vector<std::int64_t> rope_half_;
     std::size_t now_ = 0;
     int most_heads_ = 1;
+    bool whole_sequences_ = false;
     std::int64_t output_width_ = 0;
     std::int64_t most_positions_ = std::numeric_limits<std::int64_t>::max();
 };
@@ -224,6 +232,7 @@ Plan make_plan(const Program& program, std::int64_t max_tokens) {
     Plan plan;
     plan.buffers.resize(program.buffer_widths.size());
     plan.most_heads_per_kv_head = checker.most_heads_per_kv_head();
+    plan.whole_sequences = checker.whole_sequences();
     plan.rope_half = checker.rope_half();
     const std::vector<Checker::Use>& uses = checker.uses();
     const auto size_of = [&](std::size_t buffer) {

@@ -22,6 +22,7 @@ struct Plan {
     Buffer logit_input;                   // the rows whose logits are wanted, gathered
     std::size_t arena_floats = 0;         // for all buffers, `max_tokens` rows each
     int most_heads_per_kv_head = 1;       // of all attention operations
+    bool whole_sequences = false;         // a token may attend to later ones, which are to be in the batch
     std::vector<std::int64_t> rope_half;  // per rotary table: columns of its cosines
     std::int64_t widest = 0;              // columns of the widest buffer
     // Per operation: what it writes is read by the next one, a Linear, and by no other.

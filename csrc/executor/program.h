@@ -70,7 +70,11 @@ struct Attention {
     std::int64_t layer;
     int num_heads;
     float scale;
-    std::int64_t window;  // or 0
+    std::int64_t window = 0;  // or 0
+    std::int64_t chunk = 0;   // or 0
+    float softcap = 0;        // or 0
+    int sinks = kNoWeight;    // or kNoWeight
+    bool causal = true;
 };
 struct Activation {
     View out, x;

@@ -67,10 +67,12 @@ class Step {
     // The rows that the batch asks for.
     void gather(const View& x, float* to, std::int64_t to_stride) const;
 
-    // The attention of a query tile and a KV head, over all pages that it sees.
+    // A unit of attention is a query tile, a KV head, and up to kUnitHeads of the query heads that read it.
+    std::int64_t attention_units(const Attention& op) const;
+    // A unit's work over all pages that it sees.
     AttentionJob attention_job(const Attention& op, std::int64_t unit, int thread) const;
     void attend_segment(AttentionJob job, std::int64_t segment, float* states) const;
-    void finish_attention(const Attention& op, std::int64_t unit, const AttentionJob& job, const float* states);
+    void finish_attention(const Attention& op, const AttentionJob& job, const float* states);
     // For few units of one token each: their segments are pieces of work of their own.
     void split_attention(const Attention& op, std::int64_t units, std::int64_t cost);
 

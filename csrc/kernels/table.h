@@ -108,6 +108,9 @@ struct AttentionJob {
     int head_dim;
     float scale;
     std::int64_t window;        // positions seen, or 0 for all
+    std::int64_t chunk;         // positions are seen from the last multiple of this on, or 0
+    std::int64_t last;          // the last position that all tokens see, or -1: each sees those up to its own
+    float softcap;              // or 0
     const std::uint8_t* cache;  // page 0 of this layer and KV head
     std::int64_t page_bytes;
     const std::int32_t* page_ids;
@@ -150,8 +153,8 @@ struct KernelTable {
     void (*attention)(const AttentionJob& job);
     // Adds what the queries saw in a later segment.
     void (*merge_attention)(float* states, const float* later, int queries, int head_dim);
-    // Writes the outputs of tokens x heads queries.
-    void (*finish_attention)(const float* states, int tokens, int heads, int head_dim, float* out,
+    // Writes the outputs of tokens x heads queries. `sinks`, a score per head that no key has, or null.
+    void (*finish_attention)(const float* states, int tokens, int heads, int head_dim, const float* sinks, float* out,
                              std::int64_t out_stride);
     void (*activation)(ActivationKind kind, const float* x, std::int64_t width, float* out);
     // `width` is that of `out`.

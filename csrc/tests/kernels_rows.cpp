@@ -33,6 +33,19 @@ Floats stored(KVType type, Floats x) {
     return x;
 }
 
+// Which positions a query sees, and what happens to its scores.
+struct Seen {
+    std::int64_t window = 0, chunk = 0, last = -1;
+    float softcap = 0;
+    Floats sinks = {};  // one per head, if any
+
+    std::int64_t oldest(std::int64_t position) const {
+        if (chunk > 0) return position - position % chunk;
+        return window > 0 ? std::max<std::int64_t>(0, position - window + 1) : 0;
+    }
+    std::int64_t newest(std::int64_t position) const { return last >= 0 ? last : position; }
+};
+
 // A sequence in a cache of one layer and one KV head, its pages in no order and full of NaN where nothing is stored.
 class Sequence {
   public:
@@ -51,21 +64,22 @@ class Sequence {
 
     // `heads` query heads of the tokens from `position` on, segment by segment; [tokens][heads][head_dim].
     Floats attend(const float* q, std::int64_t q_stride, int tokens, int heads, std::int64_t position, float scale,
-                  std::int64_t window) const {
+                  const Seen& seen) const {
         const std::size_t floats = table_.attention_state(shape_.head_dim) * (tokens * heads);
         const Scratch scratch(table_.attention_scratch(shape_.head_dim)), states(floats), later(floats);
-        const std::int64_t oldest = window > 0 ? std::max<std::int64_t>(0, position - window + 1) : 0;
-        const std::int64_t begin = oldest / kPageSize, end = (position + tokens - 1) / kPageSize + 1;
+        const std::int64_t begin = seen.oldest(position) / kPageSize;
+        const std::int64_t end = seen.newest(position + tokens - 1) / kPageSize + 1;
         const std::int64_t first = begin / kSegmentPages;
         for (std::int64_t segment = first; segment * kSegmentPages < end; ++segment) {
-            table_.attention({q, q_stride, tokens, position, heads, shape_.head_dim, scale, window, memory_.data(),
-                              shape_.page_bytes(), ids_.data(), std::max(begin, segment * kSegmentPages),
-                              std::min(end, (segment + 1) * kSegmentPages), shape_.type,
-                              segment == first ? states.data() : later.data(), scratch.data()});
+            table_.attention({q, q_stride, tokens, position, heads, shape_.head_dim, scale, seen.window, seen.chunk,
+                              seen.last, seen.softcap, memory_.data(), shape_.page_bytes(), ids_.data(),
+                              std::max(begin, segment * kSegmentPages), std::min(end, (segment + 1) * kSegmentPages),
+                              shape_.type, segment == first ? states.data() : later.data(), scratch.data()});
             if (segment > first) table_.merge_attention(states.data(), later.data(), tokens * heads, shape_.head_dim);
         }
         Floats out(tokens * heads * shape_.head_dim);
-        table_.finish_attention(states.data(), tokens, heads, shape_.head_dim, out.data(), heads * shape_.head_dim);
+        table_.finish_attention(states.data(), tokens, heads, shape_.head_dim,
+                                seen.sinks.empty() ? nullptr : seen.sinks.data(), out.data(), heads * shape_.head_dim);
         return out;
     }
 
@@ -93,7 +107,7 @@ void check_store(const KernelTable& table, KVType type) {
         Sequence sequence(table, type, head_dim, 1);
         sequence.store(0, Floats(head_dim, 1.0F), v);
         const Floats q(head_dim, 1.0F);
-        const Floats out = sequence.attend(q.data(), head_dim, 1, 1, 0, 1.0F, 0), want = stored(type, v);
+        const Floats out = sequence.attend(q.data(), head_dim, 1, 1, 0, 1.0F, {}), want = stored(type, v);
         // The weight of the key is a code too, whose scale is rounded.
         const double tolerance = type == KVType::kInt16 ? 0x1p-22 : 0;
         for (std::int64_t i = 0; i < std::ssize(out); ++i)
@@ -103,52 +117,77 @@ void check_store(const KernelTable& table, KVType type) {
 
 struct AttentionSizes {
     int head_dim, heads, tokens;
-    std::int64_t position, window;
+    std::int64_t position;
+    Seen seen = {};
 };
-// Head sizes that pad, queries shared or not, windows that end within pages, blocks and segments, up to three segments.
-constexpr AttentionSizes kAttentions[] = {{1, 1, 1, 0, 0},      {20, 3, 5, 0, 0},    {16, 2, 3, 5, 0},
-                                          {64, 4, 8, 60, 0},    {80, 3, 5, 130, 33}, {24, 5, 2, 515, 1},
-                                          {32, 2, 8, 515, 10},  {128, 8, 8, 508, 0}, {64, 2, kQueryTokens, 1030, 0},
-                                          {64, 1, 8, 1100, 600}};
+// Head sizes that pad, queries shared or not, windows and chunks that end within pages, blocks and segments, up to
+// three segments.
+const AttentionSizes kAttentions[] = {{1, 1, 1, 0},
+                                      {20, 3, 5, 0},
+                                      {16, 2, 3, 5},
+                                      {64, 4, 8, 60},
+                                      {80, 3, 5, 130, {.window = 33}},
+                                      {24, 5, 2, 515, {.window = 1}},
+                                      {32, 2, 8, 515, {.window = 10}},
+                                      {128, 8, 8, 508},
+                                      {64, 2, kQueryTokens, 1030},
+                                      {64, 1, 8, 1100, {.window = 600}},
+                                      {32, 3, 8, 60, {.chunk = 7}},
+                                      {24, 2, 8, 1020, {.chunk = 512}},
+                                      {20, 3, 8, 0, {.last = 7}},
+                                      {32, 2, kQueryTokens, 0, {.last = 600}},
+                                      {32, 3, 5, 70, {.softcap = 3}},
+                                      {40, 3, 5, 600, {.window = 90, .softcap = 0.5F, .sinks = {-2, 0.5F, 9}}},
+                                      {576, 16, 2, 70, {.sinks = Floats(16, 1.0F)}}};
 
 void check_attention(const KernelTable& table, KVType type, const AttentionSizes& sizes) {
     const int head_dim = sizes.head_dim, heads = sizes.heads, tokens = sizes.tokens;
-    const std::int64_t position = sizes.position, window = sizes.window;
+    const std::int64_t position = sizes.position;
+    const Seen& seen = sizes.seen;
     begin(table, "attention",
           {{"type", static_cast<int>(type)},
            {"head_dim", head_dim},
            {"heads", heads},
            {"tokens", tokens},
            {"position", position},
-           {"window", window}});
-    const auto oldest = [&](std::int64_t of) { return window > 0 ? std::max<std::int64_t>(0, of - window + 1) : 0; };
+           {"window", seen.window},
+           {"chunk", seen.chunk},
+           {"last", seen.last},
+           {"softcap", seen.softcap > 0},
+           {"sinks", !seen.sinks.empty()}});
     const float scale = 1 / std::sqrt(static_cast<float>(head_dim));
-    const std::int64_t end = position + tokens, width = std::int64_t{heads} * head_dim, q_stride = width + 3;
+    const std::int64_t end = seen.newest(position + tokens - 1) + 1;
+    const std::int64_t width = std::int64_t{heads} * head_dim, q_stride = width + 3;
     Sequence sequence(table, type, head_dim, end);
     std::map<std::int64_t, Floats> keys, values;
-    for (std::int64_t p = oldest(position); p < end; ++p) {
+    for (std::int64_t p = seen.oldest(position); p < end; ++p) {
         const Floats k = random_floats(head_dim, 2), v = random_floats(head_dim, 1);
         sequence.store(p, k, v);
         keys[p] = stored(type, k);
         values[p] = stored(type, v);
     }
     const Floats q = random_floats(tokens * q_stride, 1);
-    const Floats out = sequence.attend(q.data(), q_stride, tokens, heads, position, scale, window);
+    const Floats out = sequence.attend(q.data(), q_stride, tokens, heads, position, scale, seen);
     for (int i = 0; i < tokens * heads; ++i) {
-        const std::int64_t token = i / heads, head = i % heads, last = position + token;
+        const std::int64_t token = i / heads, head = i % heads, at_position = position + token;
+        const std::int64_t first = seen.oldest(at_position), last = seen.newest(at_position);
         const float* const query = q.data() + token * q_stride + head * head_dim;
         Doubles scores, sums(head_dim);
-        for (std::int64_t p = oldest(last); p <= last; ++p) {
+        for (std::int64_t p = first; p <= last; ++p) {
             double score = 0;
             for (int d = 0; d < head_dim; ++d) score += double{query[d]} * keys[p][d];
-            scores.push_back(score * scale);
+            score *= scale;
+            scores.push_back(seen.softcap > 0 ? seen.softcap * std::tanh(score / seen.softcap) : score);
         }
-        const double largest = *std::max_element(scores.begin(), scores.end());
+        Seen alone_seen = seen;
+        if (!seen.sinks.empty()) alone_seen.sinks = {seen.sinks[head]};
+        const double sink = seen.sinks.empty() ? -kInfinity : seen.sinks[head];
+        const double largest = std::max(sink, *std::max_element(scores.begin(), scores.end()));
         // Queries and weights become codes too.
         const double tolerance = type == KVType::kInt16 ? 5e-4 : 2e-5;
-        double total = 0;
-        for (std::int64_t p = oldest(last); p <= last; ++p) {
-            const double weight = std::exp(scores[p - oldest(last)] - largest);
+        double total = std::exp(sink - largest);
+        for (std::int64_t p = first; p <= last; ++p) {
+            const double weight = std::exp(scores[p - first] - largest);
             total += weight;
             for (std::int64_t d = 0; d < std::ssize(sums); ++d) sums[d] += weight * values[p][d];
         }
@@ -157,7 +196,7 @@ void check_attention(const KernelTable& table, KVType type, const AttentionSizes
             expect_near(out[at], sums[d] / total, tolerance, at);
         }
         // The same bits, whatever else is in the job.
-        const Floats alone = sequence.attend(query, q_stride, 1, 1, last, scale, window);
+        const Floats alone = sequence.attend(query, q_stride, 1, 1, at_position, scale, alone_seen);
         for (std::int64_t d = 0; d < std::ssize(alone); ++d) {
             const std::int64_t at = std::int64_t{i} * head_dim + d;
             expect_bits(alone[d], out[at], at);

@@ -148,6 +148,13 @@ class ConfigReader:
             raise self.error(key, f"is {_show(value)}, which must be a list of integers, none negative")
         return value
 
+    def booleans(self, key: str) -> list[bool] | None:
+        """The list of truth values at ``key``, or None."""
+        value = self._get(key, None)
+        if value is not None and not (isinstance(value, list) and all(type(item) is bool for item in value)):
+            raise self.error(key, f"is {_show(value)}, which must be a list of true and false")
+        return value
+
     def numbers(self, key: str, count: int) -> list[float] | None:
         """The list of ``count`` finite numbers above 0 at ``key``, or None."""
         value = self._get(key, None)

@@ -9,7 +9,7 @@ from typing import Any
 from windlass.models.config import HARMLESS_KEYS, ConfigReader
 from windlass.models.decoder import Shape, finish, gated_mlp, project_qkv, read_shape
 from windlass.models.definition import ModelDefinition
-from windlass.models.family import Family, MlcDialect
+from windlass.models.family import Family, GgufDialect, MlcDialect, Shapes
 from windlass.models.rope import read_rope
 from windlass.program.builder import ProgramBuilder
 from windlass.program.ops import Value
@@ -83,9 +83,15 @@ def forget_tie(mlc: dict[str, Any], _hf: Mapping[str, Any]) -> None:
     mlc["tie_word_embeddings"] = None
 
 
+def read_gguf_norms(_reader: ConfigReader, config: dict[str, Any], _shapes: Shapes) -> None:
+    """In GGUF files 1 has been added to the norms' weights already."""
+    config["norm_weight_offset"] = 0.0
+
+
 FAMILY = Family(
     "gemma",
     define,
+    GgufDialect("gemma", read=read_gguf_norms),
     mlc=MlcDialect(
         renamed={"position_embedding_base": "rope_theta"},
         fields=("attention_bias", "hidden_activation"),

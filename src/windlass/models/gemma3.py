@@ -9,9 +9,9 @@ from typing import Any
 from windlass.models.config import HARMLESS_KEYS, ConfigReader
 from windlass.models.decoder import finish, gated_mlp, read_layer_types, stored_as
 from windlass.models.definition import ModelDefinition
-from windlass.models.family import Family, MlcDialect
-from windlass.models.gemma import GemmaNorm, embed, read_gemma_shape
-from windlass.models.gemma2 import DEFAULT_WINDOW
+from windlass.models.family import Family, GgufDialect, MlcDialect, Shapes
+from windlass.models.gemma import GemmaNorm, embed, read_gemma_shape, read_gguf_norms
+from windlass.models.gemma2 import DEFAULT_WINDOW, GGUF_TENSORS, read_gguf_scale
 from windlass.models.rope import read_layer_ropes
 
 THETA = 1_000_000.0
@@ -162,5 +162,18 @@ _MLC = MlcDialect(
     renamed={"position_embedding_base": "rope_theta"}, fields=("is_text_model",), read=_read_mlc, write=_write_mlc
 )
 
-TEXT_FAMILY = Family("gemma3_text", define_text, mlc=_MLC)
+_WIDEST = 62
+
+
+def _read_gguf(reader: ConfigReader, config: dict[str, Any], shapes: Shapes) -> None:
+    read_gguf_norms(reader, config, shapes)
+    read_gguf_scale(config, _WIDEST)
+    config["sliding_window"] = reader.optional_integer("attention.sliding_window")
+    if reader.has("rope.freq_base_swa"):
+        config["rope_local_base_freq"] = reader.number("rope.freq_base_swa")
+    if reader.has("final_logit_softcapping"):
+        config["final_logit_softcapping"] = reader.number("final_logit_softcapping")
+
+
+TEXT_FAMILY = Family("gemma3_text", define_text, GgufDialect("gemma3", tensors=GGUF_TENSORS, read=_read_gguf), _MLC)
 FAMILY = Family("gemma3", define, mlc=_MLC)

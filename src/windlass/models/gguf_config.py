@@ -9,7 +9,7 @@ from typing import Any
 from windlass.errors import LoadError
 from windlass.models.config import ConfigReader
 from windlass.models.family import GgufDialect, Shapes
-from windlass.weights.gguf_names import COMMON_TENSORS
+from windlass.weights.gguf_names import COMMON_TENSORS, FIXED_FACTORS, LONG_FACTORS, SHORT_FACTORS
 
 _INTEGERS = {
     "context_length": "max_position_embeddings",
@@ -27,7 +27,7 @@ def from_gguf_metadata(
     dialect: GgufDialect,
     metadata: Mapping[str, Any],
     shapes: Shapes,
-    rope_factors: list[float] | None,
+    rope_factors: Mapping[str, list[float]],
     path: Path,
 ) -> dict[str, Any]:
     """Return the config.json that says the same as ``metadata``.
@@ -36,7 +36,7 @@ def from_gguf_metadata(
         dialect: how GGUF files hold this family.
         metadata: keys and values of the file.
         shapes: of all tensors, by Hugging Face's names; they tell what metadata leaves out.
-        rope_factors: how much each pair of a head is slowed, where the file has that.
+        rope_factors: how much each pair of a head is slowed, by the names of the tensors that say it.
         path: the file, for error messages.
 
     Raises:
@@ -76,15 +76,19 @@ def _check_heads(reader: ConfigReader, config: dict[str, Any]) -> None:
             raise reader.error(key, f"is not the size of a head, {head_dim}, which is not supported")
 
 
-def _rope(reader: ConfigReader, factors: list[float] | None) -> dict[str, Any]:
-    kind = reader.choice("rope.scaling.type", ("none", "linear", "yarn"), default="none")
+def _rope(reader: ConfigReader, factors: Mapping[str, list[float]]) -> dict[str, Any]:
+    kind = reader.choice("rope.scaling.type", ("none", "linear", "yarn", "longrope"), default="none")
     factor = reader.number("rope.scaling.factor", default=1.0)
     original = reader.integer("rope.scaling.original_context_length", default=0, minimum=0)
     reader.boolean("rope.scaling.finetuned", default=False)  # how the model was made; the maths is the same
-    if factors is not None:
-        if kind != "none":
-            raise reader.error("rope.scaling.type", f"is {kind!r}, and the tensor rope_freqs.weight is there too")
-        return {"rope_pair_factors": factors}
+    if factors:
+        name = next(iter(factors))
+        if kind != ("none" if name == FIXED_FACTORS else "longrope") and reader.has("rope.scaling.type"):
+            raise reader.error("rope.scaling.type", f"is {kind!r}, and the tensor {name} is there too")
+    if FIXED_FACTORS in factors:
+        return {"rope_pair_factors": factors[FIXED_FACTORS]}
+    if factors or kind == "longrope":
+        return {"rope_scaling": _longrope(reader, factors, original)}
     if kind == "none" or factor == 1.0:
         return {}
     scaling = {"rope_type": kind, "factor": factor}
@@ -92,4 +96,21 @@ def _rope(reader: ConfigReader, factors: list[float] | None) -> dict[str, Any]:
         scaling["original_max_position_embeddings"] = original or reader.integer("context_length")
         scaling["beta_fast"] = reader.number("rope.scaling.yarn_beta_fast", default=32.0)
         scaling["beta_slow"] = reader.number("rope.scaling.yarn_beta_slow", default=1.0)
+        if reader.has("rope.scaling.yarn_attn_factor"):
+            scaling["attention_factor"] = reader.number("rope.scaling.yarn_attn_factor")
     return {"rope_scaling": scaling}
+
+
+def _longrope(reader: ConfigReader, factors: Mapping[str, list[float]], original: int) -> dict[str, Any]:
+    missing = {SHORT_FACTORS, LONG_FACTORS} - factors.keys()
+    if missing:
+        raise reader.error("rope.scaling.type", f"is longrope, but there is no tensor {min(missing)}")
+    scaling = {
+        "rope_type": "longrope",
+        "short_factor": factors[SHORT_FACTORS],
+        "long_factor": factors[LONG_FACTORS],
+        "original_max_position_embeddings": original or reader.integer("context_length"),
+    }
+    if reader.has("rope.scaling.attn_factor"):
+        scaling["attention_factor"] = reader.number("rope.scaling.attn_factor")
+    return scaling

@@ -10,7 +10,8 @@ from windlass.models import mistral
 from windlass.models.config import HARMLESS_KEYS, ConfigReader
 from windlass.models.decoder import define_decoder, read_shape, stored_as
 from windlass.models.definition import ModelDefinition
-from windlass.models.family import Family, MlcDialect
+from windlass.models.family import Family, GgufDialect, MlcDialect, Shapes
+from windlass.models.llama import GGUF_PAIRED
 from windlass.models.rope import QueryScaledRope, read_rope, rope_section
 
 _VISION_KEYS = {
@@ -71,9 +72,19 @@ def _write_mlc(mlc: dict[str, Any], hf: Mapping[str, Any]) -> None:
     mlc.update(rope_scaling=None, sliding_window_size=-1 if window is None else window)
 
 
+def _read_gguf(reader: ConfigReader, config: dict[str, Any], _shapes: Shapes) -> None:
+    """Files of this architecture have plain Mistral models too, whose queries do not grow."""
+    if reader.has("attention.temperature_scale"):
+        # The scores stay as they are, which Hugging Face has by dividing two equal factors.
+        mscale = reader.number("rope.scaling.yarn_log_multiplier", default=1.0)
+        scaling = {**config.get("rope_scaling", {}), "mscale": mscale, "mscale_all_dim": mscale}
+        config["rope_scaling"] = {**scaling, "llama_4_scaling_beta": reader.number("attention.temperature_scale")}
+
+
 FAMILY = Family(
     "ministral3",
     define,
+    GgufDialect("mistral3", paired=GGUF_PAIRED, read=_read_gguf),
     mlc=MlcDialect(
         renamed={"position_embedding_base": "rope_theta", "sliding_window_size": "sliding_window"},
         fields=("tie_word_embeddings", "rope_parameters"),

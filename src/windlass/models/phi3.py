@@ -8,7 +8,7 @@ from typing import Any
 from windlass.models.config import HARMLESS_KEYS, ConfigReader
 from windlass.models.decoder import finish, read_shape, split_qkv, stored_as
 from windlass.models.definition import ModelDefinition
-from windlass.models.family import Family, MlcDialect
+from windlass.models.family import Family, GgufDialect, MlcDialect, Shapes
 from windlass.models.rope import read_rope
 
 _ORIGINAL_LENGTH = 4096
@@ -97,9 +97,25 @@ def _write_mlc(mlc: dict[str, Any], hf: Mapping[str, Any]) -> None:
         mlc["rope_scaling"] = {**scaling, "type": "longrope", **lengths}
 
 
+def _read_gguf(reader: ConfigReader, config: dict[str, Any], _shapes: Shapes) -> None:
+    window = reader.integer("attention.sliding_window", default=0, minimum=0)
+    config["sliding_window"] = window or None
+    if reader.has("rope.dimension_count"):
+        head_dim = config["hidden_size"] // config["num_attention_heads"]
+        config["partial_rotary_factor"] = reader.integer("rope.dimension_count") / head_dim
+
+
 FAMILY = Family(
     "phi3",
     define,
+    GgufDialect(
+        "phi3",
+        tensors={
+            "attn_qkv": "model.layers.{layer}.self_attn.qkv_proj",
+            "ffn_up": "model.layers.{layer}.mlp.gate_up_proj",
+        },
+        read=_read_gguf,
+    ),
     mlc=MlcDialect(
         renamed={"position_embedding_base": "rope_theta"},
         fields=("tie_word_embeddings", "rope_scaling"),

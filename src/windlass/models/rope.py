@@ -322,7 +322,7 @@ def _read_rotary_dim(config: ConfigReader, section: ConfigReader | None, head_di
             reader.require("partial_rotary_factor", 1.0, "partial rotation is not supported")
         elif reader.has("partial_rotary_factor"):
             share = reader.number("partial_rotary_factor")
-    rotary_dim = int(head_dim * share)
+    rotary_dim = int(head_dim * share + 1e-6)  # a share that was computed may be a rounding too small
     if share == 1.0 and head_dim % 2:
         raise config.error("head_dim", f"is {head_dim}, which rotary embeddings need to be even")
     if rotary_dim % 2 or not 2 <= rotary_dim <= head_dim:

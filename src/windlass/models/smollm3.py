@@ -5,7 +5,8 @@ from __future__ import annotations
 from windlass.models.config import ConfigReader
 from windlass.models.decoder import define_decoder, read_layer_types, read_shape
 from windlass.models.definition import ModelDefinition
-from windlass.models.family import Family
+from windlass.models.family import Family, GgufDialect
+from windlass.models.llama import GGUF_PAIRED, read_gguf_biases
 from windlass.models.rope import read_rope
 
 
@@ -46,4 +47,4 @@ def _read_rotated(config: ConfigReader, num_layers: int) -> list[bool]:
     return [flag == 1 for flag in flags[:num_layers]]
 
 
-FAMILY = Family("smollm3", define)
+FAMILY = Family("smollm3", define, GgufDialect("smollm3", paired=GGUF_PAIRED, read=read_gguf_biases))

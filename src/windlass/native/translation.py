@@ -112,9 +112,8 @@ def _add_other_op(native: _core.Program, op: Op, weights: _Weights) -> bool:
     elif isinstance(op, WriteKV):
         native.write_kv(op.layer, _columns(op.k), _columns(op.v))
     elif isinstance(op, Attention):
-        if op.chunk is not None or op.softcap is not None or op.sinks is not None or not op.causal:
-            return False
-        native.attention(_columns(op.out), _columns(op.q), op.layer, op.num_heads, op.scale, op.window or 0)
+        sizes = (op.layer, op.num_heads, op.scale, op.window or 0, op.chunk or 0, op.softcap or 0.0)
+        native.attention(_columns(op.out), _columns(op.q), *sizes, weights[op.sinks], op.causal)
     elif isinstance(op, Logits):
         native.logits(_columns(op.x), weights[op.weight], op.softcap or 0.0)
     elif isinstance(op, HiddenStates):

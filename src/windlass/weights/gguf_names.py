@@ -30,8 +30,11 @@ COMMON_TENSORS = {
 }
 """What most families call the same; those with ``{layer}`` come after ``blk.`` and the layer's number."""
 
-ROPE_FACTORS = "rope_freqs.weight"
-"""How much each pair of a head is slowed; it goes into the configuration, not into the weights."""
+FIXED_FACTORS = "rope_freqs.weight"
+SHORT_FACTORS = "rope_factors_short.weight"
+LONG_FACTORS = "rope_factors_long.weight"
+ROPE_FACTORS = (FIXED_FACTORS, SHORT_FACTORS, LONG_FACTORS)
+"""How much each pair of a head is slowed; they go into the configuration, not into the weights."""
 
 MAX_FACTOR_BYTES = 1 << 16
 
@@ -54,7 +57,7 @@ def hugging_face_tensors(model: GgufModel, tensors: Mapping[str, str], paired: M
         LoadError: the rows of a tensor are not those of so many heads, or it cannot be cut into experts.
     """
     names = {**COMMON_TENSORS, **tensors}
-    own = (tensor for tensor in model.tensors if tensor.name != ROPE_FACTORS)
+    own = (tensor for tensor in model.tensors if tensor.name not in ROPE_FACTORS)
     return [renamed for tensor in own for renamed in _renamed(tensor, model, names, paired)]
 
 
@@ -109,16 +112,17 @@ def _heads(model: GgufModel, key: str, tensor: StoredTensor) -> int:
     return heads
 
 
-def read_rope_factors(model: GgufModel) -> list[float] | None:
-    """Return how much each pair of a head is slowed, where the file says it.
+def read_rope_factors(model: GgufModel) -> dict[str, list[float]]:
+    """Return how much each pair of a head is slowed, by the names of ``ROPE_FACTORS`` that the file has.
 
     Raises:
-        LoadError: the tensor is not of float32, or cannot be read.
+        LoadError: a tensor is not of float32, or cannot be read.
     """
-    tensor = next((tensor for tensor in model.tensors if tensor.name == ROPE_FACTORS), None)
-    if tensor is None:
-        return None
-    if tensor.dtype != "float32" or tensor.nbytes > MAX_FACTOR_BYTES:
-        raise LoadError(tensor.file, f"{ROPE_FACTORS} must be a short list of float32")
-    with WeightSource(model.path, [tensor]) as source:
-        return [float(factor) for factor in source.read(ROPE_FACTORS).ravel()]
+    tensors = [tensor for tensor in model.tensors if tensor.name in ROPE_FACTORS]
+    for tensor in tensors:
+        if tensor.dtype != "float32" or tensor.nbytes > MAX_FACTOR_BYTES:
+            raise LoadError(tensor.file, f"{tensor.name} must be a short list of float32")
+    if not tensors:
+        return {}
+    with WeightSource(model.path, tensors) as source:
+        return {tensor.name: [float(factor) for factor in source.read(tensor.name).ravel()] for tensor in tensors}
