@@ -10,8 +10,8 @@ import pytest
 from numpy.typing import NDArray
 
 from support.executors import make_executor
-from support.greedy import GreedyDriver
 from support.gguf_moe import write_moe_gguf
+from support.greedy import GreedyDriver
 from support.tiny_models import CASES, program_weights
 from windlass.errors import LoadError
 from windlass.models.config import ConfigReader
@@ -27,7 +27,16 @@ from windlass.weights.source import WeightSource
 F32 = NDArray[np.float32]
 PROMPT = np.random.default_rng(3).integers(0, 300, 70).tolist()
 FIXED_IN_LLAMA_CPP = {"attention_chunk_size": 8192, "floor_scale": 8192}
-MODELS = ("mixtral", "qwen2_moe", "qwen3_moe", "gpt_oss", "deepseek_v2_lite", "deepseek_v2", "deepseek_v3", "llama4_text")
+MODELS = (
+    "mixtral",
+    "qwen2_moe",
+    "qwen3_moe",
+    "gpt_oss",
+    "deepseek_v2_lite",
+    "deepseek_v2",
+    "deepseek_v3",
+    "llama4_text",
+)
 
 
 def logits(definition: ModelDefinition, weights: dict[str, Tensor]) -> F32:

@@ -1,4 +1,4 @@
-"""GGUF files of mixtures of experts, written as llama.cpp's converter writes them, with the ``gguf`` package's names."""
+"""GGUF files of mixtures of experts, written as llama.cpp's converter does, with the ``gguf`` package's names."""
 
 from __future__ import annotations
 

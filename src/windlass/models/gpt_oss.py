@@ -42,6 +42,7 @@ def define(config: ConfigReader) -> ModelDefinition:
     slides = read_layer_types(config, [layer % 2 == 0 for layer in range(shape.num_layers)])
     bias = config.boolean("attention_bias", default=True)
     apart = config.boolean(EXPERTS_APART, default=False)
+    floats = config.section("quantization_config") is None  # [K, N]; blocks of MXFP4 are [N, K]
     rope = read_rope(
         config, head_dim=shape.head_dim, max_position_embeddings=shape.max_position_embeddings, theta=_THETA
     )
@@ -55,7 +56,7 @@ def define(config: ConfigReader) -> ModelDefinition:
             biases = stacked_experts(f"{name}.experts", mixture.num_experts, suffix="bias")
         else:
             halves = RowOrder(mixture.num_experts, EVEN_THEN_ODD)  # gate and up take turns
-            gate_up_parts, down_parts = [Part(gate_up, halves, transposed=True)], [Part(down, transposed=True)]
+            gate_up_parts, down_parts = [Part(gate_up, halves, floats)], [Part(down, transposed=floats)]
             biases = [Part(f"{gate_up}_bias", halves)], [Part(f"{down}_bias")]
         return b.experts(
             x,

@@ -121,8 +121,9 @@ def define_model(
         mlc = _mlc_dialect(model_type, path)
         translated, context_length = mlc_config.from_mlc_config(mlc, config, path)
         return replace(family.define(ConfigReader(translated, path)), context_length=context_length)
-    # read_quantization says what is in that object
-    values = {key: value for key, value in config.items() if key != quantization_config.KEY}
+    ConfigReader(config, path).section(quantization_config.KEY)  # read_quantization says what is in that object
+    own = quantization_config.is_of_family(config)
+    values = {key: value for key, value in config.items() if own or key != quantization_config.KEY}
     return family.define(ConfigReader(values, path))
 
 
