@@ -13,7 +13,7 @@ from windlass.program.ops import Value
 from windlass.program.program import Part
 
 ROW_MULTIPLE = 32
-"""The matrices of the experts are stacked, and executors ask that each begins at a row with such a number."""
+"""Matrices of experts, and of heads, are stacked, and executors ask that each begins at a row with such a number."""
 
 MAX_EXPERTS = 4096
 

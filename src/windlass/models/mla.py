@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from windlass.models.config import ConfigReader
+from windlass.models.mixture import ROW_MULTIPLE
 from windlass.models.rope import RopeConfig, read_rope, rope_section, yarn_scale
 from windlass.program.builder import ProgramBuilder
 from windlass.program.ops import Value
@@ -117,6 +118,10 @@ def read_latent_attention(
         LoadError: a key is missing, of the wrong type, or not understood.
     """
     nope_dim, rope_dim = config.integer("qk_nope_head_dim"), config.integer("qk_rope_head_dim")
+    kv_rank, value_dim = config.integer("kv_lora_rank"), config.integer("v_head_dim")
+    for key, size in (("kv_lora_rank", kv_rank), ("v_head_dim", value_dim)):
+        if size % ROW_MULTIPLE:
+            raise config.error(key, f"is {size}, which must be a multiple of {ROW_MULTIPLE}")
     section = rope_section(config)
     scale = (nope_dim + rope_dim) ** -0.5
     if section is not None and section.has("mscale_all_dim") and section.has("factor"):
@@ -126,8 +131,8 @@ def read_latent_attention(
         num_heads=num_heads,
         nope_dim=nope_dim,
         rope_dim=rope_dim,
-        value_dim=config.integer("v_head_dim"),
-        kv_rank=config.integer("kv_lora_rank"),
+        value_dim=value_dim,
+        kv_rank=kv_rank,
         q_rank=config.integer("q_lora_rank") if config.has("q_lora_rank") else None,
         scale=scale,
         bias=config.boolean("attention_bias", default=False),
