@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from windlass.models.config import HARMLESS_KEYS, ConfigReader
 from windlass.models.decoder import Shape, finish, gated_mlp, read_shape
 from windlass.models.definition import ModelDefinition
-from windlass.models.family import Family, GgufDialect, Shapes
+from windlass.models.family import Family, GgufDialect, MlcDialect, Shapes
 from windlass.models.mixture import Mixture, gguf_experts, gguf_shared_experts, qwen_mixture, read_experts
 from windlass.models.mla import KV_B_APART, LatentAttention, read_latent_attention
 from windlass.program.ops import Value
@@ -108,7 +109,10 @@ def _define(
         b,
         shape,
         context_length=attention.rope.context_length(shape.max_position_embeddings),
-        ignored_tensors=[rf"model\.layers\.{shape.num_layers + layer}\..*" for layer in range(further)],
+        ignored_tensors=[
+            r"model\.layers\.\d+\.self_attn\.kv_b_proj\.weight",  # MLC directories have it beside what is made of it
+            *(rf"model\.layers\.{shape.num_layers + layer}\..*" for layer in range(further)),
+        ],
     )
 
 
@@ -167,7 +171,51 @@ _GGUF = GgufDialect(
     },
 )
 
-V2_FAMILY = Family("deepseek_v2", define_v2, replace(_GGUF, read=_read_gguf_v2))
+
+def _read_mlc(_reader: ConfigReader, config: dict[str, Any], context: int) -> int:
+    """MLC keeps the scaling as it is in config.json, where ``type`` says what it is."""
+    scaling = config.get("rope_scaling")
+    if isinstance(scaling, Mapping) and "type" in scaling:
+        config["rope_scaling"] = {"rope_type": scaling["type"], **scaling}
+    config.pop("weight_block_size", None)  # of FP8, of which there are no MLC directories here
+    return context
+
+
+def _write_mlc(mlc: dict[str, Any], hf: Mapping[str, Any]) -> None:
+    del mlc["head_dim"]
+    mlc["num_key_value_heads"] = hf.get("num_key_value_heads", hf["num_attention_heads"])
+
+
+_MLC = MlcDialect(
+    fields=(
+        "moe_intermediate_size",
+        "n_shared_experts",
+        "n_routed_experts",
+        "num_experts_per_tok",
+        "norm_topk_prob",
+        "first_k_dense_replace",
+        "moe_layer_freq",
+        "routed_scaling_factor",
+        "scoring_func",
+        "topk_method",
+        "n_group",
+        "topk_group",
+        "attention_bias",
+        "kv_lora_rank",
+        "qk_rope_head_dim",
+        "v_head_dim",
+        "qk_nope_head_dim",
+        "q_lora_rank",
+        "rope_scaling",
+    ),
+    optional=("rope_interleave",),
+    constants={"dtype": "float32"},
+    prefill_chunk_size=2048,
+    read=_read_mlc,
+    write=_write_mlc,
+)
+
+V2_FAMILY = Family("deepseek_v2", define_v2, replace(_GGUF, read=_read_gguf_v2), _MLC)
 V3_FAMILY = Family(
-    "deepseek_v3", define_v3, replace(_GGUF, marker="expert_gating_func", marker_value=2, read=_read_gguf)
+    "deepseek_v3", define_v3, replace(_GGUF, marker="expert_gating_func", marker_value=2, read=_read_gguf), _MLC
 )

@@ -56,7 +56,7 @@ class LatentAttention:
         b.rope(q_rope, table, head_dim=self.rope_dim)
         kv_name = f"{name}.kv_a_proj_with_mqa"
         order = RowOrder(1, ((0, self.kv_rank, 1), *self._rotated(self.kv_rank)))
-        kv = b.linear(x, kv_name, self.row_width, parts=[Part(kv_name, rows=order)], bias=self.bias)
+        kv = b.linear(x, kv_name, self.row_width, parts=[Part(kv_name, order)], bias=self.bias, mlc_as_stored=True)
         latent = b.rms_norm(kv.columns(0, self.kv_rank), f"{name}.kv_a_layernorm", LATENT_EPS)
         k_rope = kv.columns(self.kv_rank, self.rope_dim)
         b.rope(k_rope, table, head_dim=self.rope_dim)
@@ -78,7 +78,7 @@ class LatentAttention:
             Part(last, rows=RowOrder(self.num_heads, slices))
             for slices in (((0, self.nope_dim, 1),), self._rotated(self.nope_dim))
         ]
-        return b.linear(x, last, self.num_heads * (self.nope_dim + self.rope_dim), parts=parts)
+        return b.linear(x, last, self.num_heads * (self.nope_dim + self.rope_dim), parts=parts, mlc_as_stored=True)
 
     def _from_latent(self, b: ProgramBuilder, attended: Value, name: str) -> Value:
         values = RowOrder(self.num_heads, ((self.nope_dim, None, 1),))

@@ -94,6 +94,11 @@ class WeightSpec(Protocol):
         """How many equal matrices are stacked; with more than one, files may have an axis more."""
         ...
 
+    @property
+    def mlc_as_stored(self) -> bool:
+        """An MLC directory has the rows as the tensor that the parts are taken from."""
+        ...
+
 
 def load_weights(
     specs: Sequence[WeightSpec],
@@ -197,9 +202,11 @@ def _read(spec: WeightSpec, source: WeightSource) -> list[Tensor]:
     if len(names) == 2:
         rows, columns = spec.shape
         words, scales = (_flat(source.read(name), 2) for name in names)
-        return [mlc_unpack(words, scales, (rows, columns), source.scheme, role=spec.role)]
-    tensor = _stored(source.info(names[0]), source)
-    return [dataclasses.replace(tensor, shape=spec.shape, data=tensor.data.reshape(spec.shape))]
+        tensor = mlc_unpack(words, scales, (rows, columns), source.scheme, role=spec.role)
+    else:
+        tensor = _stored(source.info(names[0]), source)
+        tensor = dataclasses.replace(tensor, shape=spec.shape, data=tensor.data.reshape(spec.shape))
+    return [_prepared(tensor, part, spec) for part in spec.parts] if spec.mlc_as_stored else [tensor]
 
 
 def _prepared(tensor: Tensor, part: Part, spec: WeightSpec) -> Tensor:
