@@ -11,38 +11,16 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from support.answer_parts import Parts, merged
 from windlass.text.answer import AnswerParser, ends_in_reasoning, knows_thinking
 from windlass.text.answer_events import (
     Answer,
-    AnswerEvent,
     ContentText,
     ReasoningText,
     ToolCallArguments,
-    ToolCallBroken,
     ToolCallEnded,
     ToolCallStarted,
 )
-
-Parts = list[tuple[str, ...]]
-
-
-def merged(events: Iterable[AnswerEvent]) -> Parts:
-    """The events in short, neighbours of the same kind joined; ids, which are random, left out."""
-    parts: Parts = []
-    for event in events:
-        if isinstance(event, ToolCallStarted):
-            part: tuple[str, ...] = (f"start {event.index}", event.name)
-        elif isinstance(event, ToolCallEnded):
-            part = (f"end {event.index}",)
-        elif isinstance(event, ToolCallBroken):
-            part = (f"broken {event.index}", event.source)
-        else:
-            assert isinstance(event, (ContentText, ReasoningText, ToolCallArguments))
-            assert event.text
-            kind = {ContentText: "content", ReasoningText: "reasoning"}.get(type(event), "arguments")
-            part = (kind, parts.pop()[1] + event.text) if parts and parts[-1][0] == kind else (kind, event.text)
-        parts.append(part)
-    return parts
 
 
 def parse(pieces: Iterable[str], *, tools: bool = True, reasoning: bool = True, **options: bool) -> Parts:
