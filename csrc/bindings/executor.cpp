@@ -25,7 +25,7 @@ namespace {
 using AnyArray = nb::ndarray<nb::ro, nb::device::cpu>;
 using FloatTable = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Indices = nb::ndarray<const std::int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using LogitArray = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using ResultArray = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
 Format format_named(const std::string& name) {
     if (name == "f32") return Format::kF32;
@@ -214,16 +214,15 @@ void set_rope(Executor& self, std::int64_t index, const FloatTable& cos, const F
 std::span<const std::int32_t> span(const Indices& array) { return {array.data(), array.size()}; }
 
 bool run(Executor& self, const Indices& token_ids, const Indices& positions, const Indices& token_starts,
-         const Indices& page_ids, const Indices& page_starts, const Indices& logit_rows, const LogitArray& logits) {
-    if (logits.shape(0) != logit_rows.size() ||
-        static_cast<std::int64_t>(logits.shape(1)) != self.program().vocab_size) {
-        throw std::invalid_argument("the logits must be [logit rows, vocabulary]");
+         const Indices& page_ids, const Indices& page_starts, const Indices& logit_rows, const ResultArray& result) {
+    if (result.shape(0) != logit_rows.size() || static_cast<std::int64_t>(result.shape(1)) != self.output_width()) {
+        throw std::invalid_argument("the result must be [logit rows, " + std::to_string(self.output_width()) + "]");
     }
     const BatchView batch = {span(token_ids), span(positions),   span(token_starts),
                              span(page_ids),  span(page_starts), span(logit_rows)};
     const FaultScope fallible;
     const nb::gil_scoped_release released;
-    return self.run(batch, logits.data());
+    return self.run(batch, result.data());
 }
 
 }  // namespace
@@ -250,7 +249,7 @@ void bind_executor(nb::module_& module) {
         .def("write_header", &write_header, "descriptor"_a, "identity"_a)
         .def("set_rope", &set_rope, "index"_a, "cos"_a, "sin"_a)
         .def("run", &run, "token_ids"_a.noconvert(), "positions"_a.noconvert(), "token_starts"_a.noconvert(),
-             "page_ids"_a.noconvert(), "page_starts"_a.noconvert(), "logit_rows"_a.noconvert(), "logits"_a.noconvert())
+             "page_ids"_a.noconvert(), "page_starts"_a.noconvert(), "logit_rows"_a.noconvert(), "result"_a.noconvert())
         .def("cancel", &Executor::cancel)
         .def("clear_cancel", &Executor::clear_cancel)
         .def("close", &Executor::close, nb::call_guard<nb::gil_scoped_release>())

@@ -47,6 +47,13 @@ WINDLASS_INLINE void store_part(float* to, F32 value, std::int64_t count) {
     __builtin_memcpy(to, &value, static_cast<std::size_t>(count) * sizeof(float));
 }
 
+// The first `count` lanes of a vector, zero in the others.
+WINDLASS_INLINE F32 first_lanes(F32 vector, std::int64_t count) {
+    float lanes[kLanes];
+    store(lanes, vector);
+    return load_part(lanes, count);
+}
+
 // a * b + c, rounded once where the instruction set can, twice where it cannot.
 WINDLASS_INLINE F32 multiply_add(F32 a, F32 b, F32 c) {
 #if defined(WINDLASS_NO_INTRINSICS)

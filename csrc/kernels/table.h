@@ -39,6 +39,7 @@ inline constexpr int kSamplingBlock = 64;
 enum class Format : std::int32_t { kF32, kF16, kBF16, kInt8, kInt4, kFp8 };
 // kProduct: the product of an f16 that an activation block has and an int8 of the record.
 enum class ScaleType : std::int32_t { kNone, kF16, kF32, kProduct };
+enum class ActivationKind : std::int32_t { kSilu, kGelu, kGeluTanh, kRelu, kClampedSwiglu };
 // kInt8 and kInt16: codes with a scale per token and head, of 8 and 14 bits.
 enum class KVType : std::int32_t { kF32, kF16, kBF16, kInt8, kInt16 };
 
@@ -139,7 +140,10 @@ struct KernelTable {
     void (*quantize)(const QuantizeJob& job);
     void (*linear)(const LinearJob& job);
     void (*embed)(const PackedMatrix& table, std::int64_t row, float* out);
+    // No weight, or no bias, is null. `out` of these and of the activations may be `x`.
     void (*rms_norm)(const float* x, const float* weight, float eps, std::int64_t width, float* out);
+    void (*layer_norm)(const float* x, const float* weight, const float* bias, float eps, std::int64_t width,
+                       float* out);
     void (*rope)(float* x, const float* cos, const float* sin, std::int64_t heads, std::int64_t head_dim,
                  std::int64_t half);
     void (*store_kv)(const StoreKVJob& job);
@@ -149,8 +153,15 @@ struct KernelTable {
     // Writes the outputs of tokens x heads queries.
     void (*finish_attention)(const float* states, int tokens, int heads, int head_dim, float* out,
                              std::int64_t out_stride);
-    void (*silu_gate)(const float* x, std::int64_t width, float* out);
+    void (*activation)(ActivationKind kind, const float* x, std::int64_t width, float* out);
+    // `width` is that of `out`.
+    void (*gated_activation)(ActivationKind kind, const float* x, std::int64_t width, float* out);
     void (*add)(float* x, const float* y, std::int64_t width);
+    void (*scale)(float* x, float factor, std::int64_t width);
+    // x *= sigmoid(gate)
+    void (*sigmoid_gate)(float* x, float gate, std::int64_t width);
+    // x = cap * tanh(x / cap)
+    void (*softcap)(float* x, float cap, std::int64_t width);
     // The largest of each kSamplingBlock values, the last block perhaps shorter. False when any value is a NaN.
     bool (*block_maxima)(const float* x, std::int64_t count, float* maxima);
     // out[i] = e^((x[i] - largest) * inverse_temperature), where no x[i] is above `largest`; returns their sum.

@@ -129,7 +129,7 @@ def load_model(
         model = _describe(path, config, progress, stack)
         draft = None
         if config.draft_model is not None:
-            draft = _describe(resolve_model(config.draft_model), config, progress, stack)
+            draft = _describe(resolve_model(config.draft_model, report=progress), config, progress, stack)
             _check_draft(draft, model)
         sizes = _settle(config, model, draft)
         executor = _make_executor(config, model, sizes, sizes.prefill_chunk_size, progress)

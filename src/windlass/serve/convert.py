@@ -30,9 +30,13 @@ from windlass.weights.source import StoredType, WeightSource
 _TOKENIZER_FILES = (
     "tokenizer.model",
     "tokenizer.json",
+    "tekken.json",
+    "tiktoken.model",
     "vocab.json",
     "merges.txt",
+    "vocab.txt",
     "added_tokens.json",
+    "special_tokens_map.json",
     "tokenizer_config.json",
 )
 _TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")

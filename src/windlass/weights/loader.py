@@ -361,7 +361,7 @@ def _check_shapes(spec: WeightSpec, source: WeightSource) -> None:
 def _prepared_shape(shape: tuple[int, ...], part: Part | None, spec: WeightSpec) -> tuple[int, ...] | None:
     """The shape that ``_prepared`` gives, or None when it cannot."""
     axes = len(spec.shape)
-    if not axes <= len(shape) <= (axes + 1 if spec.experts > 1 else axes):
+    if not axes <= len(shape) <= (axes + 1 if spec.experts > 1 or axes == 1 else axes):
         return None
     if part is not None and part.transposed:
         if len(shape) < 2:
