@@ -67,9 +67,20 @@ const Tables& right_tables() {
     return tables;
 }
 
+// Words of characters instead of bytes.
+void use_characters(Tables& tables, std::uint32_t spaces) {
+    tables.words["characters"] = {' ', 'a', 'b', 'c', 'z', 0xE0, 0x300, 0x1F98A};
+    tables.words["character_ids"] = {' ', 'a', 'b', 'c', 'd', 500, 501, 502};
+    tables.words["unknown"] = {0};
+    tables.words["spaces"] = {spaces};
+}
+
 void try_input(Input input) {
     Tables tables = right_tables();
-    for (int changes = input.take<std::uint8_t>() % 8; changes > 0; --changes) {
+    const auto kind = input.take<std::uint8_t>();
+    if (kind & 8) use_characters(tables, kind >> 5);
+    if (kind & 16) tables.words["patterns"] = {};
+    for (int changes = kind % 8; changes > 0; --changes) {
         const auto which = input.take<std::uint8_t>();
         const std::size_t count = tables.words.size() + tables.bytes.size() + 1;
         const std::size_t number = which % count;

@@ -90,6 +90,45 @@ void check_parts() {
     is("XY", {23 * 26 + 24});
 }
 
+void check_characters() {
+    Tables tables = make_tables({{{'a', 500}, {0, 300}}, {{300, 0xC3}, {1, 301}}});
+    tables.words["characters"] = {'a', 'z', 0xE9};
+    tables.words["character_ids"] = {'a', 'z', 500};
+    tables.words["patterns"] = {};
+    tables.bytes["added_normal"] = {0, 0};
+    tables.words["decomposing"] = {};
+    tables.words["part_starts"] = {0};
+    tables.words["parts"] = {};
+    tables.bytes["normal"].assign(7, 0);
+    tables.words["letters"]['!'] = kNoId;
+    for (const std::uint32_t unknown : {std::uint32_t{600}, kNoId}) {
+        tables.words["unknown"] = {unknown};
+        const BpeEncoder encoder(tables.view());
+        const std::vector<std::uint32_t> marks = unknown == kNoId ? std::vector<std::uint32_t>() : std::vector{unknown};
+        std::vector<std::uint32_t> wanted = {300, 'b', 301, 0xA8, 'z'};  // a byte merges as any token does
+        wanted.insert(wanted.end(), marks.begin(), marks.end());
+        wanted.push_back('a');
+        wanted.insert(wanted.end(), marks.begin(), marks.end());
+        expect(encoder.encode("a\xC3\xA9"
+                              "ba\xC3\xA9\xC3\xA8z!!a!") == wanted,
+               "characters");
+    }
+    tables.words["characters"] = {' ', 'a', 0x2581};
+    tables.words["character_ids"] = {' ', 'a', 600};
+    const auto is = [&](std::uint32_t spaces, const char* text, const std::vector<std::uint32_t>& wanted) {
+        tables.words["spaces"] = {spaces};
+        expect(BpeEncoder(tables.view()).encode(text) == wanted, text);
+    };
+    is(0, " a", {' ', 'a'});
+    is(kReplaceSpaces, " a", {600, 'a'});
+    is(kReplaceSpaces | kPrefixParts, " a<x>a", {600, 600, 'a', kNumIds, 600, 'a'});
+    is(kReplaceSpaces | kPrefixParts | kUnlessThereIsOne, " a<x>a", {600, 'a', kNumIds, 600, 'a'});
+    is(kReplaceSpaces | kPrefixText, "a<x>a", {600, 'a', kNumIds, 'a'});
+    is(kReplaceSpaces | kPrefixText, "<x>a", {kNumIds, 'a'});
+    is(kPrefixText | kUnlessThereIsOne, "\xE2\x96\x81", {600});
+    is(kPrefixText | kUnlessThereIsOne, " ", {600, ' '});
+}
+
 std::string random_bytes() {
     static const std::vector<std::string> pieces = {
         "a",        "b",    " ",    "'",    "z",        "<x>", "<x><x>y", "\n",     "à",      "\xCC",   "\xCC\x80",
@@ -207,6 +246,7 @@ void check_threads() {
 int main() {
     windlass::check_merges();
     windlass::check_parts();
+    windlass::check_characters();
     windlass::check_any_bytes();
     windlass::check_damage();
     windlass::check_threads();

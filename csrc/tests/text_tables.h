@@ -27,6 +27,10 @@ struct Tables {
         };
         const auto& w = words;
         return {w.at("letters"),
+                w.at("characters"),
+                w.at("character_ids"),
+                w.at("unknown"),
+                w.at("spaces"),
                 w.at("pair_starts"),
                 w.at("pair_rights"),
                 w.at("pair_ranks"),
@@ -78,6 +82,10 @@ inline Tables make_tables(const Pairs& pairs) {
     Tables tables;
     auto& w = tables.words;
     for (std::uint32_t byte = 0; byte < 256; ++byte) w["letters"].push_back(byte == 'z' ? kNoId : byte);
+    w["characters"] = {};
+    w["character_ids"] = {};
+    w["unknown"] = {kNoId};
+    w["spaces"] = {0};
     w["pair_starts"].assign(kNumIds + 1, 0);
     for (const auto& [pair, outcome] : pairs) {
         ++w["pair_starts"][pair.first + 1];

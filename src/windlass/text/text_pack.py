@@ -21,10 +21,10 @@ from windlass.text.tokenizer_files import BESIDE, find_tokenizer
 LEAST_BYTES = 1 << 20
 """Tokenizers in smaller files are read in a moment."""
 
-LEAST_GGUF_BYTES = 1 << 19
-"""The same of the metadata of GGUF files, which are shorter than JSON."""
+LEAST_DENSE_BYTES = 1 << 18
+"""The same of metadata of GGUF files and of SentencePiece's models, which are shorter than JSON."""
 
-_REVISION = 3
+_REVISION = 4
 """To be raised when the same files give another pack than before."""
 
 _MAGIC = b"WLTEXT01"
@@ -105,12 +105,16 @@ class TextPack:
             return
         from windlass.text.library_tokenizer import LibraryEncoder  # the library takes 30 ms to import
         from windlass.text.packed_bpe import PackedBpe
-        from windlass.text.packing import pack_bpe
+        from windlass.text.packing import pack_bpe, pack_sentencepiece
+        from windlass.text.sentencepiece_tokenizer import SentencePieceEncoder
 
-        if not isinstance(encoder, LibraryEncoder):
+        if isinstance(encoder, LibraryEncoder):
+            entries = [encoder.entry(token_id) for token_id in range(self.tokenizer.vocab_size)]
+            packed = pack_bpe(encoder.to_json(), entries)
+        elif isinstance(encoder, SentencePieceEncoder):
+            packed = pack_sentencepiece(encoder)
+        else:
             return
-        entries = [encoder.entry(token_id) for token_id in range(self.tokenizer.vocab_size)]
-        packed = pack_bpe(encoder.to_json(), entries)
         if packed is None:
             return
         meta, tables = packed
@@ -150,7 +154,8 @@ def _name(directory: Path) -> str | None:
             digest.update(content)
     except OSError:
         return None  # whoever reads the file says what is wrong
-    return f"{digest.hexdigest()}.text" if size >= LEAST_BYTES else None
+    dense = vocabulary is not None and vocabulary.suffix not in (".json", ".txt")
+    return f"{digest.hexdigest()}.text" if size >= (LEAST_DENSE_BYTES if dense else LEAST_BYTES) else None
 
 
 def _gguf_name(metadata: Mapping[str, Any]) -> str | None:
@@ -167,7 +172,7 @@ def _gguf_name(metadata: Mapping[str, Any]) -> str | None:
         size += len(written)
         digest.update(repr((key, is_text, len(value) if is_text else 0, len(written))).encode())
         digest.update(written)
-    return f"{digest.hexdigest()}.text" if size >= LEAST_GGUF_BYTES else None
+    return f"{digest.hexdigest()}.text" if size >= LEAST_DENSE_BYTES else None
 
 
 def _versions() -> tuple[object, ...]:

@@ -45,7 +45,7 @@ class Cache:
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cache:
     monkeypatch.setattr(text_pack, "LEAST_BYTES", 0)
-    monkeypatch.setattr(text_pack, "LEAST_GGUF_BYTES", 0)
+    monkeypatch.setattr(text_pack, "LEAST_DENSE_BYTES", 0)
     (tmp_path / "cache").mkdir()
     return Cache(tmp_path / "cache")
 
