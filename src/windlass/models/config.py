@@ -73,6 +73,11 @@ class ConfigReader:
         """True when ``key`` is there and not null. Does not count as reading it."""
         return self._values.get(key) is not None
 
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The keys that are there."""
+        return tuple(self._values)
+
     def waits(self, key: str) -> bool:
         """True when ``key`` is there and nobody has read it yet."""
         return self.has(key) and key not in self._read

@@ -23,6 +23,7 @@ from windlass.models import (
     mlc_config,
     olmo2,
     phi3,
+    quantization_config,
     qwen2,
     qwen2_moe,
     qwen3,
@@ -111,14 +112,9 @@ def define_model(
         mlc = _mlc_dialect(model_type, path)
         translated, context_length = mlc_config.from_mlc_config(mlc, config, path)
         return replace(family.define(ConfigReader(translated, path)), context_length=context_length)
-    reader = ConfigReader(config, path)
-    if reader.has("quantization_config"):
-        raise reader.error(
-            "quantization_config",
-            "is there, but checkpoints that are quantized in Hugging Face's formats are not supported; "
-            "supported: float32, float16 and bfloat16 tensors, quantized while loading if wanted",
-        )
-    return family.define(reader)
+    # read_quantization says what is in that object
+    values = {key: value for key, value in config.items() if key != quantization_config.KEY}
+    return family.define(ConfigReader(values, path))
 
 
 def to_mlc_config(model_type: str, config: Mapping[str, Any], path: Path) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from windlass.engine.speculation import NgramSpeculator, Speculator
 from windlass.errors import LoadError
 from windlass.machine import available_bytes, total_bytes
 from windlass.models.definition import ModelDefinition
+from windlass.models.quantization_config import read_quantization
 from windlass.models.registry import define_model, find_gguf_family
 from windlass.native.executor import NativeExecutor, kv_bytes_per_page
 from windlass.native.quantize import quantize
@@ -128,7 +129,7 @@ def load_model(
         model = _describe(path, config, progress, stack)
         draft = None
         if config.draft_model is not None:
-            draft = _describe(resolve_model(config.draft_model), config, progress, stack)
+            draft = _describe(resolve_model(config.draft_model, report=progress), config, progress, stack)
             _check_draft(draft, model)
         sizes = _settle(config, model, draft)
         executor = _make_executor(config, model, sizes, sizes.prefill_chunk_size, progress)
@@ -173,9 +174,10 @@ def _describe_directory(path: Path, config: EngineConfig, progress: Progress, st
     directory = open_model_directory(path)
     definition = define_model(directory.model_type, directory.config, directory.config_path, dialect=directory.dialect)
     scheme = _wanted_scheme(config, directory.scheme)
+    groupings = read_quantization(directory.config, directory.config_path) if directory.dialect == "hf" else None
     source = None
     if config.load_format != "dummy":
-        source = stack.enter_context(closing(directory.open_weights()))
+        source = stack.enter_context(closing(directory.open_weights(groupings)))
         if directory.dialect == "hf":
             source.rename(definition.stored_prefixes)
     progress("loading the tokenizer", 0, 0)
@@ -266,7 +268,7 @@ def _float_format(scheme: Scheme | None, source: WeightSource | None, definition
     if source is None or part not in source.names:
         return Format.BF16
     stored = source.info(part)
-    return Format.F16 if stored.kind is not None else stored.format or Format.F32
+    return Format.F16 if stored.quantized_bits is not None else stored.format or Format.F32
 
 
 def _weight_bytes(definition: ModelDefinition, scheme: Scheme | None, source: WeightSource | None) -> int:
@@ -278,8 +280,8 @@ def _weight_bytes(definition: ModelDefinition, scheme: Scheme | None, source: We
         if scheme is not None and scheme.quantizes(spec.role):
             bits = (8 if scheme.bits > 4 else 4) + float_bits / scheme.group_size
         elif source is not None:
-            kinds = [source.info(part.name).kind for part in spec.parts if part.name in source.names]
-            bits = max((kind.bits for kind in kinds if kind is not None), default=bits)
+            stored = [source.info(part.name).quantized_bits for part in spec.parts if part.name in source.names]
+            bits = max((part for part in stored if part is not None), default=bits)
         total += math.ceil(math.prod(spec.shape) * bits / 8)
     return total
 

@@ -79,6 +79,15 @@ def stem_of(file_name: str) -> str:
     return file_name if name is None else name["stem"]
 
 
+def split_names(file_name: str) -> tuple[str, ...]:
+    """Return the names of all files of the model that a GGUF file is one of, by its name alone, the first one first."""
+    name = _FILE_NAME.fullmatch(file_name)
+    if name is None or not 1 <= int(name["number"] or 0) <= int(name["count"] or 0) <= MAX_SPLITS:
+        return (file_name,)
+    stem, count = name["stem"], name["count"]
+    return tuple(f"{stem}-{number:05}-of-{count}.gguf" for number in range(1, int(count) + 1))
+
+
 def find_gguf(path: Path) -> Path | None:
     """Return the GGUF file that ``path`` is, or that a directory without another model has; None when there is none.
 
