@@ -67,7 +67,7 @@ BYTES = st.one_of(
 def test_any_bytes_become_what_unicode_says(
     byte_level: Tokenizer, sentencepiece: Tokenizer, first: int, stream: bytes
 ) -> None:
-    """One U+FFFD for each maximal subpart, as Python and Rust decode; no more is held back than may become a character."""
+    """One U+FFFD for each maximal subpart, as Python and Rust decode; little is held back."""
     detokenizer = IncrementalDetokenizer(sentencepiece if first else byte_level)
     if first:
         assert detokenizer.push(first + ord(" ")) == ""  # the one that SentencePiece puts before a text
@@ -81,7 +81,7 @@ def test_any_bytes_become_what_unicode_says(
             "",
             "\ufffd",
             "\ufffd" * 2,
-        )  # a character that may become whole; Python waits for surrogates too
+        )  # it may become whole, or so Python thinks
     assert text + detokenizer.flush() == stream.decode("utf-8", "replace")
 
 
