@@ -14,6 +14,7 @@
 #include "executor/pack_file.h"
 #include "executor/plan.h"
 #include "executor/program.h"
+#include "executor/row_groups.h"
 #include "executor/weight.h"
 #include "kernels/table.h"
 #include "runtime/memory.h"
@@ -102,10 +103,13 @@ class Executor {
         Mapping scratch;
         Mapping partial_states;              // of attention whose segments are shared out
         Mapping tiles;                       // quantized activations of one operation
+        Mapping expert_inner;                // between the two products of experts
+        Mapping expert_outputs;              // their results, one row for each token of each
         Mapping pack;                        // the file that `weights` borrow from, if they do
         std::unique_ptr<Prefault> prefault;  // of `pack`
         std::vector<Weight> weights;
         std::vector<RopeTable> ropes;
+        RowGroups row_groups;
         std::vector<QueryTile> query_tiles;  // has room for max_tokens
         std::vector<std::int64_t> slots;     // likewise
         std::unique_ptr<ThreadPool> pool;
@@ -127,8 +131,8 @@ class Executor {
 
     void check_weights() const;
     void check_complete() const;
-    // Makes room for the activations of `matrix`.
-    void reserve_tiles(const PackedMatrix& matrix);
+    // Makes room for the activations of `matrix`, the weight of that number.
+    void reserve_tiles(std::size_t index, const PackedMatrix& matrix);
 
     const Program program_;
     const ExecutorOptions options_;

@@ -131,6 +131,23 @@ struct StoreKVJob {
     KVType kv_type;
 };
 
+// One token's choice of experts (windlass.program.ops.Route).
+struct RouteJob {
+    const float* x;  // [experts]
+    int experts;
+    int top_k;
+    bool sigmoid;
+    bool normalize;
+    float scale;
+    const float* bias;  // [experts] or null
+    int groups;
+    int top_groups;
+    bool top2_sum;
+    float* out;      // [experts]
+    float* scratch;  // kRouteNumbers * experts
+};
+inline constexpr int kRouteNumbers = 4;
+
 // Every result depends only on the row it belongs to: not on the number of tokens, their grouping into jobs, or
 // threads.
 struct KernelTable {
@@ -160,11 +177,14 @@ struct KernelTable {
     // `width` is that of `out`.
     void (*gated_activation)(ActivationKind kind, const float* x, std::int64_t width, float* out);
     void (*add)(float* x, const float* y, std::int64_t width);
+    // x += y * factor
+    void (*add_scaled)(float* x, const float* y, float factor, std::int64_t width);
     void (*scale)(float* x, float factor, std::int64_t width);
     // x *= sigmoid(gate)
     void (*sigmoid_gate)(float* x, float gate, std::int64_t width);
     // x = cap * tanh(x / cap)
     void (*softcap)(float* x, float cap, std::int64_t width);
+    void (*route)(const RouteJob& job);
     // The largest of each kSamplingBlock values, the last block perhaps shorter. False when any value is a NaN.
     bool (*block_maxima)(const float* x, std::int64_t count, float* maxima);
     // out[i] = e^((x[i] - largest) * inverse_temperature), where no x[i] is above `largest`; returns their sum.

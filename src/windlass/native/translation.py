@@ -12,7 +12,9 @@ from windlass.program.ops import (
     Attention,
     Embed,
     EmbedPosition,
+    Experts,
     GatedActivation,
+    HeadLinear,
     HeadNorm,
     HiddenStates,
     JoinHeads,
@@ -22,6 +24,7 @@ from windlass.program.ops import (
     Op,
     RmsNorm,
     Rope,
+    Route,
     Scale,
     SigmoidGate,
     Value,
@@ -109,6 +112,17 @@ def _add_row_op(native: _core.Program, op: Op, weights: _Weights) -> bool:
 def _add_other_op(native: _core.Program, op: Op, weights: _Weights) -> bool:
     if isinstance(op, Linear):
         native.linear(_columns(op.out), _columns(op.x), weights[op.weight], weights[op.bias])
+    elif isinstance(op, HeadLinear):
+        native.head_linear(_columns(op.out), _columns(op.x), weights[op.weight], op.num_heads)
+    elif isinstance(op, Route):
+        choice = (op.top_k, op.scores == "sigmoid", op.normalize, op.scale, weights[op.bias])
+        groups = (op.num_groups, op.top_groups, op.group_score == "top2_sum")
+        native.route(_columns(op.out), _columns(op.x), *choice, *groups)
+    elif isinstance(op, Experts):
+        matrices = (weights[op.gate_up], weights[op.down])
+        biases = (weights[op.gate_up_bias], weights[op.down_bias])
+        values = (_columns(op.out), _columns(op.x), _columns(op.shares))
+        native.experts(*values, *matrices, op.activation, *biases, op.scale_input)
     elif isinstance(op, WriteKV):
         native.write_kv(op.layer, _columns(op.k), _columns(op.v))
     elif isinstance(op, Attention):
