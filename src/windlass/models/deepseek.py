@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from windlass.models.config import HARMLESS_KEYS, ConfigReader
 from windlass.models.decoder import Shape, finish, gated_mlp, read_shape
 from windlass.models.definition import ModelDefinition
-from windlass.models.family import Family
-from windlass.models.mixture import Mixture, qwen_mixture, read_experts
-from windlass.models.mla import LatentAttention, read_latent_attention
+from windlass.models.family import Family, GgufDialect, MlcDialect, Shapes
+from windlass.models.mixture import Mixture, gguf_experts, gguf_shared_experts, qwen_mixture, read_experts
+from windlass.models.mla import KV_B_APART, LatentAttention, read_latent_attention
 from windlass.program.ops import Value
 from windlass.program.program import Part
 
@@ -107,9 +109,113 @@ def _define(
         b,
         shape,
         context_length=attention.rope.context_length(shape.max_position_embeddings),
-        ignored_tensors=[rf"model\.layers\.{shape.num_layers + layer}\..*" for layer in range(further)],
+        ignored_tensors=[
+            r"model\.layers\.\d+\.self_attn\.kv_b_proj\.weight",  # MLC directories have it beside what is made of it
+            *(rf"model\.layers\.{shape.num_layers + layer}\..*" for layer in range(further)),
+        ],
     )
 
 
-V2_FAMILY = Family("deepseek_v2", define_v2)
-V3_FAMILY = Family("deepseek_v3", define_v3)
+def _read_gguf(reader: ConfigReader, config: dict[str, Any], shapes: Shapes) -> None:
+    """The sizes of a head are those of its keys and values, which newer files have beside those of the KV cache."""
+    rope_dim = reader.integer("rope.dimension_count")
+    length, value_length = reader.integer("attention.key_length"), reader.integer("attention.value_length")
+    length = reader.integer("attention.key_length_mla", default=length)
+    config["qk_rope_head_dim"] = rope_dim
+    config["qk_nope_head_dim"] = length - rope_dim
+    config["v_head_dim"] = reader.integer("attention.value_length_mla", default=value_length)
+    config[KV_B_APART] = "model.layers.0.self_attn.k_b_proj.weight" in shapes
+    config["routed_scaling_factor"] = reader.number("expert_weights_scale", default=1.0)
+    config["norm_topk_prob"] = reader.boolean("expert_weights_norm", default=False)
+    reader.integer("expert_gating_func", default=1)  # tells V3 from V2
+    multiplier = reader.number("rope.scaling.yarn_log_multiplier", default=0.0, above=-1.0)
+    if multiplier and "rope_scaling" in config:
+        config["rope_scaling"] |= {"mscale": 10 * multiplier, "mscale_all_dim": 10 * multiplier}
+
+
+def _read_gguf_v2(reader: ConfigReader, config: dict[str, Any], shapes: Shapes) -> None:
+    _read_gguf(reader, config, shapes)
+    config["topk_method"] = "group_limited_greedy" if config.get("n_group", 1) > 1 else "greedy"
+
+
+_GGUF = GgufDialect(
+    "deepseek2",
+    keys={
+        "expert_count": "n_routed_experts",
+        "expert_used_count": "num_experts_per_tok",
+        "expert_shared_count": "n_shared_experts",
+        "expert_feed_forward_length": "moe_intermediate_size",
+        "expert_group_count": "n_group",
+        "expert_group_used_count": "topk_group",
+        "leading_dense_block_count": "first_k_dense_replace",
+        "attention.q_lora_rank": "q_lora_rank",
+        "attention.kv_lora_rank": "kv_lora_rank",
+    },
+    tensors={
+        **gguf_experts(),
+        **gguf_shared_experts("mlp.shared_experts"),
+        "exp_probs_b.bias": "model.layers.{layer}.mlp.gate.e_score_correction_bias",
+        **{
+            f"attn_{stem}": f"model.layers.{{layer}}.self_attn.{name}"
+            for stem, name in (
+                ("q_a", "q_a_proj"),
+                ("q_a_norm", "q_a_layernorm"),
+                ("q_b", "q_b_proj"),
+                ("kv_a_mqa", "kv_a_proj_with_mqa"),
+                ("kv_a_norm", "kv_a_layernorm"),
+                ("kv_b", "kv_b_proj"),
+                ("k_b", "k_b_proj"),
+                ("v_b", "v_b_proj"),
+            )
+        },
+    },
+)
+
+
+def _read_mlc(_reader: ConfigReader, config: dict[str, Any], context: int) -> int:
+    """MLC keeps the scaling as it is in config.json, where ``type`` says what it is."""
+    scaling = config.get("rope_scaling")
+    if isinstance(scaling, Mapping) and "type" in scaling:
+        config["rope_scaling"] = {"rope_type": scaling["type"], **scaling}
+    config.pop("weight_block_size", None)  # of FP8, of which there are no MLC directories here
+    return context
+
+
+def _write_mlc(mlc: dict[str, Any], hf: Mapping[str, Any]) -> None:
+    del mlc["head_dim"]
+    mlc["num_key_value_heads"] = hf.get("num_key_value_heads", hf["num_attention_heads"])
+
+
+_MLC = MlcDialect(
+    fields=(
+        "moe_intermediate_size",
+        "n_shared_experts",
+        "n_routed_experts",
+        "num_experts_per_tok",
+        "norm_topk_prob",
+        "first_k_dense_replace",
+        "moe_layer_freq",
+        "routed_scaling_factor",
+        "scoring_func",
+        "topk_method",
+        "n_group",
+        "topk_group",
+        "attention_bias",
+        "kv_lora_rank",
+        "qk_rope_head_dim",
+        "v_head_dim",
+        "qk_nope_head_dim",
+        "q_lora_rank",
+        "rope_scaling",
+    ),
+    optional=("rope_interleave",),
+    constants={"dtype": "float32"},
+    prefill_chunk_size=2048,
+    read=_read_mlc,
+    write=_write_mlc,
+)
+
+V2_FAMILY = Family("deepseek_v2", define_v2, replace(_GGUF, read=_read_gguf_v2), _MLC)
+V3_FAMILY = Family(
+    "deepseek_v3", define_v3, replace(_GGUF, marker="expert_gating_func", marker_value=2, read=_read_gguf), _MLC
+)

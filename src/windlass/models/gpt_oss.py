@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from windlass.models.config import ConfigReader
 from windlass.models.decoder import define_decoder, read_layer_types, read_shape
 from windlass.models.definition import ModelDefinition
-from windlass.models.family import Family
-from windlass.models.mixture import Mixture, read_experts
+from windlass.models.family import Family, GgufDialect, Shapes
+from windlass.models.mixture import EXPERTS_APART, Mixture, gguf_experts, read_experts, stacked_experts
 from windlass.models.rope import read_rope, rope_section
 from windlass.program.builder import ProgramBuilder
 from windlass.program.ops import Value
@@ -39,6 +41,8 @@ def define(config: ConfigReader) -> ModelDefinition:
     window = config.optional_integer("sliding_window", default=128)
     slides = read_layer_types(config, [layer % 2 == 0 for layer in range(shape.num_layers)])
     bias = config.boolean("attention_bias", default=True)
+    apart = config.boolean(EXPERTS_APART, default=False)
+    floats = config.section("quantization_config") is None  # [K, N]; blocks of MXFP4 are [N, K]
     rope = read_rope(
         config, head_dim=shape.head_dim, max_position_embeddings=shape.max_position_embeddings, theta=_THETA
     )
@@ -46,20 +50,25 @@ def define(config: ConfigReader) -> ModelDefinition:
     def experts(b: ProgramBuilder, x: Value, layer: int) -> Value:
         name = f"model.layers.{layer}.mlp"
         logits = b.linear(x, f"{name}.router", mixture.num_experts, bias=True, role="router")
-        # Gate and up take turns.
-        halves = RowOrder(mixture.num_experts, EVEN_THEN_ODD)
         gate_up, down = f"{name}.experts.gate_up_proj", f"{name}.experts.down_proj"
+        if apart:
+            gate_up_parts, down_parts = stacked_experts(f"{name}.experts", mixture.num_experts)
+            biases = stacked_experts(f"{name}.experts", mixture.num_experts, suffix="bias")
+        else:
+            halves = RowOrder(mixture.num_experts, EVEN_THEN_ODD)  # gate and up take turns
+            gate_up_parts, down_parts = [Part(gate_up, halves, floats)], [Part(down, transposed=floats)]
+            biases = [Part(f"{gate_up}_bias", halves)], [Part(f"{down}_bias")]
         return b.experts(
             x,
             mixture.route(b, logits),
             gate_up=gate_up,
             down=down,
             intermediate_size=mixture.intermediate_size,
-            gate_up_parts=[Part(gate_up, rows=halves, transposed=True)],
-            down_parts=[Part(down, transposed=True)],
+            gate_up_parts=gate_up_parts,
+            down_parts=down_parts,
             kind="clamped_swiglu",
-            gate_up_bias=(f"{gate_up}_bias", [Part(f"{gate_up}_bias", rows=halves)]),
-            down_bias=(f"{down}_bias", [Part(f"{down}_bias")]),
+            gate_up_bias=(f"{gate_up}_bias", biases[0]),
+            down_bias=(f"{down}_bias", biases[1]),
         )
 
     return define_decoder(
@@ -75,4 +84,30 @@ def define(config: ConfigReader) -> ModelDefinition:
     )
 
 
-FAMILY = Family("gpt_oss", define)
+def _read_gguf(_reader: ConfigReader, config: dict[str, Any], _shapes: Shapes) -> None:
+    config[EXPERTS_APART] = True
+    if "rope_scaling" in config:
+        config["rope_scaling"]["truncate"] = False
+    else:
+        config["rope_scaling"] = {"rope_type": "default"}
+
+
+FAMILY = Family(
+    "gpt_oss",
+    define,
+    GgufDialect(
+        "gpt-oss",
+        keys={
+            "expert_count": "num_local_experts",
+            "expert_used_count": "num_experts_per_tok",
+            "expert_feed_forward_length": "intermediate_size",
+            "attention.sliding_window": "sliding_window",
+        },
+        tensors={
+            **gguf_experts(gate="router"),
+            "post_attention_norm": "model.layers.{layer}.post_attention_layernorm",
+            "attn_sinks.weight": "model.layers.{layer}.self_attn.sinks",
+        },
+        read=_read_gguf,
+    ),
+)

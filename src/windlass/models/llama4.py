@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from windlass.models.config import HARMLESS_KEYS, ConfigReader
 from windlass.models.decoder import finish, gated_mlp, read_shape, stored_as
 from windlass.models.definition import ModelDefinition
-from windlass.models.family import Family
-from windlass.models.mixture import Mixture, read_experts
+from windlass.models.family import Family, GgufDialect, Shapes
+from windlass.models.mixture import (
+    EXPERTS_APART,
+    Mixture,
+    gguf_experts,
+    gguf_shared_experts,
+    read_experts,
+    stacked_experts,
+)
 from windlass.models.rope import QueryScale, read_rope
 from windlass.program.builder import ProgramBuilder
 from windlass.program.ops import Value
@@ -35,6 +43,7 @@ def define(config: ConfigReader) -> ModelDefinition:
         shape.head_dim, config.number("attn_scale", default=0.1), config.integer("floor_scale", default=8192)
     )
     bias = config.boolean("attention_bias", default=False)
+    apart = config.boolean(EXPERTS_APART, default=False)
     rope = read_rope(
         config, head_dim=shape.head_dim, max_position_embeddings=shape.max_position_embeddings, theta=_THETA
     )
@@ -70,23 +79,26 @@ def define(config: ConfigReader) -> ModelDefinition:
         b.add(x, attention(h, layer, f"{name}.self_attn"))
         h = b.rms_norm(x, f"{name}.post_attention_layernorm", shape.rms_norm_eps)
         name = f"{name}.feed_forward"
-        b.add(x, _experts(b, h, name, mixture) if sparse[layer] else gated_mlp(b, h, name, dense_size))
+        b.add(x, _experts(b, h, name, mixture, apart) if sparse[layer] else gated_mlp(b, h, name, dense_size))
     x = b.rms_norm(x, "model.norm", shape.rms_norm_eps)
     b.logits(x, "model.embed_tokens" if shape.tied_head else "lm_head")
     return finish("llama4_text", b, shape, context_length=rope.context_length(shape.max_position_embeddings))
 
 
-def _experts(b: ProgramBuilder, x: Value, name: str, mixture: Mixture) -> Value:
+def _experts(b: ProgramBuilder, x: Value, name: str, mixture: Mixture, apart: bool) -> Value:
     logits = b.linear(x, f"{name}.router", mixture.num_experts, role="router")
     gate_up, down = f"{name}.experts.gate_up_proj", f"{name}.experts.down_proj"
+    gate_up_parts, down_parts = [Part(gate_up, transposed=True)], [Part(down, transposed=True)]
+    if apart:
+        gate_up_parts, down_parts = stacked_experts(f"{name}.experts", mixture.num_experts)
     out = b.experts(
         x,
         mixture.route(b, logits),
         gate_up=gate_up,
         down=down,
         intermediate_size=mixture.intermediate_size,
-        gate_up_parts=[Part(gate_up, transposed=True)],
-        down_parts=[Part(down, transposed=True)],
+        gate_up_parts=gate_up_parts,
+        down_parts=down_parts,
         scale_input=True,
     )
     b.add(out, gated_mlp(b, x, f"{name}.shared_expert", mixture.intermediate_size))
@@ -132,5 +144,33 @@ def define_seeing(config: ConfigReader) -> ModelDefinition:
     return replace(definition, model_type="llama4", ignored_tensors=(r"vision_model\..*", r"multi_modal_projector\..*"))
 
 
-FAMILY = Family("llama4_text", define)
+def _read_gguf(_reader: ConfigReader, config: dict[str, Any], _shapes: Shapes) -> None:
+    """What llama.cpp takes for granted: the chunk, and that the large model has no norm."""
+    config["attention_chunk_size"] = 8192
+    config["use_qk_norm"] = config.get("num_local_experts") != 128
+    config[EXPERTS_APART] = True
+
+
+_BLOCK = "model.layers.{layer}.feed_forward"
+
+FAMILY = Family(
+    "llama4_text",
+    define,
+    GgufDialect(
+        "llama4",
+        keys={
+            "feed_forward_length": "intermediate_size_mlp",
+            "expert_feed_forward_length": "intermediate_size",
+            "expert_count": "num_local_experts",
+            "expert_used_count": "num_experts_per_tok",
+            "interleave_moe_layer_step": "interleave_moe_layer_step",
+        },
+        tensors={
+            **gguf_experts("feed_forward", gate="router"),
+            **gguf_shared_experts("feed_forward.shared_expert"),
+            **{f"ffn_{part}": f"{_BLOCK}.{part}_proj" for part in ("gate", "up", "down")},
+        },
+        read=_read_gguf,
+    ),
+)
 SEEING_FAMILY = Family("llama4", define_seeing)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from windlass.models.config import ConfigReader
 from windlass.models.decoder import define_decoder, read_shape
 from windlass.models.definition import ModelDefinition
-from windlass.models.family import Family, MlcDialect
-from windlass.models.mixture import Mixture, read_experts, stacked_experts
+from windlass.models.family import Family, GgufDialect, MlcDialect
+from windlass.models.mixture import Mixture, gguf_experts, read_experts, stacked_experts
 from windlass.models.rope import read_rope
 from windlass.program.builder import ProgramBuilder
 from windlass.program.ops import Value
@@ -45,7 +45,14 @@ def define(config: ConfigReader) -> ModelDefinition:
 FAMILY = Family(
     "mixtral",
     define,
-    mlc=MlcDialect(
+    GgufDialect(
+        "llama",
+        marker="expert_count",
+        keys={"expert_count": "num_local_experts", "expert_used_count": "num_experts_per_tok"},
+        tensors=gguf_experts("block_sparse_moe", names=("w1", "w3", "w2")),
+        paired={"attn_q": "attention.head_count", "attn_k": "attention.head_count_kv"},
+    ),
+    MlcDialect(
         renamed={"position_embedding_base": "rope_theta"},
         fields=(
             "tie_word_embeddings",

@@ -139,17 +139,28 @@ class ProgramBuilder:
         parts: Sequence[str | Part] | None = None,
         bias: bool = False,
         role: Literal["linear", "router"] = "linear",
+        mlc_as_stored: bool = False,
     ) -> Value:
-        """``x`` times a weight [out_features, x.width] transposed, plus a bias [out_features] if it has one."""
+        """``x`` times a weight [out_features, x.width] transposed, plus a bias [out_features] if it has one.
+
+        ``mlc_as_stored`` says of both what ``WeightSpec`` says.
+        """
         self._check_read(x)
-        shape = (out_features, x.width)
-        weight = self._declare(f"{name}.weight", shape, parts=_with_suffix(parts, "weight"), role=role)
+        weight = self._declare(
+            f"{name}.weight",
+            (out_features, x.width),
+            parts=_with_suffix(parts, "weight"),
+            role=role,
+            mlc_as_stored=mlc_as_stored,
+        )
         bias_name = None
         if bias:
             bias_parts = _with_suffix(parts, "bias")
             if bias_parts is not None:
                 bias_parts = tuple(replace(part, transposed=False) for part in bias_parts)
-            bias_name = self._declare_vector(f"{name}.bias", out_features, parts=bias_parts)
+            bias_name = self._declare(
+                f"{name}.bias", (out_features,), parts=bias_parts, role="plain", mlc_as_stored=mlc_as_stored
+            )
         out = self._allocate(out_features)
         self._append(Linear(out, x, weight, bias_name))
         return out
@@ -428,10 +439,11 @@ class ProgramBuilder:
         parts: tuple[Part, ...] | None = None,
         role: str = "linear",
         experts: int = 1,
+        mlc_as_stored: bool = False,
     ) -> str:
         if name in self._weights:
             raise ProgramError(f"the weight {name} is declared twice")
-        self._weights[name] = WeightSpec(name, shape, parts or (Part(name),), role, experts)
+        self._weights[name] = WeightSpec(name, shape, parts or (Part(name),), role, experts, mlc_as_stored)
         return name
 
     def _declare_vector(

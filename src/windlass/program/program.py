@@ -73,7 +73,8 @@ class WeightSpec:
     ``shape`` is [K] or [N, K]. ``role`` decides what quantization schemes do with it: ``linear``, ``experts``,
     ``embedding`` and ``head`` are matrices that may be quantized; ``router`` (small matrices that decide) and ``plain``
     (vectors, and matrices that MLC keeps as they are) never are. The rows of ``experts`` > 1 equal matrices are
-    stacked, which files may keep as three axes.
+    stacked, which files may keep as three axes. With ``mlc_as_stored`` an MLC directory has the rows of the one tensor
+    that the parts are taken from in their order there.
     """
 
     name: str
@@ -81,6 +82,7 @@ class WeightSpec:
     parts: tuple[Part, ...]
     role: str = "linear"
     experts: int = 1
+    mlc_as_stored: bool = False
 
 
 @dataclass(frozen=True, slots=True)

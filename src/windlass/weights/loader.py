@@ -94,6 +94,11 @@ class WeightSpec(Protocol):
         """How many equal matrices are stacked; with more than one, files may have an axis more."""
         ...
 
+    @property
+    def mlc_as_stored(self) -> bool:
+        """An MLC directory has the rows as the tensor that the parts are taken from."""
+        ...
+
 
 def load_weights(
     specs: Sequence[WeightSpec],
@@ -195,9 +200,11 @@ def _read(spec: WeightSpec, source: WeightSource) -> list[Tensor]:
     if len(names) == 2:
         rows, columns = spec.shape
         words, scales = (_flat(source.read(name), 2) for name in names)
-        return [mlc_unpack(words, scales, (rows, columns), source.scheme, role=spec.role)]
-    tensor = _stored(source.info(names[0]), source)
-    return [dataclasses.replace(tensor, shape=spec.shape, data=tensor.data.reshape(spec.shape))]
+        tensor = mlc_unpack(words, scales, (rows, columns), source.scheme, role=spec.role)
+    else:
+        tensor = _stored(source.info(names[0]), source)
+        tensor = dataclasses.replace(tensor, shape=spec.shape, data=tensor.data.reshape(spec.shape))
+    return [_prepared(tensor, part, spec) for part in spec.parts] if spec.mlc_as_stored else [tensor]
 
 
 def _prepared(tensor: Tensor, part: Part, spec: WeightSpec) -> Tensor:
@@ -211,7 +218,7 @@ def _prepared(tensor: Tensor, part: Part, spec: WeightSpec) -> Tensor:
         if part.matrices is not None:
             data = data.reshape(part.matrices.groups, -1, data.shape[-1])
         data = np.ascontiguousarray(data.swapaxes(-1, -2)) if part.transposed else data
-        data = _flat(data, len(spec.shape))
+        data = data.reshape(spec.shape) if data.ndim < len(spec.shape) else _flat(data, len(spec.shape))
         tensor = dataclasses.replace(tensor, shape=data.shape, data=data)
     if part.rows is not None:
         tensor = take_rows(tensor, part.rows.indices(tensor.shape[0]))
@@ -374,6 +381,8 @@ def _check_shapes(spec: WeightSpec, source: WeightSource) -> None:
 def _prepared_shape(shape: tuple[int, ...], part: Part | None, spec: WeightSpec) -> tuple[int, ...] | None:
     """The shape that ``_prepared`` gives, or None when it cannot."""
     axes = len(spec.shape)
+    if len(shape) == 1 and axes == 2 and spec.shape[0] == 1:
+        shape = (1, *shape)  # files may have a single row as a vector
     if not axes <= len(shape) <= (axes + 1 if spec.experts > 1 or axes == 1 else axes):
         return None
     if part is not None and part.matrices is not None:
