@@ -41,12 +41,13 @@ THOROUGH = (
 """The models that try every executor and every way to cut prompts; the others are about their own operations."""
 
 
-def runs(chunks: Sequence[int | None], few: Sequence[int | None]) -> list[tuple[str, str, int | None]]:
-    """(model, executor, chunk): the thorough ones with all ``chunks``, the others with a ``few``."""
+def runs(
+    chunks: Sequence[int | None], few: Sequence[int | None], executors: Sequence[str]
+) -> list[tuple[str, str, int | None]]:
+    """(model, executor, chunk): the thorough with all ``chunks`` everywhere, others with a ``few`` on ``executors``."""
     every = [(name, executor, chunk) for name in THOROUGH for executor in EXECUTORS for chunk in chunks]
     others = [name for name in CASES if name not in THOROUGH]
-    some = [("reference", chunk) for chunk in few[:1]] + [(EXECUTORS[-1], chunk) for chunk in few]
-    return every + [(name, executor, chunk) for name in others for executor, chunk in some]
+    return every + [(name, executor, chunk) for name in others for executor in executors for chunk in few]
 
 
 @pytest.fixture
@@ -69,7 +70,9 @@ def check(sequence: Greedy, golden: dict[str, np.ndarray[Any, Any]], number: int
     assert sequence.generated == golden[f"tokens_{number}"].tolist()
 
 
-@pytest.mark.parametrize(("name", "executor", "chunk"), runs([None, 1, 7, 16, 33], []), indirect=["executor"])
+@pytest.mark.parametrize(
+    ("name", "executor", "chunk"), runs([None, 1, 7, 16, 33], [None, 7], EXECUTORS[-1:]), indirect=["executor"]
+)
 def test_single_prompts_whole_and_in_chunks(name: str, executor: Executor, chunk: int | None) -> None:
     golden = load_case(name)[2]
     driver = GreedyDriver(executor, NUM_PAGES)
@@ -79,7 +82,7 @@ def test_single_prompts_whole_and_in_chunks(name: str, executor: Executor, chunk
         driver.free(sequence)
 
 
-@pytest.mark.parametrize(("name", "executor", "chunk"), runs([7, 16, 64], [16, 64]), indirect=["executor"])
+@pytest.mark.parametrize(("name", "executor", "chunk"), runs([7, 16, 64], [16], EXECUTORS), indirect=["executor"])
 def test_ragged_batches_of_prompts_at_different_stages(name: str, executor: Executor, chunk: int) -> None:
     golden = load_case(name)[2]
     sequences = GreedyDriver(executor, NUM_PAGES).generate_together(prompts(golden), 64, chunk=chunk, stagger=3)

@@ -98,10 +98,12 @@ class ConfigReader:
             return None
         return self.integer(key, default=default)
 
-    def optional_number(self, key: str) -> float | None:
-        """The number at ``key``, or None."""
-        self._read.add(key)
-        return self.number(key) if self.has(key) else None
+    def optional_number(self, key: str, *, default: float | None = None) -> float | None:
+        """The number at ``key``, None where it is null, ``default`` where it is missing."""
+        if self._values.get(key) is None and (key in self._values or default is None):
+            self._read.add(key)
+            return None
+        return self.number(key, default=default)
 
     def number(self, key: str, *, default: float | None = None, above: float = 0.0) -> float:
         """The finite number at ``key``, greater than ``above``; required when there is no default."""

@@ -17,7 +17,8 @@ from windlass.program.ops import Value
 # Gemma's first configurations say "gelu" and mean its approximation by tanh.
 _ACTIVATIONS = ("gelu_pytorch_tanh", "gelu_new", "gelu")
 
-_DEFAULTS: dict[str, Any] = {"head_dim": 256, "rms_norm_eps": 1e-6, "tie_word_embeddings": True}
+DEFAULTS: dict[str, Any] = {"head_dim": 256, "rms_norm_eps": 1e-6, "tie_word_embeddings": True}
+"""What published configurations may leave out."""
 
 
 class GemmaNorm:
@@ -55,7 +56,7 @@ def embed(b: ProgramBuilder, name: str, shape: Shape) -> Value:
 
 def define(config: ConfigReader) -> ModelDefinition:
     """Llama, with scaled embeddings, norms around 1, and GELU."""
-    config = config.with_defaults(_DEFAULTS)
+    config = config.with_defaults(DEFAULTS)
     shape = read_gemma_shape(config)
     rope = read_rope(config, head_dim=shape.head_dim, max_position_embeddings=shape.max_position_embeddings)
     b = shape.builder()

@@ -8,26 +8,19 @@ from windlass.models.config import HARMLESS_KEYS, ConfigReader
 from windlass.models.decoder import finish, gated_mlp, project_qkv, read_layer_types
 from windlass.models.definition import ModelDefinition
 from windlass.models.family import Family, GgufDialect, MlcDialect, Shapes
-from windlass.models.gemma import GemmaNorm, embed, forget_tie, read_gemma_shape, read_gguf_norms
+from windlass.models.gemma import DEFAULTS, GemmaNorm, embed, forget_tie, read_gemma_shape, read_gguf_norms
 from windlass.models.rope import read_rope
 
 DEFAULT_WINDOW = 4096
 
-_DEFAULTS: dict[str, Any] = {
-    "head_dim": 256,
-    "rms_norm_eps": 1e-6,
-    "tie_word_embeddings": True,
-    "attn_logit_softcapping": 50.0,
-    "final_logit_softcapping": 30.0,
-}
-
 
 def define(config: ConfigReader) -> ModelDefinition:
     """Gemma, with norms behind attention and MLP too, a window in every other layer, and capped scores and logits."""
-    config = config.with_defaults(_DEFAULTS)
+    config = config.with_defaults(DEFAULTS)
     shape = read_gemma_shape(config)
     scale = config.number("query_pre_attn_scalar", default=256.0) ** -0.5
-    score_cap, logit_cap = (config.optional_number(f"{place}_logit_softcapping") for place in ("attn", "final"))
+    score_cap = config.optional_number("attn_logit_softcapping", default=50.0)
+    logit_cap = config.optional_number("final_logit_softcapping", default=30.0)
     window = config.optional_integer("sliding_window", default=DEFAULT_WINDOW)
     slides = read_layer_types(config, [layer % 2 == 0 for layer in range(shape.num_layers)])
     rope = read_rope(config, head_dim=shape.head_dim, max_position_embeddings=shape.max_position_embeddings)

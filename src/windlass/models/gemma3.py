@@ -10,7 +10,7 @@ from windlass.models.config import HARMLESS_KEYS, ConfigReader
 from windlass.models.decoder import finish, gated_mlp, read_layer_types, stored_as
 from windlass.models.definition import ModelDefinition
 from windlass.models.family import Family, GgufDialect, MlcDialect, Shapes
-from windlass.models.gemma import GemmaNorm, embed, read_gemma_shape, read_gguf_norms
+from windlass.models.gemma import DEFAULTS, GemmaNorm, embed, read_gemma_shape, read_gguf_norms
 from windlass.models.gemma2 import DEFAULT_WINDOW, GGUF_TENSORS, read_gguf_scale
 from windlass.models.rope import read_layer_ropes
 
@@ -19,37 +19,13 @@ THETA = 1_000_000.0
 PREFIX = "language_model."
 """What the tensors of the text model begin with in a model that sees, and in every MLC directory."""
 
-DEFAULTS: dict[str, Any] = {
+_DEFAULTS: dict[str, Any] = {
+    **DEFAULTS,
     "vocab_size": 262_208,
     "max_position_embeddings": 131_072,
     "num_attention_heads": 8,
     "num_key_value_heads": 4,
-    "head_dim": 256,
-    "rms_norm_eps": 1e-6,
-    "tie_word_embeddings": True,
 }
-"""Published configurations leave out what is so."""
-
-_MLC_FIELDS = (
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "rms_norm_eps",
-    "rope_scaling",
-    "query_pre_attn_scalar",
-)
-_MLC_KWARGS = (
-    "rope_local_base_freq",
-    "rope_parameters",
-    "sliding_window_pattern",
-    "layer_types",
-    "attn_logit_softcapping",
-    "final_logit_softcapping",
-)
-"""What MLC has no fields for."""
 
 _VISION_KEYS = {
     "vision_config",
@@ -74,13 +50,13 @@ def define(config: ConfigReader) -> ModelDefinition:
     config.require("tie_word_embeddings", True, "a Gemma 3 that sees shares its embedding with the head")
     definition = _define("gemma3", text)
     config.finish(ignore=HARMLESS_KEYS | _VISION_KEYS)
-    seeing = (r"vision_tower\..*", r"multi_modal_projector\..*")
+    seeing = (r"vision_tower\..*", r"multi_modal_projector\..*", r"language_model\.lm_head\.weight")
     return replace(definition, ignored_tensors=(*definition.ignored_tensors, *seeing))
 
 
 def _define(model_type: str, config: ConfigReader) -> ModelDefinition:
     """Gemma 2, with norms on queries and keys instead of caps, and angles of their own where a window slides."""
-    config = config.with_defaults(DEFAULTS)
+    config = config.with_defaults(_DEFAULTS)
     shape = read_gemma_shape(config)
     scale = config.number("query_pre_attn_scalar", default=256.0) ** -0.5
     score_cap, logit_cap = (config.optional_number(f"{place}_logit_softcapping") for place in ("attn", "final"))
@@ -122,6 +98,28 @@ def _define(model_type: str, config: ConfigReader) -> ModelDefinition:
     return finish(model_type, b, shape, context_length=shape.max_position_embeddings)
 
 
+_MLC_FIELDS = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "rms_norm_eps",
+    "rope_scaling",
+    "query_pre_attn_scalar",
+)
+_MLC_KWARGS = (
+    "rope_local_base_freq",
+    "rope_parameters",
+    "sliding_window_pattern",
+    "layer_types",
+    "attn_logit_softcapping",
+    "final_logit_softcapping",
+)
+"""What MLC has no fields for."""
+
+
 def _read_mlc(_reader: ConfigReader, config: dict[str, Any], context: int) -> int:
     """MLC keeps the text model's fields together, and those that it has no use for once more apart (``kwargs``)."""
     text = config.pop("text_config", None)
@@ -140,7 +138,7 @@ def _read_mlc(_reader: ConfigReader, config: dict[str, Any], context: int) -> in
 
 def _write_mlc(mlc: dict[str, Any], hf: Mapping[str, Any]) -> None:
     text = hf.get("text_config") or hf
-    values = {**DEFAULTS, "query_pre_attn_scalar": 256, **text}
+    values = {**_DEFAULTS, "query_pre_attn_scalar": 256, **text}
     window = values.get("sliding_window", DEFAULT_WINDOW)
     fields = {key: values[key] for key in _MLC_FIELDS if key in values}
     fields |= {

@@ -141,9 +141,8 @@ class LongRope:
     nobody knew how long their sequence would become, and an attention score means something only when key and query
     were rotated with the same list. So the choice is made once, by the number of positions a table is asked for, which
     is the context length of the engine: the long factors, for every token, when that is above ``original_length``.
-    (vLLM chooses so by its ``max_model_len``, llama.cpp by the context of a sequence.) Hugging Face chooses by the
-    tokens that a sequence has so far; the numbers are the same for sequences on the same side of ``original_length``
-    as the context length.
+    (vLLM chooses so by its ``max_model_len``.) Hugging Face chooses by the tokens that a sequence has so far; the
+    numbers are the same for sequences on the same side of ``original_length`` as the context length.
     """
 
     theta: float

@@ -16,6 +16,7 @@ def define(config: ConfigReader) -> ModelDefinition:
     shape = read_shape(config)
     attention_bias = config.boolean("attention_bias", default=False)
     mlp_bias = config.boolean("mlp_bias", default=False)
+    config.integer("max_window_layers", default=0, minimum=0)  # left over from Qwen2; it counts for nothing here
     rotated = _read_rotated(config, shape.num_layers)
     on = config.boolean("use_sliding_window", default=False)
     window = config.optional_integer("sliding_window")
