@@ -286,13 +286,18 @@ void check_changes(const KernelTable& table, std::int64_t width) {
     const auto expect_row = [&](const Floats& out, double tolerance, const auto& want) {
         for (std::int64_t i = 0; i < 2 * width; ++i) {
             const double one = i < width ? want(i) : x[i];
-            expect_near(out[i], one, tolerance * std::abs(one), i);
+            expect_near(out[i], one, tolerance * (std::abs(one) + (i < width ? 0.01 : 0)), i);
         }
     };
     Floats out = x;
     begin(table, "add", {{"width", width}});
     table.add(out.data(), y.data(), width);
     expect_row(out, 0, [&](std::int64_t i) { return x[i] + y[i]; });
+
+    out = x;
+    begin(table, "add_scaled", {{"width", width}});
+    table.add_scaled(out.data(), y.data(), -1.7F, width);
+    expect_row(out, 2e-5, [&](std::int64_t i) { return x[i] + double{y[i]} * -1.7F; });
 
     out = x;
     begin(table, "scale", {{"width", width}});
@@ -309,6 +314,56 @@ void check_changes(const KernelTable& table, std::int64_t width) {
         begin(table, "softcap", {{"width", width}});
         table.softcap(out.data(), cap, width);
         expect_row(out, 1e-6, [&](std::int64_t i) { return cap * std::tanh(double{x[i]} / cap); });
+    }
+}
+
+// Against sorted lists; two experts have the same logit.
+void check_route(const KernelTable& table, int experts, int groups, int top_groups, int top_k) {
+    for (int variant = 0; variant < 8; ++variant) {
+        const bool sigmoid = variant % 2 == 1, biased = variant / 2 % 2 == 1, top2_sum = variant / 4 == 1;
+        if (top2_sum && experts / groups < 2) continue;
+        begin(table, "route",
+              {{"experts", experts},
+               {"groups", groups},
+               {"top_groups", top_groups},
+               {"top_k", top_k},
+               {"variant", variant}});
+        Floats x = random_floats(experts, 2), bias = random_floats(experts, 0.5F), out(experts + 1, kUntouched);
+        if (!biased) bias.assign(experts, 0);
+        if (experts > 3) x[3] = x[1];
+        const Scratch scratch(static_cast<std::size_t>(kRouteNumbers * experts));
+        table.route({x.data(), experts, top_k, sigmoid, biased, 2.5F, biased ? bias.data() : nullptr, groups,
+                     top_groups, top2_sum, out.data(), scratch.data()});
+        Doubles scores;
+        double sum = 0;
+        for (const float value : x) scores.push_back(sigmoid ? 1 / (1 + std::exp(-double{value})) : std::exp(value));
+        for (const double score : scores) sum += score;
+        for (double& score : scores) score /= sigmoid ? 1 : sum;
+        const int size = experts / groups;
+        std::vector<int> order, group_order;
+        Doubles group_scores;
+        const auto choice = [&](int e) { return scores[e] + bias[e]; };
+        for (int group = 0; group < groups; ++group) {
+            Doubles own;
+            for (int e = group * size; e < (group + 1) * size; ++e) own.push_back(choice(e));
+            std::sort(own.rbegin(), own.rend());
+            group_scores.push_back(top2_sum ? own[0] + own[1] : own[0]);
+            group_order.push_back(group);
+        }
+        std::stable_sort(group_order.begin(), group_order.end(),
+                         [&](int a, int b) { return group_scores[a] > group_scores[b]; });
+        group_order.resize(top_groups);
+        std::sort(group_order.begin(), group_order.end());
+        for (const int group : group_order) {
+            for (int e = group * size; e < (group + 1) * size; ++e) order.push_back(e);
+        }
+        std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return choice(a) > choice(b); });
+        Doubles want(experts);
+        double taken = 0;
+        for (int i = 0; i < top_k; ++i) taken += scores[order[i]];
+        for (int i = 0; i < top_k; ++i) want[order[i]] = scores[order[i]] / (biased ? taken : 1) * 2.5;
+        for (int e = 0; e < experts; ++e) expect_near(out[e], want[e], 1e-5 * want[e], e);
+        expect_equal(out[experts], kUntouched, experts);
     }
 }
 
@@ -377,6 +432,11 @@ void check_rows(const KernelTable& table) {
         check_changes(table, width);
         check_rope(table, 3, 2 * width, width);
         check_rope(table, 2, 2 * width + 5, width);
+    }
+    for (int round = 0; round < 20; ++round) {
+        check_route(table, 1 + round, 1, 1, 1 + round / 3);
+        check_route(table, 48, 8, 3, 1 + round % 8);
+        check_route(table, 32, 4, 1, 8);
     }
     for (const std::int64_t count : {1, 3, 8, 17, 63, 64, 65, 128, 1000, 20'000}) check_sampling(table, count);
 }

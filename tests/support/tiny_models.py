@@ -53,6 +53,10 @@ def tensor_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
         return dense_shapes(config)
     if config["model_type"] in MOE_SHAPES:
         return MOE_SHAPES[config["model_type"]](config)
+    if config["model_type"] == "bert":
+        from support.tiny_embedding import bert_shapes  # which has models of this file too
+
+        return bert_shapes(config)
     if config["model_type"] in LAYER_NORM_TYPES:
         return layer_norm_shapes(config)
     hidden, inner = config["hidden_size"], config["intermediate_size"]
@@ -90,11 +94,11 @@ def _draw(generator: np.random.PCG64, name: str, shape: tuple[int, ...], embeddi
     """Uniform numbers made of the generator's raw bits, which numpy promises never to change."""
     raw = np.asarray(generator.random_raw(math.prod(shape)), dtype=np.uint64)
     unit = ((raw >> np.uint64(40)).astype(np.float64) / 2**23 - 1.0) * math.sqrt(3.0)  # mean 0, variance 1
-    if re.search(r"norm(\.norms\.\d+)?\.weight$|\bln_\w\.weight$", name):
+    if re.search(r"[nN]orm(\.norms\.\d+)?\.weight$|\bln_\w\.weight$", name):
         values = 1.0 + 0.2 * unit
     elif name.endswith((".bias", "_bias", ".sinks")):
         values = 0.3 * unit
-    elif re.search(r"embed_tokens|lm_head|\bwte\b|embed_in|embed_out", name):
+    elif re.search(r"embed_tokens|lm_head|\bwte\b|embed_in|embed_out|_embeddings\b", name):
         values = embedding * unit
     else:
         values = 1.6 / math.sqrt(shape[1]) * unit

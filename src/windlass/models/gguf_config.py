@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from windlass.errors import LoadError
 from windlass.models.config import ConfigReader
 from windlass.models.family import GgufDialect, Shapes
+from windlass.program.pooling import Pooling
 from windlass.weights.gguf_names import COMMON_TENSORS, FIXED_FACTORS, LONG_FACTORS, SHORT_FACTORS
 
 _INTEGERS = {
@@ -20,6 +21,7 @@ _INTEGERS = {
     "attention.head_count_kv": "num_key_value_heads",
     "attention.key_length": "head_dim",
 }
+_POOLINGS: dict[int, Literal["mean", "cls", "last"]] = {1: "mean", 2: "cls", 3: "last"}
 _NUMBERS = {"attention.layer_norm_rms_epsilon": "rms_norm_eps", "rope.freq_base": "rope_theta"}
 
 
@@ -62,9 +64,26 @@ def from_gguf_metadata(
     config.update(_rope(reader, rope_factors))
     if dialect.read is not None:
         dialect.read(reader, config, shapes)
+    reader.integer("pooling_type", default=0, minimum=0)
     _check_heads(reader, config)
     reader.finish()
     return config
+
+
+def read_gguf_pooling(dialect: GgufDialect, metadata: Mapping[str, Any], path: Path) -> Pooling | None:
+    """Return how the model makes embeddings, with length 1; None for one that generates.
+
+    Raises:
+        LoadError: it does so in a way that is not supported.
+    """
+    key = f"{dialect.architecture}.pooling_type"
+    number = metadata.get(key, 0)
+    if number == 0:
+        return None
+    if type(number) is not int or number not in _POOLINGS:
+        supported = ", ".join(f"{value} ({kind})" for value, kind in _POOLINGS.items())
+        raise LoadError(path, f"{key} is {number!r}; supported: {supported}")
+    return Pooling(_POOLINGS[number], normalize=True)
 
 
 def _check_heads(reader: ConfigReader, config: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from windlass.errors import LoadError
 from windlass.models import (
+    bert,
     cohere,
     deepseek,
     gemma,
@@ -42,6 +43,7 @@ from windlass.models.family import Family, GgufDialect, MlcDialect
 FAMILIES: dict[str, Family] = {
     family.model_type: family
     for family in (
+        bert.FAMILY,
         cohere.FAMILY,
         cohere.FAMILY2,
         deepseek.V2_FAMILY,

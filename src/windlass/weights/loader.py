@@ -174,14 +174,12 @@ def _load(
     done = 0
     for spec in specs:
         names = _stored_names(spec, source)
-        parts = _read(spec, source)
         reason = None
         try:
             # Part by part: rows are quantized by themselves, and codes are less to join than floats.
-            tensor = _joined([_converted(part, spec, source, scheme, quantizer) for part in parts])
+            tensor = _joined([_converted(part, spec, source, scheme, quantizer) for part in _read(spec, source)])
         except ValueError as error:
             reason = str(error)
-        del parts
         if reason is not None:
             # Raised here, not above: an error that someone keeps must not keep the mapped file through its frames.
             raise LoadError(source.info(names[0]).file, f"tensor {_some(list(names))}: {reason}")
