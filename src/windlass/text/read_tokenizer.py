@@ -14,7 +14,7 @@ from windlass.text.tokenizer_facts import TokenizerFacts
 from windlass.text.tokenizer_files import ACCEPTED, find_tokenizer
 from windlass.text.vocab_files import read_byte_level, read_word_piece
 
-MAX_BYTES = 32 << 20
+MAX_BYTES = 16 << 20
 """Of a file that is not JSON; several times as many as any in use has."""
 
 Parts = tuple[LibraryEncoder | SentencePieceEncoder, TokenizerFacts, Path]
