@@ -75,6 +75,16 @@ def paired(rows: NDArray[Any], heads: int) -> NDArray[Any]:
     return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(rows.shape)
 
 
+def llama3_factors(config: Mapping[str, Any], dim: int) -> F32:
+    """How much Llama 3.1's scaling slows each pair of a head of ``dim`` columns."""
+    scaling = config["rope_scaling"]
+    wavelengths = 2 * np.pi * config["rope_theta"] ** (np.arange(0, dim, 2) / dim)
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    kept = np.clip((scaling["original_max_position_embeddings"] / wavelengths - low) / (high - low), 0, 1)
+    factors: F32 = (1 / (kept + (1 - kept) / scaling["factor"])).astype(np.float32)
+    return factors
+
+
 def begin_gguf(
     path: Path, architecture: str, config: Mapping[str, Any], tokens: Sequence[str] | None = None
 ) -> gguf.GGUFWriter:
