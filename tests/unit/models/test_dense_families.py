@@ -1,4 +1,4 @@
-"""Gemma, Phi-3, OLMo, Granite, SmolLM3, EXAONE 4 and Ministral 3: published configurations, and what is special in each."""
+"""Gemma, Phi-3, OLMo, Granite, SmolLM3, EXAONE and Ministral 3: published configurations; what is special in each."""
 
 from __future__ import annotations
 
