@@ -39,7 +39,7 @@ def test_raw(server: RunningServer, model: str, data_dir: Path) -> None:
     assert answer.json["model"] == model
     assert [len(one["embedding"]) for one in answer.json["data"]] == [64, 64]
     counts = [server.request("POST", "/tokenize", {"model": model, "prompt": text}).json["count"] for text in TEXTS]
-    # A prompt of a completion begins with what the tokenizer puts before a text, and does not end with what it puts behind.
+    # A prompt to be continued has what the tokenizer puts before a text, and not what it puts behind.
     assert answer.json["usage"]["total_tokens"] == sum(counts) + len(TEXTS)
 
 

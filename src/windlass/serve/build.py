@@ -228,7 +228,9 @@ def _describe_gguf(path: Path, config: EngineConfig, progress: Progress, stack: 
     if config.load_format != "dummy":
         source = stack.enter_context(closing(WeightSource(path, tensors)))
     progress("loading the tokenizer", 0, 0)
-    return _described(config, path, definition, scheme, source, TextModel.from_gguf(path, model.metadata))
+    return _described(
+        config, path, definition, scheme, source, TextModel.from_gguf(path, model.metadata, load_cache(config))
+    )
 
 
 def _described(
