@@ -240,6 +240,16 @@ def test_groups_of_modules_may_have_different_formats(tmp_path: Path) -> None:
         np.testing.assert_array_equal(opened(tmp_path, config, matrix.pieces).dequantize(), matrix.numbers)
 
 
+@pytest.mark.parametrize("layout", ["pack-quantized", "int-quantized"])
+def test_symmetric_codes_may_have_zero_points(tmp_path: Path, layout: str) -> None:
+    """First versions of compressed-tensors stored them: zeros."""
+    matrix = compressed(rng(), ROWS, COLUMNS, bits=8, layout=layout)
+    pieces = {**matrix.pieces, "weight_zero_point": np.zeros((ROWS, COLUMNS // 32), np.int8)}
+    tensor = opened(tmp_path, weights_config(layout, num_bits=8, group_size=32), pieces)
+    assert tensor.minima is None
+    np.testing.assert_array_equal(tensor.dequantize(), matrix.numbers)
+
+
 def test_what_a_file_says_of_activations_and_the_cache_is_left_out(tmp_path: Path) -> None:
     matrix = fp8(rng(), ROWS, COLUMNS, block=None)
     one = np.ones((), np.float32)
@@ -338,11 +348,11 @@ DAMAGED: dict[str, tuple[dict[str, Any], Matrix, Change, str]] = {
         lambda p: p.update(weight_shape=np.ones(2, np.float32)),
         "'m.weight_shape' must be two integers",
     ),
-    "zeros of symmetric codes": (
+    "packed zeros of symmetric codes": (
         weights_config(group_size=32),
         compressed(rng(), 8, 64, sym=False),
         lambda _: None,
-        "'m.weight_zero_point' is left over",
+        "'m.weight_zero_point' has dtype int32, int8 is needed",
     ),
     "no zeros of others": (
         weights_config(group_size=32, symmetric=False),
