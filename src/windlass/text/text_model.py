@@ -34,6 +34,7 @@ class PlaceholderTokenizer:
     longest_entry = 1
     eos_id = None
     decoding = ByteDecoding()
+    around: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
 
     def encode(self, text: str, *, bos: bool = False) -> list[int]:  # noqa: ARG002  (the face of Tokenizer)
         """Raises InvalidRequestError."""
@@ -183,6 +184,15 @@ class TextModel:
             InvalidRequestError: the text cannot be encoded.
         """
         return self.tokenizer.encode(text, bos=self.prompts_begin_with_bos if bos is None else bos)
+
+    def encode_whole(self, text: str) -> list[int]:
+        """Token ids of a text with what the tokenizer itself puts around it, as models for embeddings are fed.
+
+        Raises:
+            InvalidRequestError: the text cannot be encoded.
+        """
+        before, after = self.tokenizer.around
+        return [*before, *self.tokenizer.encode(text), *after]
 
     def encode_chat(
         self,
