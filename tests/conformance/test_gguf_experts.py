@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from support.executors import make_executor
-from support.gguf_moe import write_moe_gguf
+from support.gguf_moe import rope_factors, write_moe_gguf
 from support.greedy import GreedyDriver
 from support.tiny_models import CASES, program_weights
 from windlass.errors import LoadError
@@ -67,24 +66,10 @@ def load(path: Path) -> tuple[ModelDefinition, dict[str, Tensor]]:
         return definition, dict(load_weights(definition.program.weights, source))
 
 
-def rope_factors(config: dict[str, Any]) -> F32 | None:
-    """Of Llama 4's scaling, in which the low and the high frequency factor are the same: a step."""
-    scaling = config.get("rope_scaling", {})
-    if "low_freq_factor" not in scaling:
-        return None
-    dim = config["head_dim"]
-    waves = 2 * np.pi * config["rope_theta"] ** (np.arange(0, dim, 2) / dim)
-    slow = waves > scaling["original_max_position_embeddings"] / scaling["low_freq_factor"]
-    factors: F32 = np.where(slow, scaling["factor"], 1).astype(np.float32)
-    return factors
-
-
 @pytest.mark.parametrize("name", MODELS)
 def test_a_mixture_is_the_one_that_it_was_written_from(tmp_path: Path, name: str) -> None:
     case = CASES[name]
-    path = write_moe_gguf(
-        tmp_path / "m.gguf", case.config, case.weights(), rope_factors=rope_factors(dict(case.config))
-    )
+    path = write_moe_gguf(tmp_path / "m.gguf", case.config, case.weights(), rope_factors=rope_factors(case.config))
     definition, weights = load(path)
     assert definition.model_type == case.config["model_type"]
     np.testing.assert_allclose(logits(definition, weights), expected(name), atol=1e-4)

@@ -76,6 +76,18 @@ def write_moe_gguf(
     return path
 
 
+def rope_factors(config: Config) -> F32 | None:
+    """Of Llama 4's scaling, in which the low and the high frequency factor are the same: a step."""
+    scaling = config.get("rope_scaling", {})
+    if "low_freq_factor" not in scaling:
+        return None
+    dim = config["head_dim"]
+    waves = 2 * np.pi * config["rope_theta"] ** (np.arange(0, dim, 2) / dim)
+    slow = waves > scaling["original_max_position_embeddings"] / scaling["low_freq_factor"]
+    factors: F32 = np.where(slow, scaling["factor"], 1).astype(np.float32)
+    return factors
+
+
 def _write_metadata(writer: gguf.GGUFWriter, config: Config, old: bool) -> None:
     kind = config["model_type"]
     writer.add_context_length(config["max_position_embeddings"])
