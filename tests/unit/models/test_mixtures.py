@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from support.published_mixtures import PUBLISHED
 from support.tiny_models import CASES
 from windlass.errors import LoadError
 from windlass.models.definition import ModelDefinition
@@ -31,6 +32,27 @@ def ops(definition: ModelDefinition, kind: type[Any]) -> list[Any]:
 
 def sparse_layers(definition: ModelDefinition) -> list[int]:
     return [int(op.gate_up.split(".")[2]) for op in ops(definition, Experts)]
+
+
+@pytest.mark.parametrize(
+    ("name", "context", "head_dim", "experts"),
+    [
+        ("Mixtral-8x7B-Instruct-v0.1", 32768, 128, (2 * 14336 * 8, 4096)),
+        ("Qwen1.5-MoE-A2.7B", 8192, 128, (2 * 1408 * 60, 2048)),
+        ("Qwen3-30B-A3B", 40960, 128, (2 * 768 * 128, 2048)),
+        ("gpt-oss-20b", 131072, 64, (2 * 2880 * 32, 2880)),
+        ("DeepSeek-V2-Lite", 163840, 576, (2 * 1408 * 64, 2048)),
+        ("DeepSeek-R1", 163840, 576, (2 * 2048 * 256, 7168)),
+        ("Llama-4-Scout-17B-16E-Instruct", 10485760, 128, (2 * 8192 * 16, 5120)),
+    ],
+)
+def test_published_configurations(name: str, context: int, head_dim: int, experts: tuple[int, int]) -> None:
+    config = PUBLISHED[name]
+    definition = define_model(config["model_type"], config, FILE, dialect="hf")
+    assert definition.context_length == context
+    assert definition.program.head_dim == head_dim
+    shapes = {spec.name: spec.shape for spec in definition.program.weights}
+    assert {shapes[op.gate_up] for op in ops(definition, Experts)} == {experts}
 
 
 def test_which_layers_of_qwen_have_experts() -> None:
