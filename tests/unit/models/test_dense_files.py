@@ -172,6 +172,10 @@ def test_gguf_files_of_one_architecture_are_told_apart() -> None:
         "olmo2", attention__sliding_window=8, attention__sliding_window_pattern=[False, True]
     )
     assert (model_type, config["layer_types"]) == ("olmo3", ["full_attention", "sliding_attention"])
+    assert (
+        from_gguf("gemma3", attention__sliding_window_pattern=[True, True])[1]["layer_types"]
+        == ["sliding_attention"] * 2
+    )
     model_type, config = from_gguf("mistral3")
     assert (model_type, "rope_scaling" in config) == ("ministral3", False)
 
