@@ -44,7 +44,7 @@ THOROUGH = (
 def runs(
     chunks: Sequence[int | None], few: Sequence[int | None], on_reference: Sequence[int | None]
 ) -> list[tuple[str, str, int | None]]:
-    """(model, executor, chunk): the thorough ones with all ``chunks``, others with a ``few``, fewer on the reference."""
+    """(model, executor, chunk): the thorough with all ``chunks``, others with a ``few``, and fewer on the reference."""
     every = [(name, executor, chunk) for name in THOROUGH for executor in EXECUTORS for chunk in chunks]
     others = [name for name in CASES if name not in THOROUGH]
     some = [("reference", chunk) for chunk in on_reference] + [(EXECUTORS[-1], chunk) for chunk in few]
