@@ -223,6 +223,7 @@ ROPE = CASES["ministral3"].config["rope_parameters"]
         ("smollm3", "no_rope_layers must have a 0 or a 1 for each of 3 layers", {"no_rope_layers": [1, 2, 1]}),
         ("smollm3", "no_rope_layers is 'all', which must be a list of integers", {"no_rope_layers": "all"}),
         ("ministral3", "llama_4_scaling_beta is -1, which", {"rope_parameters": {**ROPE, "llama_4_scaling_beta": -1}}),
+        ("ministral3", "rope_parameters is missing", {"rope_parameters": None}),
         ("ministral3", "unknown keys: rope_parameters.beta", {"rope_parameters": {**ROPE, "beta": 1}}),
     ],
 )
