@@ -24,6 +24,7 @@ def define_v2(config: ConfigReader) -> ModelDefinition:
     shape = read_shape(config, head_dim=1)
     config.choice("scoring_func", ("softmax",), default="softmax")
     config.require("norm_topk_prob", False, "the shares of this architecture are not normalized")
+    config.require("mlp_bias", False, "the MLPs of this architecture have no biases")
     method = config.choice("topk_method", ("greedy", "group_limited_greedy"), default="greedy")
     groups = _read_groups(config) if method == "group_limited_greedy" else (1, 1)
     mixture = replace(_read_mixture(config, shape), normalize=False, num_groups=groups[0], top_groups=groups[1])
