@@ -15,7 +15,9 @@ from windlass import __version__
 from windlass.cli.chat import chat
 from windlass.cli.convert import convert
 from windlass.cli.doctor import doctor
+from windlass.cli.list import list_models
 from windlass.cli.pull import pull
+from windlass.cli.rm import rm
 from windlass.cli.serve import serve
 from windlass.errors import WindlassError
 
@@ -32,7 +34,9 @@ def windlass() -> None:
 windlass.add_command(chat)
 windlass.add_command(convert)
 windlass.add_command(doctor)
+windlass.add_command(list_models)
 windlass.add_command(pull)
+windlass.add_command(rm)
 windlass.add_command(serve)
 
 

@@ -75,6 +75,19 @@ class FileCache:
             raise
         return True
 
+    def remove(self, name: str) -> int:
+        """Remove the file, if there is one; return how many bytes it had."""
+        path = self.directory / name
+        try:
+            size = path.stat().st_size
+            path.unlink()
+        except FileNotFoundError:
+            return 0
+        except OSError as error:
+            _note("%s cannot be removed: %s", path, error)
+            return 0
+        return size
+
     def _make_room(self, size: int, name: str) -> bool:
         """Remove what was used least recently until ``size`` bytes more keep to the limit. False when they cannot."""
         limit = self._limit

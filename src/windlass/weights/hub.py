@@ -99,7 +99,10 @@ def pull_model(name: str, *, report: Report | None = None) -> Path:
 
 
 def find_cached(name: HubName) -> Path | None:
-    """Return where a model that was downloaded before is, without asking the hub; None where it is not."""
+    """Return where a model that was downloaded before is, by huggingface_hub or MLC-LLM; None where it is not.
+
+    The hub is not asked.
+    """
     storage = _storage(name)
     revision = name.revision or "main"
     try:
@@ -109,10 +112,11 @@ def find_cached(name: HubName) -> Path | None:
     snapshot = storage / "snapshots" / commit
     files = [str(file.relative_to(snapshot)) for file in snapshot.rglob("*") if file.is_file()]
     try:
-        choice = choose_files(name, files)
+        return snapshot / (choose_files(name, files).first or "")
     except DownloadError:
-        return None
-    return snapshot / (choice.first or "")
+        pass
+    mlc = model_roots()["mlc"] / "model_weights" / "hf" / name.repository
+    return mlc if name == HubName(name.repository) and mlc.is_dir() else None
 
 
 def _parsed(name: str) -> HubName:
