@@ -19,6 +19,7 @@ from windlass.cli.list import list_models
 from windlass.cli.pull import pull
 from windlass.cli.rm import rm
 from windlass.cli.serve import serve
+from windlass.cli.show import show
 from windlass.errors import WindlassError
 
 EXIT_FAILED = 1
@@ -38,6 +39,7 @@ windlass.add_command(list_models)
 windlass.add_command(pull)
 windlass.add_command(rm)
 windlass.add_command(serve)
+windlass.add_command(show)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from windlass.cli.conversation import Conversation
-from windlass.cli.options import check_quantization
+from windlass.cli.options import check_quantization, complete_models
 from windlass.errors import EngineError, WindlassError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ INTERRUPTED = 130
 
 
 @click.command()
-@click.argument("model", required=False)
+@click.argument("model", required=False, shell_complete=complete_models)
 @click.option("-p", "--prompt", metavar="TEXT", help="Answer TEXT and leave.")
 @click.option("--system", metavar="TEXT", help="System prompt.")
 @click.option("--temperature", type=click.FloatRange(0, 2), help="0 always takes the most likely token.")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from windlass.cli.options import check_quantization
+from windlass.cli.options import check_quantization, complete_models
 from windlass.config import EngineConfig
 from windlass.server.signals import Signals
 
@@ -66,7 +66,7 @@ def _option(*names: str, **settings: Any) -> Callable[[Callable[..., int]], Call
 
 
 @click.command(context_settings={"auto_envvar_prefix": "WINDLASS_SERVE", "show_default": True})
-@click.argument("model", required=False, envvar="WINDLASS_SERVE_MODEL")
+@click.argument("model", required=False, envvar="WINDLASS_SERVE_MODEL", shell_complete=complete_models)
 @_option("--host", default="127.0.0.1", help="Address to listen on.")
 @_option("--port", default=8000, type=click.IntRange(0, 65535), help="Port to listen on; 0 takes a free one.")
 @_option("--model-name", metavar="NAME", help="What requests call MODEL; by default the last part of its path.")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from windlass.config import EngineConfig, Sizes, default_threads, settle_sizes
+from windlass.config import DEFAULT_PREFILL_CHUNK, EngineConfig, Sizes, default_threads, settle_sizes
 from windlass.engine.draft_model import ModelSpeculator
 from windlass.engine.runtime import Runtime
 from windlass.engine.speculation import NgramSpeculator, Speculator
@@ -110,6 +110,12 @@ class DescribedModel:
     def page_bytes(self) -> int:
         """Size of one page of its KV cache."""
         return kv_bytes_per_page(self.definition.program, self.kv_dtype)
+
+    def buffer_bytes(self, config: EngineConfig) -> int:
+        """The most that the values of one step take: those of the program's buffers, and logits."""
+        program = self.definition.program
+        tokens = config.prefill_chunk_size or DEFAULT_PREFILL_CHUNK
+        return 4 * (tokens * sum(program.buffer_widths) + (config.max_num_sequence or 1) * program.vocab_size)
 
 
 def load_model(
