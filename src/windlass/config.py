@@ -10,10 +10,10 @@ from typing import Any, Literal, get_args
 
 Mode = Literal["local", "interactive", "server"]
 KVCacheDtype = Literal["auto", "f32", "f16", "bf16", "int16", "int8"]
-PrefixCacheMode = Literal["disable", "radix"]
+PrefixCacheMode = Literal["radix", "disable"]
 LoadFormat = Literal["auto", "dummy"]
 ExecutorName = Literal["native", "reference"]
-SpeculativeMode = Literal["disable", "ngram", "small_draft"]
+SpeculativeMode = Literal["ngram", "small_draft", "disable"]
 
 PAGE_TOKENS = 16
 DEFAULT_PREFILL_CHUNK = 512

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from support.tiny_dense import DENSE_CONFIGS, DENSE_TYPES, dense_shapes
+from support.tiny_layer_norm import LAYER_NORM_CONFIGS, LAYER_NORM_TYPES, layer_norm_shapes
+from support.tiny_moe import MOE_CONFIGS, MOE_SHAPES
 from windlass.program.program import Part, Program
 from windlass.quantization.tensor import Format, Tensor, f32_to_bf16
 
@@ -30,7 +34,10 @@ class TinyModel:
     def weights(self) -> dict[str, F32]:
         """The tensors by their Hugging Face names, in file order."""
         generator = np.random.PCG64(self.seed)
-        return {name: _draw(generator, name, shape) for name, shape in tensor_shapes(self.config).items()}
+        # Logits of standard deviation 3: clear winners, and tied models do not echo themselves. Gemma scales its own.
+        embedding = 0.15 if self.config["model_type"].startswith("gemma") else 0.4
+        shapes = tensor_shapes(self.config)
+        return {name: _draw(generator, name, shape, embedding) for name, shape in shapes.items()}
 
     def digest(self) -> str:
         """A hash of configuration and weights: golden files name the model they were made from by it."""
@@ -42,6 +49,12 @@ class TinyModel:
 
 def tensor_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """The tensors that a checkpoint of this configuration has, written down apart from the model files under test."""
+    if config["model_type"] in DENSE_TYPES:
+        return dense_shapes(config)
+    if config["model_type"] in MOE_SHAPES:
+        return MOE_SHAPES[config["model_type"]](config)
+    if config["model_type"] in LAYER_NORM_TYPES:
+        return layer_norm_shapes(config)
     hidden, inner = config["hidden_size"], config["intermediate_size"]
     head_dim = config.get("head_dim") or hidden // config["num_attention_heads"]
     queries = config["num_attention_heads"] * head_dim
@@ -73,16 +86,16 @@ def tensor_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _draw(generator: np.random.PCG64, name: str, shape: tuple[int, ...]) -> F32:
+def _draw(generator: np.random.PCG64, name: str, shape: tuple[int, ...], embedding: float) -> F32:
     """Uniform numbers made of the generator's raw bits, which numpy promises never to change."""
     raw = np.asarray(generator.random_raw(math.prod(shape)), dtype=np.uint64)
     unit = ((raw >> np.uint64(40)).astype(np.float64) / 2**23 - 1.0) * math.sqrt(3.0)  # mean 0, variance 1
-    if name.endswith("norm.weight"):
+    if re.search(r"norm(\.norms\.\d+)?\.weight$|\bln_\w\.weight$", name):
         values = 1.0 + 0.2 * unit
     elif name.endswith(".bias"):
         values = 0.3 * unit
-    elif name.startswith(("model.embed_tokens", "lm_head")):
-        values = 0.4 * unit  # logits of standard deviation 3: clear winners, and tied models do not echo themselves
+    elif re.search(r"embed_tokens|lm_head|\bwte\b|embed_in|embed_out", name):
+        values = embedding * unit
     else:
         values = 1.6 / math.sqrt(shape[1]) * unit
     return values.astype(np.float32).reshape(shape)
@@ -206,6 +219,7 @@ CASES = {
             },
             seed=111,
         ),
+        *(TinyModel(name, config, seed) for name, config, seed in (*DENSE_CONFIGS, *MOE_CONFIGS, *LAYER_NORM_CONFIGS)),
     )
 }
 """Every architecture and every rope type; sizes that no vector width divides."""

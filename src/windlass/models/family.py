@@ -38,14 +38,16 @@ class MlcDialect:
 
     ``renamed`` has MLC's names of fields that config.json calls otherwise. ``fields`` are Hugging Face's keys, beyond
     those that all families have, that MLC always writes, ``optional`` those that are added when they are not null or
-    false, and ``constants`` are written as they are. ``prefill_chunk_size`` is the most that MLC writes. ``read``
-    changes the translated config.json and returns the context length; ``write`` changes the fields that are written.
+    false, and ``constants`` are written as they are. With ``untied`` MLC stores the head even where it is the
+    embedding. ``prefill_chunk_size`` is the most that MLC writes. ``read`` changes the translated config.json and
+    returns the context length; ``write`` changes the fields that are written.
     """
 
     renamed: Mapping[str, str] = field(default_factory=dict)
     fields: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
     constants: Mapping[str, Any] = field(default_factory=dict)
+    untied: bool = False
     prefill_chunk_size: int = 8192
     read: Callable[[ConfigReader, dict[str, Any], int], int] | None = None
     write: Callable[[dict[str, Any], Mapping[str, Any]], None] | None = None

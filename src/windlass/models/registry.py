@@ -8,13 +8,62 @@ from pathlib import Path
 from typing import Any, Literal
 
 from windlass.errors import LoadError
-from windlass.models import llama, mistral, mlc_config, qwen2, qwen3
+from windlass.models import (
+    cohere,
+    gemma,
+    gemma2,
+    gemma3,
+    gpt2,
+    gpt_neox,
+    granite,
+    llama,
+    ministral3,
+    mistral,
+    mixtral,
+    mlc_config,
+    olmo2,
+    phi3,
+    quantization_config,
+    qwen2,
+    qwen2_moe,
+    qwen3,
+    qwen3_moe,
+    smollm3,
+    stablelm,
+    starcoder2,
+)
 from windlass.models.config import ConfigReader
 from windlass.models.definition import ModelDefinition
 from windlass.models.family import Family, GgufDialect, MlcDialect
 
 FAMILIES: dict[str, Family] = {
-    family.model_type: family for family in (llama.FAMILY, mistral.FAMILY, qwen2.FAMILY, qwen3.FAMILY)
+    family.model_type: family
+    for family in (
+        cohere.FAMILY,
+        cohere.FAMILY2,
+        gemma.FAMILY,
+        gemma2.FAMILY,
+        gemma3.FAMILY,
+        gemma3.TEXT_FAMILY,
+        gpt2.FAMILY,
+        gpt_neox.FAMILY,
+        granite.FAMILY,
+        llama.FAMILY,
+        ministral3.FAMILY,
+        ministral3.SEEING_FAMILY,
+        mistral.FAMILY,
+        mixtral.FAMILY,
+        olmo2.FAMILY,
+        olmo2.OLMO3_FAMILY,
+        phi3.FAMILY,
+        qwen2.FAMILY,
+        qwen2_moe.FAMILY,
+        qwen3.FAMILY,
+        qwen3_moe.FAMILY,
+        smollm3.FAMILY,
+        stablelm.FAMILY,
+        starcoder2.FAMILY,
+    )
 }
 """Every family by its ``model_type``."""
 
@@ -63,14 +112,9 @@ def define_model(
         mlc = _mlc_dialect(model_type, path)
         translated, context_length = mlc_config.from_mlc_config(mlc, config, path)
         return replace(family.define(ConfigReader(translated, path)), context_length=context_length)
-    reader = ConfigReader(config, path)
-    if reader.has("quantization_config"):
-        raise reader.error(
-            "quantization_config",
-            "is there, but checkpoints that are quantized in Hugging Face's formats are not supported; "
-            "supported: float32, float16 and bfloat16 tensors, quantized while loading if wanted",
-        )
-    return family.define(reader)
+    # read_quantization says what is in that object
+    values = {key: value for key, value in config.items() if key != quantization_config.KEY}
+    return family.define(ConfigReader(values, path))
 
 
 def to_mlc_config(model_type: str, config: Mapping[str, Any], path: Path) -> dict[str, Any]:

@@ -238,7 +238,7 @@ def _float_format(scheme: Scheme | None, source: WeightSource | None, definition
     if source is None or part not in source.names:
         return Format.BF16
     stored = source.info(part)
-    return Format.F16 if stored.kind is not None else stored.format or Format.F32
+    return Format.F16 if stored.quantized_bits is not None else stored.format or Format.F32
 
 
 def _weight_bytes(definition: ModelDefinition, scheme: Scheme | None, source: WeightSource | None) -> int:
@@ -250,8 +250,8 @@ def _weight_bytes(definition: ModelDefinition, scheme: Scheme | None, source: We
         if scheme is not None and scheme.quantizes(spec.role):
             bits = (8 if scheme.bits > 4 else 4) + float_bits / scheme.group_size
         elif source is not None:
-            kinds = [source.info(part.name).kind for part in spec.parts if part.name in source.names]
-            bits = max((kind.bits for kind in kinds if kind is not None), default=bits)
+            stored = [source.info(part.name).quantized_bits for part in spec.parts if part.name in source.names]
+            bits = max((part for part in stored if part is not None), default=bits)
         total += math.ceil(math.prod(spec.shape) * bits / 8)
     return total
 

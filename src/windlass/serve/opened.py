@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from windlass.models.definition import ModelDefinition
+from windlass.models.quantization_config import read_quantization
 from windlass.models.registry import define_model, find_gguf_family
 from windlass.text.text_model import TextModel
 from windlass.text.text_pack import TextCache
@@ -86,9 +87,10 @@ def open_model(path: Path, stack: ExitStack, *, weights: bool = True) -> OpenedM
         return _open_gguf(gguf, stack, weights=weights)
     directory = open_model_directory(path)
     definition = define_model(directory.model_type, directory.config, directory.config_path, dialect=directory.dialect)
+    groupings = read_quantization(directory.config, directory.config_path) if directory.dialect == "hf" else None
     source = None
     if weights:
-        source = stack.enter_context(closing(directory.open_weights()))
+        source = stack.enter_context(closing(directory.open_weights(groupings)))
         if directory.dialect == "hf":
             source.rename(definition.stored_prefixes)
     return OpenedModel(path, directory.model_type, directory.config, definition, source, directory=directory)

@@ -14,7 +14,6 @@ from windlass.serve.call import AsyncStream
 from windlass.serve.engine import AsyncMLCEngine
 from windlass.server.answers import DONE, EventStream, answer, data_event
 from windlass.server.api_errors import ApiError, api_error_of
-from windlass.server.bodies import read_json
 from windlass.server.context import Context
 from windlass.server.notes import RequestNote, note_of
 from windlass.server.openai_fields import FieldRules
@@ -35,10 +34,8 @@ async def respond(request: Request, context: Context, create: Create, rules: Fie
         ClientGone: the client left before it was answered.
     """
     settings = context.settings
-    body = await read_json(request)
-    model = context.served.find(body.get("model"))
+    body, model = await context.read(request)
     note = note_of(request.scope)
-    note.model = model.name
     arguments = rules.apply(body)
     stream = arguments.pop("stream", False)
     if not isinstance(stream, bool):

@@ -154,11 +154,6 @@ class ServedModels:
         return tuple(self._models.values())
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """What they are called, the default one first."""
-        return tuple(self._models)
-
-    @property
     def state(self) -> EngineState:
         """That of the model which is furthest from READY: what the server as a whole can do."""
         states = {model.state for model in self.all}

@@ -1,8 +1,8 @@
-"""Streams of chat chunks as the events of another interface."""
+"""What other interfaces share on the way to a chat call and back: messages of texts, and chunks as their events."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any, Protocol
 
@@ -31,6 +31,13 @@ class Writer(Protocol):
     def end(self, usage: Usage) -> list[Event]:
         """What comes after the last one."""
         ...
+
+
+def text_content(texts: Sequence[str]) -> str | list[dict[str, Any]]:
+    """Return the content of a chat message with these texts, of which most have one only."""
+    if len(texts) == 1:
+        return texts[0]
+    return [{"type": "text", "text": text} for text in texts]
 
 
 async def create_chat(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from windlass.errors import LoadError
 from windlass.quantization import Format, Scheme, Tensor, as_int8, cast, mlc_shapes, mlc_unpack, quantize, take_rows
-from windlass.quantization.ggml import to_tensor
+from windlass.quantization.checkpoints import fp8_group
 from windlass.weights.source import StoredTensor, WeightSource
 
 Progress: TypeAlias = Callable[[int, int], None]
@@ -140,7 +140,7 @@ def check_weights(specs: Sequence[WeightSpec], source: WeightSource, *, ignored:
     left_over = [
         name
         for name in sorted(source.names - needed)
-        if not unused.fullmatch(re.sub(r"\.q_(weight|scale)$", ".weight", name))
+        if not unused.fullmatch(re.sub(r"\.q_(weight|scale)$", ".weight", name)) and not _adds_nothing(name, source)
     ]
     if left_over:
         raise LoadError(source.path, f"{_count(left_over)} left over, unknown to this architecture: {_some(left_over)}")
@@ -214,15 +214,14 @@ def _flat(data: NDArray[Any], axes: int) -> NDArray[Any]:
 
 def _stored(info: StoredTensor, source: WeightSource) -> Tensor:
     """Read one tensor in the format it is stored in, or in the one that has exactly its numbers."""
-    data = source.read(info.name)
-    if info.kind is None:
-        return Tensor(_float_format(info), info.shape, data)
-    with np.errstate(over="ignore", invalid="ignore"):  # of damaged scales
-        tensor = to_tensor(info.kind, data, info.shape)
-        numbers = [tensor.data] if tensor.scales is None else tensor.group_numbers()
-    if not all(np.isfinite(array).all() for array in numbers if array is not None):
-        raise LoadError(info.file, f"tensor {info.name}: a number is not finite")
-    return tensor
+    if info.quantized_bits is None:
+        return Tensor(_float_format(info), info.shape, source.read(info.name))
+    try:
+        return source.read_quantized(info.name)
+    except ValueError as error:
+        reason = str(error)
+    # Raised here: an error that someone keeps must not keep the mapped file through its frames.
+    raise LoadError(info.file, f"tensor {info.name}: {reason}")
 
 
 def _converted(
@@ -240,8 +239,7 @@ def _joined(parts: list[Tensor]) -> Tensor:
     if len(parts) == 1:
         return parts[0]
     if len({_kind(part) for part in parts}) > 1:
-        grouped = all(part.format.grouped for part in parts)
-        parts = _plain(parts) if grouped else [_as_f32(part) for part in parts]
+        parts = _plain(parts)
     first = parts[0]
     shape = (sum(part.shape[0] for part in parts), *first.shape[1:])
     factors = None
@@ -255,22 +253,33 @@ def _joined(parts: list[Tensor]) -> Tensor:
         np.concatenate([part.data for part in parts]),
         first.group_size,
         _stacked([part.scales for part in parts]),
-        None if first.zeros is None else np.broadcast_to(first.zeros[:1, :1], (shape[0], first.zeros.shape[1])),
+        _stacked_zeros([part.zeros for part in parts]),
         _stacked([part.minima for part in parts]),
         factors,
+        first.order,
     )
 
 
 def _kind(part: Tensor) -> tuple[object, ...]:
     """What parts that are put together must have in common."""
     scales = None if part.scales is None else part.scales.dtype
-    zero = None if part.zeros is None else int(part.zeros[0, 0])
-    return part.format, part.group_size, scales, zero, part.minima is None, part.factors is None
+    order = None if part.order is None else part.order.tobytes()
+    return part.format, part.group_size, scales, part.minima is None, part.factors is None, order
 
 
 def _plain(parts: Sequence[Tensor]) -> list[Tensor]:
-    """Grouped tensors as int8 with scales of float32, and with minima where one of them has those."""
+    """The parts in one format that has the numbers of all.
+
+    Codes with the same order of columns become int8 with scales of float32, and with minima where one of them has
+    those; fp8 gets groups that all of them are made of; else it is float32.
+    """
     group = math.gcd(*(part.group_size for part in parts))
+    formats = {part.format for part in parts}
+    if formats == {Format.FP8} and fp8_group(parts[0].shape[1], group):
+        return [_regrouped(part, group) for part in parts]
+    orders = {None if part.order is None else part.order.tobytes() for part in parts}
+    if not formats <= {Format.INT8, Format.INT4} or len(orders) > 1:
+        return [_as_f32(part) for part in parts]
     plain = [as_int8(part, group) for part in parts]
     if all(part.minima is None for part in plain):
         return plain
@@ -278,6 +287,25 @@ def _plain(parts: Sequence[Tensor]) -> list[Tensor]:
         part if part.minima is not None else dataclasses.replace(part, minima=np.zeros_like(part.scales))
         for part in plain
     ]
+
+
+def _regrouped(part: Tensor, group: int) -> Tensor:
+    scales, _ = part.group_numbers()
+    columns = -(-part.shape[1] // group)
+    return dataclasses.replace(
+        part, group_size=group, scales=np.repeat(scales, part.group_size // group, axis=1)[:, :columns]
+    )
+
+
+def _stacked_zeros(arrays: Sequence[NDArray[np.uint8] | None]) -> NDArray[np.uint8] | None:
+    """The zero points below each other: as a view of one byte where all of them are that."""
+    found = [array for array in arrays if array is not None]
+    if not found:
+        return None
+    first = found[0]
+    if all(array.strides == (0, 0) and array[0, 0] == first[0, 0] for array in found):
+        return np.broadcast_to(first[0, 0], (sum(array.shape[0] for array in found), first.shape[1]))
+    return np.concatenate(found)
 
 
 def _stacked(arrays: Sequence[NDArray[Any] | None]) -> Any:
@@ -301,6 +329,15 @@ def _stored_names(spec: WeightSpec, source: WeightSource) -> tuple[str, ...]:
     return packed
 
 
+def _adds_nothing(name: str, source: WeightSource) -> bool:
+    """True for a bias of zeros beside a packed matrix: AutoGPTQ gave one to every matrix once."""
+    stem, _, kind = name.rpartition(".")
+    matrix, info = f"{stem}.weight", source.info(name)
+    if kind != "bias" or matrix not in source.names or source.info(matrix).packing is None:
+        return False
+    return len(info.shape) == 1 and info.format is not None and not source.read(name).any()
+
+
 def _check_shapes(spec: WeightSpec, source: WeightSource) -> None:
     names = _stored_names(spec, source)
     if source.scheme is not None and len(names) == 2:
@@ -310,7 +347,7 @@ def _check_shapes(spec: WeightSpec, source: WeightSource) -> None:
     infos = [source.info(names[0] if part is None else part.name) for part in parts]
     rows = 0
     for info, part in zip(infos, parts, strict=True):
-        if info.kind is None:
+        if info.quantized_bits is None:
             _float_format(info)
         shape = _prepared_shape(info.shape, part, spec)
         if shape is None or shape[1:] != spec.shape[1:]:
@@ -324,7 +361,7 @@ def _check_shapes(spec: WeightSpec, source: WeightSource) -> None:
 def _prepared_shape(shape: tuple[int, ...], part: Part | None, spec: WeightSpec) -> tuple[int, ...] | None:
     """The shape that ``_prepared`` gives, or None when it cannot."""
     axes = len(spec.shape)
-    if not axes <= len(shape) <= (axes + 1 if spec.experts > 1 else axes):
+    if not axes <= len(shape) <= (axes + 1 if spec.experts > 1 or axes == 1 else axes):
         return None
     if part is not None and part.transposed:
         if len(shape) < 2:
