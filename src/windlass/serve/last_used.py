@@ -11,14 +11,9 @@ from windlass.weights.file_cache import FileCache
 
 def note_use(path: Path, cache: FileCache | None) -> None:
     """Note that the model at ``path`` was loaded now, if there is a cache."""
-    if cache is None:
-        return
-    descriptor = cache.open(use_name(path))
-    if descriptor is not None:  # it has the time now
-        os.close(descriptor)
-        return
-    data = os.fsencode(path)
-    cache.write(use_name(path), len(data), lambda descriptor: _write(descriptor, data))
+    if cache is not None and not cache.touch(use_name(path)):
+        data = os.fsencode(path)
+        cache.write(use_name(path), len(data), lambda descriptor: _write(descriptor, data))
 
 
 def last_used(path: Path, cache: FileCache | None) -> float | None:

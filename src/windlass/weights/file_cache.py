@@ -46,6 +46,14 @@ class FileCache:
             os.utime(descriptor)  # access times are often not kept
         return descriptor
 
+    def touch(self, name: str) -> bool:
+        """Give the file the time of now; return whether there is one."""
+        try:
+            os.utime(self.directory / name)
+        except OSError:
+            return False
+        return True
+
     def write(self, name: str, size: int, fill: Callable[[int], None]) -> bool:
         """Make the file; return whether it is there now.
 

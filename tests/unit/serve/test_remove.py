@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from support.model_caches import add_to_hub_cache, content, tree
-from support.tiny_models import CASES, write_hf_directory
 from windlass import EngineConfig, MLCEngine
+from windlass.demo import model_directory
 from windlass.errors import LoadError
 from windlass.serve import kept_weights
 from windlass.serve.listing import list_models
@@ -132,12 +132,10 @@ def test_a_model_that_is_mapped_is_in_use(places: Path) -> None:
 
 def test_packed_weights_go_too(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kept_weights, "LEAST_BYTES", 0)
-    source = write_hf_directory(CASES["llama2"], places / "source", dtype="BF16")
-    add_to_hub_cache(places / "hub", "org/tiny", content(source))
-    add_to_hub_cache(places / "hub", "org/other", {**content(source), "more": b""})
-    config = EngineConfig(load_format="auto", max_single_sequence_length=32, verbose=False)
+    add_to_hub_cache(places / "hub", "org/tiny", content(model_directory()))
+    add_to_hub_cache(places / "hub", "org/other", {**content(model_directory()), "more": b""})
+    config = EngineConfig(max_single_sequence_length=32, verbose=False)
     assert [listed.last_used for listed in list_models()] == [None, None]
-    monkeypatch.setattr("windlass.serve.opened.OpenedModel.load_text", without_tokenizer)
     for quantization in (None, "q4f16_1"):
         MLCEngine("org/tiny", engine_config=config, quantization=quantization).terminate()
     assert sorted(file.suffix for file in (places / "cache").iterdir()) == [".used", ".weights", ".weights"]
@@ -150,19 +148,3 @@ def test_packed_weights_go_too(places: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert removal.run() > removal.num_bytes
     assert list((places / "cache").iterdir()) == []
     assert [listed.model.name for listed in list_models()] == ["org/other"]
-
-
-def without_tokenizer(*_: object, **__: object) -> object:
-    """A text side for a model that has none."""
-    from windlass.text.generation import GenerationDefaults
-    from windlass.text.text_model import PlaceholderTokenizer, TextModel
-
-    return TextModel(
-        tokenizer=PlaceholderTokenizer(),
-        template=None,
-        tools_template=None,
-        defaults=GenerationDefaults(),
-        stop_token_ids=frozenset(),
-        stop_strings=(),
-        prompts_begin_with_bos=False,
-    )
