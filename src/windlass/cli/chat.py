@@ -61,7 +61,7 @@ INTERRUPTED = 130
     help="How much memory to plan for: interactive is one conversation.",
 )
 def chat(model: str | None, prompt: str | None, system: str | None, device: str, mode: str, **options: Any) -> int:
-    """Chat with MODEL: a directory, HF://org/name, or nothing for the bundled demo model.
+    """Chat with MODEL: a path, a name that `windlass list` shows, HF://org/name, or nothing for the demo model.
 
     With --prompt, or with text on standard input, prints one answer and leaves.
     """

@@ -82,7 +82,7 @@ def plan_removal(name: str) -> Removal:
     roots = model_roots()
     model = stored_model(name, roots)
     if model.root not in ("huggingface", "mlc"):
-        raise LoadError(model.path, "only downloaded models are removed, and this one is in none of their caches")
+        raise LoadError(name, "only downloaded models are removed, and this one is in none of their caches")
     if model.root == "mlc":
         directory = _checked(model.path, roots["mlc"] / "model_weights" / "hf", depth=2)
         return Removal(name, directory, (), _size(directory), _kept([model]))

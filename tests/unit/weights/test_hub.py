@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from support.hub import COMMIT, Hub, checksum, serving
+from support.hub import COMMIT, Hub, ask_here, checksum, serving
 from windlass.errors import DownloadError, LoadError
 from windlass.weights import hub_download, resolve_model
 from windlass.weights.hub import pull_model
@@ -78,16 +78,10 @@ REPOSITORIES = {
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A hub that this process asks; its cache is ``tmp_path / "hub"``."""
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setenv("NO_PROXY", "*")
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", CHUNK)
     monkeypatch.setattr(file_download.time, "sleep", lambda _: None)  # between its attempts
     with serving(REPOSITORIES) as server:
-        monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
-        template = f"{server.endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        ask_here(monkeypatch, server, tmp_path / "hub")
         yield server
 
 
