@@ -61,9 +61,10 @@ INTERRUPTED = 130
     help="How much memory to plan for: interactive is one conversation.",
 )
 def chat(model: str | None, prompt: str | None, system: str | None, device: str, mode: str, **options: Any) -> int:
-    """Chat with MODEL: a path, a name that `windlass list` shows, HF://org/name, or nothing for the demo model.
+    """Chat with MODEL.
 
-    With --prompt, or with text on standard input, prints one answer and leaves.
+    MODEL is a path, a name that `windlass list` shows, or HF://org/name; without it the bundled demo model
+    answers. With --prompt, or with text on standard input, prints one answer and leaves.
     """
     interactive = prompt is None and sys.stdin.isatty()
     if prompt is None and not interactive:

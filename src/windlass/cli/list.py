@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 @click.command("list")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON array instead of text.")
 def list_models(as_json: bool) -> None:
-    """Show the models that were downloaded, and those in the working directory.
+    """Show the models on this machine.
 
-    The first column is what chat, serve, show, convert and rm call a model.
+    These are the downloaded ones, and those in the working directory. The first column is what chat, serve, show,
+    convert and rm call a model.
     """
     from windlass.serve.listing import list_models as look
 

@@ -11,10 +11,11 @@ from windlass.cli.options import complete_models
 @click.argument("model", metavar="MODEL", shell_complete=complete_models)
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 def rm(model: str, yes: bool) -> None:
-    """Remove MODEL from the caches of downloaded models, and the packed weights that loads have kept of it.
+    """Remove a downloaded MODEL.
 
-    org/name is all of a repository, org/name@revision one revision, org/name:FILE.gguf one GGUF model. Models that lie
-    elsewhere are not removed, nor are those that a running engine has mapped.
+    The packed weights that loads have kept of it go too. org/name is all of a repository, org/name@revision one
+    revision, org/name:FILE.gguf one GGUF model. Models that lie elsewhere are not removed, nor are those that a
+    running engine has mapped.
     """
     from windlass.serve.listing import size_text
     from windlass.serve.remove import plan_removal

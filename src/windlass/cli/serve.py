@@ -117,9 +117,10 @@ def _option(*names: str, **settings: Any) -> Callable[[Callable[..., int]], Call
 @_option("--enable-debug", is_flag=True, help="Serve /debug routes and take debug_config.")
 @_option("--enable-tracing", is_flag=True, help="Record what happens, for /debug/dump_event_trace.")
 def serve(model: str | None, **options: Any) -> int:
-    """Serve MODEL over HTTP: a path, a name that `windlass list` shows, HF://org/name, or nothing for the demo model.
+    """Serve MODEL over HTTP.
 
-    Every option can be set in the environment too; several values are separated by spaces there.
+    MODEL is a path, a name that `windlass list` shows, or HF://org/name; without it, the bundled demo model. Every
+    option can be set in the environment too; several values are separated by spaces there.
     """
     with Signals(process_ends=bool(click.get_current_context().obj)) as signals:
         return _serve(model, options, signals)

@@ -29,9 +29,10 @@ _LINE = 88
 @click.option("--template", "whole_template", is_flag=True, help="Print the chat template and nothing else.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def show(model: str, context: int | None, quantization: str | None, whole_template: bool, as_json: bool) -> int:
-    """Show what MODEL is, what memory it needs, and whether that is there now; nothing is loaded.
+    """Show what MODEL is and whether it fits.
 
-    MODEL is a name that `windlass list` shows, a directory, or a GGUF file. The exit code is 1 when it cannot be run.
+    Nothing is loaded. MODEL is a name that `windlass list` shows, a directory, or a GGUF file. The exit code is 1
+    when it cannot be run.
     """
     from windlass.serve.show import show_model
 

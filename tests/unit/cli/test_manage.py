@@ -11,11 +11,13 @@ import time
 from pathlib import Path
 
 import pytest
+from click.shell_completion import BashComplete
 
 from support.hub import serving
 from support.model_caches import add_to_hub_cache, content
 from support.terminal import CTRL_C, on_terminal
 from windlass.cli import main
+from windlass.cli.app import windlass
 from windlass.demo import model_directory
 from windlass.serve.last_used import note_use
 from windlass.weights import FileCache
@@ -170,29 +172,25 @@ def test_a_download_that_fails_is_one_line(capfd: pytest.CaptureFixture[str]) ->
     assert "Usage: windlass pull" in said(capfd, "pull", code=2)
 
 
-def complete(arguments: str, incomplete: str) -> list[str]:
+def complete(arguments: list[str], incomplete: str) -> list[tuple[str, str]]:
     """What a shell is told."""
-    words = f"windlass {arguments} {incomplete}"
-    done = subprocess.run(
-        [sys.executable, "-m", "windlass"],
-        env={
-            **os.environ,
-            "_WINDLASS_COMPLETE": "bash_complete",
-            "COMP_WORDS": words,
-            "COMP_CWORD": str(len(words.split()) - bool(incomplete)),
-        },
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
-    return done.stdout.split()
+    completion = BashComplete(windlass, {}, "windlass", "_WINDLASS_COMPLETE")
+    return [(item.type, item.value) for item in completion.get_completions(arguments, incomplete)]
 
 
 def test_shells_complete_names_of_models(hub_cache: Path) -> None:
     add_to_hub_cache(hub_cache, "org/demo", FILES)
     add_to_hub_cache(hub_cache, "other/demo", {**FILES, "README.md": b""})
-    assert complete("show", "or") == ["plain,org/demo"]
-    assert complete("rm", "") == ["plain,org/demo", "plain,other/demo"]
-    assert complete("chat", "./x") == ["file,./x"]
-    assert complete("", "li") == ["plain,list"]
+    assert complete(["show"], "or") == [("plain", "org/demo")]
+    assert complete(["rm"], "") == [("plain", "org/demo"), ("plain", "other/demo")]
+    assert complete(["chat"], "./x") == [("file", "./x")]
+    assert complete([], "li") == [("plain", "list")]
+    done = subprocess.run(
+        [sys.executable, "-m", "windlass"],
+        env={**os.environ, "_WINDLASS_COMPLETE": "bash_source"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert "_WINDLASS_COMPLETE=bash_complete" in done.stdout

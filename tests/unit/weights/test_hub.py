@@ -387,6 +387,18 @@ def test_a_hub_without_checksums(hub: Hub) -> None:
     assert "model-extra.safetensors" not in files_in(pull_model("org/sharded"))
 
 
+def test_a_hub_that_means_ill(hub: Hub, tmp_path: Path) -> None:
+    """What it calls checksums and files never leads out of the cache."""
+    hub.repositories["org/evil"] = {"config.json": b"{}", "../../evil.gguf": b"GGUF"}
+    hub.checksums["model.safetensors"] = "../../../../evil"
+    for name in ("org/evil:evil.gguf", "org/small"):
+        with pytest.raises(DownloadError, match="the hub's list of files is damaged at") as caught:
+            pull_model(name)
+        assert caught.value.code == "damaged"
+    assert hub.sent() == []
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_disk_that_will_be_full(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage("/")._replace(free=2 << 10)
     monkeypatch.setattr(hub_download.shutil, "disk_usage", lambda _: usage)
