@@ -21,6 +21,7 @@ from windlass.models.rope import Llama3Rope
 from windlass.quantization import SCHEMES, Format, bf16_to_f32, quantize
 from windlass.serve.convert import convert
 from windlass.serve.convert_to_hf import convert_to_hf
+from windlass.serve.new_directory import new_directory
 from windlass.weights import open_model_directory, safetensors_writer
 from windlass.weights.loader import load_weights
 from windlass.weights.safetensors_writer import SafetensorsWriter
@@ -241,3 +242,25 @@ def test_force_replaces_a_model_and_nothing_else(tmp_path: Path) -> None:
     with pytest.raises(LoadError, match="holds something else than a model, and is not replaced"):
         convert(path, tmp_path / "letters", "q0f16", force=True)
     assert (tmp_path / "letters/to-mother.txt").read_text() == "Dear mother"
+
+
+def test_the_old_model_stays_when_the_new_one_cannot_take_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/config.json").write_text("{}")
+    rename = Path.rename
+
+    def failing(self: Path, target: Path) -> Path:
+        if self.suffix == ".part":
+            raise OSError(5, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with (
+        pytest.raises(LoadError, match="cannot be written: Input/output error"),
+        new_directory(tmp_path / "source", tmp_path / "out", force=True) as part,
+    ):
+        (part / "config.json").write_text("new")
+    assert (tmp_path / "out/config.json").read_text() == "{}"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
