@@ -33,7 +33,7 @@ ASYNC_METHODS = {
     "load": "(model: 'str | None' = None, device: 'str' = 'auto', **arguments: 'Any') -> 'Self'",
 }
 
-PROPERTIES = {"chat", "completions", "engine_config", "health", "state", "tokenizer", "trace_recorder"}
+PROPERTIES = {"chat", "completions", "embeddings", "engine_config", "health", "state", "tokenizer", "trace_recorder"}
 
 COMMON_ARGUMENTS = {
     "debug_config",

@@ -14,6 +14,7 @@
 #include "executor/pack_file.h"
 #include "executor/plan.h"
 #include "executor/program.h"
+#include "executor/row_groups.h"
 #include "executor/weight.h"
 #include "kernels/table.h"
 #include "runtime/memory.h"
@@ -21,6 +22,9 @@
 #include "runtime/thread_pool.h"
 
 namespace windlass {
+
+// Query heads of one KV head that attend together; with more they are shared out.
+inline constexpr int kUnitHeads = 16;
 
 struct ExecutorOptions {
     std::int64_t num_pages = 0;
@@ -99,10 +103,13 @@ class Executor {
         Mapping scratch;
         Mapping partial_states;              // of attention whose segments are shared out
         Mapping tiles;                       // quantized activations of one operation
+        Mapping expert_inner;                // between the two products of experts
+        Mapping expert_outputs;              // their results, one row for each token of each
         Mapping pack;                        // the file that `weights` borrow from, if they do
         std::unique_ptr<Prefault> prefault;  // of `pack`
         std::vector<Weight> weights;
         std::vector<RopeTable> ropes;
+        RowGroups row_groups;
         std::vector<QueryTile> query_tiles;  // has room for max_tokens
         std::vector<std::int64_t> slots;     // likewise
         std::unique_ptr<ThreadPool> pool;
@@ -124,8 +131,8 @@ class Executor {
 
     void check_weights() const;
     void check_complete() const;
-    // Makes room for the activations of `matrix`.
-    void reserve_tiles(const PackedMatrix& matrix);
+    // Makes room for the activations of `matrix`, the weight of that number.
+    void reserve_tiles(std::size_t index, const PackedMatrix& matrix);
 
     const Program program_;
     const ExecutorOptions options_;
@@ -133,7 +140,7 @@ class Executor {
     const Plan plan_;
     const pid_t owner_;
     std::size_t scratch_floats_ = 0;        // per thread
-    std::size_t state_floats_ = 0;          // of the attention of one token and KV head
+    std::size_t state_floats_ = 0;          // of the attention of one token and the heads of a unit
     std::unique_ptr<Resources> resources_;  // null once closed
     bool complete_ = false;                 // all weights and tables are there
     std::atomic<bool> in_use_{false};

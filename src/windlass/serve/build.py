@@ -32,6 +32,9 @@ from windlass.weights.hub import resolve_model
 from windlass.weights.loader import load_weights
 from windlass.weights.source import WeightSource
 
+EMBEDDED_AT_ONCE = 32
+"""Texts that a model for embeddings takes at once by default."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LoadedModel:
@@ -50,6 +53,12 @@ class LoadedModel:
         """Free weights and KV cache of a model that no engine's core has."""
         _close(self.executor, self.draft_executor)
 
+    @property
+    def _needs_all_rows(self) -> bool:
+        """True when what an earlier text has left in the KV cache does not make up for running its tokens."""
+        pooling = self.definition.pooling
+        return self.definition.needs_whole_prompts or (pooling is not None and pooling.kind != "last")
+
     def runtime(self) -> Runtime:
         """Return what the engine's core needs of it."""
         return Runtime.build(
@@ -58,13 +67,17 @@ class LoadedModel:
             max_num_sequence=self.sizes.max_num_sequence,
             max_tokens=self.sizes.prefill_chunk_size,
             active_vocab_size=self.active_vocab_size,
-            prefix_cache=self.config.prefix_cache_mode == "radix",
+            prefix_cache=self.config.prefix_cache_mode == "radix" and not self._needs_all_rows,
             kernels=self.config.kernels,
             speculator=self._speculator(),
             draft_executor=self.draft_executor,
+            pooling=self.definition.pooling,
+            whole_prompts=self.definition.needs_whole_prompts,
         )
 
     def _speculator(self) -> Speculator | None:
+        if self.definition.pooling is not None:
+            return None
         length = self.config.spec_draft_length
         if self.draft_executor is not None:
             return ModelSpeculator(
@@ -280,6 +293,10 @@ def settle_model(config: EngineConfig, model: DescribedModel, draft: DescribedMo
             model.path,
             f"the weights take {weights >> 20} MiB, but {free >> 20} MiB of memory are available{alive.hint()}",
         )
+    pooling = model.definition.pooling
+    if pooling is not None and config.max_num_sequence is None:
+        # Texts pass once, and many of them fit a step.
+        config = dataclasses.replace(config, max_num_sequence=EMBEDDED_AT_ONCE)
     sizes = settle_sizes(
         config,
         context_length=model.definition.context_length,
@@ -292,6 +309,9 @@ def settle_model(config: EngineConfig, model: DescribedModel, draft: DescribedMo
             f"the draft model's context of {draft.definition.context_length} tokens is shorter than the longest "
             f"sequence; set EngineConfig.max_single_sequence_length to it, or lower",
         )
+    if model.definition.needs_whole_prompts:
+        longest = max(sizes.prefill_chunk_size, sizes.max_single_sequence_length)
+        sizes = dataclasses.replace(sizes, prefill_chunk_size=longest)
     return sizes
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Mapping
@@ -10,10 +11,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from numpy.typing import NDArray
+
 from windlass.errors import LoadError
 from windlass.json_files import read_json_object
 from windlass.models.definition import ModelDefinition
 from windlass.models.registry import to_mlc_config
+from windlass.program.program import Part, WeightSpec
 from windlass.quantization import Format, Scheme, Tensor, get_scheme, mlc_pack
 from windlass.serve.conversion import Changes, Conversion, stored_name
 from windlass.serve.gguf_texts import write_hugging_face_texts
@@ -83,7 +87,7 @@ def convert(
     source, output = Path(source), Path(output)
     check_output(source, output, force=force)
     with ExitStack() as stack:
-        opened = open_model(source, stack)
+        opened = open_model(source, stack, whole=True)
         definition, weights = opened.definition, opened.source
         if opened.kind == "mlc" or weights is None:
             raise LoadError(source, f"this is an MLC directory already, stored as {opened.scheme}")
@@ -107,7 +111,7 @@ def convert(
 def _write_weights(
     part: Path, opened: OpenedModel, source: WeightSource, scheme: Scheme, changes: Changes, progress: Progress | None
 ) -> None:
-    specs = {spec.name: spec for spec in opened.definition.program.weights}
+    specs = {spec.name: _as_mlc_has_it(spec) for spec in opened.definition.program.weights}
     writer = MlcWriter(part)
 
     def report(done: int, total: int) -> None:
@@ -128,21 +132,29 @@ def _write_weights(
                 changes.add(f"quantized to {scheme.name}", stored_name(one))
         else:
             changes.to_float(stored, Format.BF16 if tensor.format is Format.F32 else tensor.format)
-        _write_weight(writer, name, tensor, scheme, specs[name].role, source.path)
+        _write_weight(writer, specs[name], tensor, scheme, source.path)
     writer.finish(count_parameters(list(specs.values())))
 
 
-def _write_weight(writer: MlcWriter, name: str, tensor: Tensor, scheme: Scheme, role: str, path: Path) -> None:
+def _as_mlc_has_it(spec: WeightSpec) -> WeightSpec:
+    return dataclasses.replace(spec, parts=(Part(spec.parts[0].name),)) if spec.mlc_as_stored else spec
+
+
+def _write_weight(writer: MlcWriter, spec: WeightSpec, tensor: Tensor, scheme: Scheme, path: Path) -> None:
+    def stacked(array: NDArray[Any]) -> NDArray[Any]:
+        """The matrices of experts have an axis of their own."""
+        return array.reshape(spec.experts, -1, *array.shape[1:]) if spec.experts > 1 else array
+
     if tensor.format.grouped:
-        words, scales = mlc_pack(tensor, scheme, role=role)
-        stem = name.removesuffix(".weight")
-        writer.add(f"{stem}.q_weight", words, "uint32")
-        writer.add(f"{stem}.q_scale", scales, _DTYPES[scheme.model_dtype])
+        words, scales = mlc_pack(tensor, scheme, role=spec.role)
+        stem = spec.name.removesuffix(".weight")
+        writer.add(f"{stem}.q_weight", stacked(words), "uint32")
+        writer.add(f"{stem}.q_scale", stacked(scales), _DTYPES[scheme.model_dtype])
         return
     try:
-        writer.add(name, tensor.data, _DTYPES[tensor.format])
+        writer.add(spec.name, stacked(tensor.data), _DTYPES[tensor.format])
     except ValueError as error:
-        raise LoadError(path, f"tensor {name}: {error}") from None
+        raise LoadError(path, f"tensor {spec.name}: {error}") from None
 
 
 def _chat_config(

@@ -14,10 +14,10 @@ import numpy as np
 from windlass.errors import LoadError
 from windlass.models.definition import ModelDefinition
 from windlass.models.registry import to_hf_config
-from windlass.program.program import WeightSpec
+from windlass.program.program import Part, WeightSpec
 from windlass.quantization import Format, Tensor, cast, take_rows
 from windlass.serve.conversion import FORMAT_NAMES, Changes, Conversion
-from windlass.serve.gguf_texts import write_hugging_face_texts
+from windlass.serve.gguf_texts import check_family, write_hugging_face_texts
 from windlass.serve.new_directory import check_output, new_directory
 from windlass.serve.opened import OpenedModel, open_model
 from windlass.serve.progress import Progress
@@ -27,9 +27,6 @@ from windlass.weights.safetensors_writer import SafetensorsWriter
 from windlass.weights.source import WeightSource
 
 FloatName = Literal["f32", "f16", "bf16"]
-
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
-"""Those whose weights are stored in Hugging Face's directories as the program has them, row below row."""
 
 COPIED = (
     "tokenizer.model",
@@ -76,16 +73,10 @@ def convert_to_hf(
     source, output = Path(source), Path(output)
     check_output(source, output, force=force)
     with ExitStack() as stack:
-        opened = open_model(source, stack)
+        opened = open_model(source, stack, whole=True)
         if opened.kind == "hf":
             raise LoadError(source, "this is a Hugging Face directory already")
-        if opened.model_type not in FAMILIES:
-            supported = ", ".join(FAMILIES)
-            raise LoadError(
-                source,
-                f"models of the family {opened.model_type} are not written as Hugging Face directories; "
-                f"supported: {supported}",
-            )
+        check_family(opened)
         with new_directory(source, output, force=force) as part:
             notes: tuple[str, ...] = ()
             if opened.directory is None:
@@ -146,7 +137,7 @@ def _part_shapes(
     spec: WeightSpec, definition: ModelDefinition, source: WeightSource
 ) -> list[tuple[str, tuple[int, ...]]]:
     """Return name and shape of the tensors that a weight consists of, in the order of its rows."""
-    plain = all(part.rows is None and not part.transposed and not part.plus for part in spec.parts)
+    plain = all(part == Part(part.name) for part in spec.parts)
     if spec.experts > 1 or not plain:
         raise LoadError(source.path, f"{spec.name} cannot be written as Hugging Face has it")
     head_dim, program = definition.program.head_dim, definition.program

@@ -6,10 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+from windlass.errors import LoadError
 from windlass.models.gguf_config import to_hugging_face
 from windlass.serve.opened import OpenedModel
-from windlass.text.gguf_tokenizer import gguf_tokenizer_files, read_stop_ids
+from windlass.text.gguf_token_ids import read_stop_ids
+from windlass.text.gguf_tokenizer import gguf_tokenizer_files
 from windlass.weights.directory import HF_CONFIG_NAME, ModelDirectory
+
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+"""Those whose weights are stored in Hugging Face's directories as in GGUF files, and as the program has them."""
 
 _IDS = {"bos_token_id": "bos_token_id", "eos_token_id": "eos_token_id", "pad_token_id": "padding_token_id"}
 _TEMPLATE = "tokenizer.chat_template"
@@ -24,6 +29,7 @@ def write_hugging_face_texts(opened: OpenedModel, target: Path) -> ModelDirector
     """
     if opened.gguf is None:
         raise ValueError("the model is no GGUF file")
+    check_family(opened)
     metadata = opened.gguf.metadata
     tokenizer, tokenizer_config = gguf_tokenizer_files(opened.path, metadata)
     vocabulary = len(metadata["tokenizer.ggml.tokens"])
@@ -35,7 +41,7 @@ def write_hugging_face_texts(opened: OpenedModel, target: Path) -> ModelDirector
     if tokenizer_config["add_bos_token"] and "bos_token" in tokenizer_config:
         # Where Hugging Face's tokenizers have it, which do not all read the setting.
         tokenizer = {**tokenizer, "post_processor": _bos_first(tokenizer_config["bos_token"], ids["bos_token_id"])}
-    stops = sorted(read_stop_ids(opened.path, metadata))
+    stops = sorted(read_stop_ids(opened.path, metadata, vocabulary))
     _write_json(target / HF_CONFIG_NAME, config)
     _write_json(target / "tokenizer.json", tokenizer)
     _write_json(target / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **tokenizer_config})
@@ -50,6 +56,13 @@ def write_hugging_face_texts(opened: OpenedModel, target: Path) -> ModelDirector
                 folder.mkdir(exist_ok=True)
                 (folder / f"{name}.jinja").write_text(text, encoding="utf-8")
     return ModelDirectory(target, "hf", opened.model_type, config)
+
+
+def check_family(opened: OpenedModel) -> None:
+    """Raise LoadError unless the weights of the model's family are alike in all formats."""
+    if opened.model_type not in FAMILIES:
+        reason = f"models of the family {opened.model_type} are not converted from or to this format"
+        raise LoadError(opened.path, f"{reason}; supported: {', '.join(FAMILIES)}")
 
 
 def _bos_first(token: str, token_id: int) -> dict[str, Any]:

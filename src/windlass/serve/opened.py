@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from windlass.models.definition import ModelDefinition
+from windlass.models.embedding import as_embedding, read_pooling
 from windlass.models.quantization_config import read_quantization
 from windlass.models.registry import define_model, find_gguf_family
 from windlass.text.text_model import TextModel
@@ -66,27 +67,31 @@ class OpenedModel:
             LoadError: a file is missing, broken, or says what this engine does not know.
         """
         if self.directory is None:
-            return TextModel.from_gguf(self.path, {} if self.gguf is None else self.gguf.metadata)
+            return TextModel.from_gguf(self.path, {} if self.gguf is None else self.gguf.metadata, cache)
         directory = self.directory
         return TextModel.load(directory.path, directory.config, directory.mlc, dummy=dummy, cache=cache)
 
 
-def open_model(path: Path, stack: ExitStack, *, weights: bool = True) -> OpenedModel:
+def open_model(path: Path, stack: ExitStack, *, weights: bool = True, whole: bool = False) -> OpenedModel:
     """Open the model at ``path``: a Hugging Face or MLC directory, or a GGUF file.
 
     Args:
         path: the directory or file.
         stack: closes the files of the weights.
         weights: open these too.
+        whole: a model for embeddings keeps its head, which computes logits.
 
     Raises:
         LoadError: there is no model, or one that cannot be run; the message says why.
     """
     gguf = find_gguf(path)
     if gguf is not None:
-        return _open_gguf(gguf, stack, weights=weights)
+        return _open_gguf(gguf, stack, weights=weights, whole=whole)
     directory = open_model_directory(path)
     definition = define_model(directory.model_type, directory.config, directory.config_path, dialect=directory.dialect)
+    pooling = None if whole else read_pooling(path)
+    if pooling is not None:
+        definition = as_embedding(definition, pooling)
     groupings = read_quantization(directory.config, directory.config_path) if directory.dialect == "hf" else None
     source = None
     if weights:
@@ -96,9 +101,9 @@ def open_model(path: Path, stack: ExitStack, *, weights: bool = True) -> OpenedM
     return OpenedModel(path, directory.model_type, directory.config, definition, source, directory=directory)
 
 
-def _open_gguf(path: Path, stack: ExitStack, *, weights: bool) -> OpenedModel:
+def _open_gguf(path: Path, stack: ExitStack, *, weights: bool, whole: bool) -> OpenedModel:
     # For this format only.
-    from windlass.models.gguf_config import from_gguf_metadata
+    from windlass.models.gguf_config import from_gguf_metadata, read_gguf_pooling
     from windlass.weights.gguf_names import hugging_face_tensors, read_rope_factors
 
     gguf = read_gguf(path)
@@ -107,5 +112,8 @@ def _open_gguf(path: Path, stack: ExitStack, *, weights: bool) -> OpenedModel:
     shapes = {tensor.name: tensor.shape for tensor in tensors}
     config = from_gguf_metadata(dialect, gguf.metadata, shapes, read_rope_factors(gguf), path)
     definition = define_model(model_type, config, path, dialect="hf")
+    pooling = None if whole else read_gguf_pooling(dialect, gguf.metadata, path)
+    if pooling is not None:
+        definition = as_embedding(definition, pooling)
     source = stack.enter_context(closing(WeightSource(path, tensors))) if weights else None
     return OpenedModel(path, model_type, config, definition, source, gguf=gguf)

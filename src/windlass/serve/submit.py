@@ -66,9 +66,14 @@ def start_call(
 
     Raises:
         ContextLengthError: the prompt leaves no room for an answer.
-        InvalidRequestError: the request id is in use, or an id in ``logit_bias`` is not in the vocabulary.
+        InvalidRequestError: the request id is in use, an id in ``logit_bias`` is not in the vocabulary, or the model
+            generates no text.
         EngineError: the engine does not accept requests now.
     """
+    if model.definition.pooling is not None:
+        raise InvalidRequestError(
+            f"model {model.name!r} makes embeddings and generates no text", param="model", code="unsupported_model"
+        )
     rooms = [_room(model, prompt_ids, param) for prompt_ids in prompts]
     choices_per_prompt = arguments.get("n") or 1
     num_choices = len(prompts) * choices_per_prompt

@@ -29,6 +29,7 @@ _COMPANIONS = (
     "tokenizer.model.v*",
     "tokenizer_model",
     "additional_chat_templates/*.jinja",
+    "*_Pooling/config.json",
     *_TEXTS,
 )
 _SHARDS = "params_shard_*.bin"
