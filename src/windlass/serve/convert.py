@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 from collections.abc import Mapping
@@ -16,8 +15,8 @@ from numpy.typing import NDArray
 from windlass.errors import LoadError
 from windlass.json_files import read_json_object
 from windlass.models.definition import ModelDefinition
-from windlass.models.registry import to_mlc_config
-from windlass.program.program import Part, WeightSpec
+from windlass.models.registry import mlc_weights, to_mlc_config
+from windlass.program.program import WeightSpec
 from windlass.quantization import Format, Scheme, Tensor, get_scheme, mlc_pack
 from windlass.serve.conversion import Changes, Conversion, stored_name
 from windlass.serve.gguf_texts import write_hugging_face_texts
@@ -111,7 +110,7 @@ def convert(
 def _write_weights(
     part: Path, opened: OpenedModel, source: WeightSource, scheme: Scheme, changes: Changes, progress: Progress | None
 ) -> None:
-    specs = {spec.name: _as_mlc_has_it(spec) for spec in opened.definition.program.weights}
+    specs = {spec.name: spec for spec in mlc_weights(opened.definition)}
     writer = MlcWriter(part)
 
     def report(done: int, total: int) -> None:
@@ -134,10 +133,6 @@ def _write_weights(
             changes.to_float(stored, Format.BF16 if tensor.format is Format.F32 else tensor.format)
         _write_weight(writer, specs[name], tensor, scheme, source.path)
     writer.finish(count_parameters(list(specs.values())))
-
-
-def _as_mlc_has_it(spec: WeightSpec) -> WeightSpec:
-    return dataclasses.replace(spec, parts=(Part(spec.parts[0].name),)) if spec.mlc_as_stored else spec
 
 
 def _write_weight(writer: MlcWriter, spec: WeightSpec, tensor: Tensor, scheme: Scheme, path: Path) -> None:
