@@ -88,6 +88,8 @@ def _text(shown: ShownModel) -> str:
 
 
 def _template_rows(shown: ShownModel) -> list[tuple[str, str]]:
+    if shown.pooling is not None:
+        return [("embeddings", f"by {shown.pooling} pooling")]
     if shown.template is None:
         return [] if shown.problem else [("template", "none: text completions only")]
     lines = shown.template.splitlines()

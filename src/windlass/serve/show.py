@@ -51,7 +51,8 @@ class MemoryNeed:
 class ShownModel:
     """A model as ``windlass show`` tells of it. What is not known is None or empty.
 
-    ``problem`` says why the model cannot be run; then little else is known.
+    ``problem`` says why the model cannot be run; then little else is known. ``pooling`` is how a model for embeddings
+    makes them of its tokens.
     """
 
     listed: ListedModel
@@ -62,6 +63,7 @@ class ShownModel:
     context_length: int | None = None
     sizes: dict[str, int] = field(default_factory=dict)
     memory: MemoryNeed | None = None
+    pooling: str | None = None
     tokenizer: str | None = None
     special_tokens: dict[str, str | list[str]] = field(default_factory=dict)
     stop_tokens: tuple[str, ...] = ()
@@ -117,6 +119,7 @@ def _shown(
             "vocabulary": definition.vocab_size,
         },
         memory=_memory(described, config, context),
+        pooling=None if definition.pooling is None else definition.pooling.kind,
         tokenizer=_tokenizer_kind(text, described),
         special_tokens={} if isinstance(text.tokenizer, PlaceholderTokenizer) else dict(text.tokenizer.special_tokens),
         stop_tokens=tuple(text.token_bytes(number).decode(errors="replace") for number in sorted(text.stop_token_ids)),

@@ -11,6 +11,7 @@ import pytest
 
 from support.gguf_files import write_gguf
 from support.model_caches import add_to_hub_cache, content
+from support.tiny_embedding import EMBEDDING_CASES, write_embedding_directory
 from support.tiny_models import CASES, write_hf_directory
 from windlass import EngineConfig, LoadError, MLCEngine
 from windlass.demo import model_directory
@@ -104,6 +105,14 @@ def test_an_mlc_directory(tmp_path: Path) -> None:
     assert (shown.listed.quantization, shown.listed.model.kind) == ("q4f16_1", "mlc")
     assert shown.template_origin == "mlc-chat-config.json"
     assert json.loads(shown.template or "")["name"] == "chatml"
+
+
+def test_a_model_for_embeddings(tmp_path: Path) -> None:
+    write_embedding_directory(EMBEDDING_CASES["qwen3-embedding"], tmp_path / "embedding", pooling="last")
+    shown = show_model("embedding")
+    assert (shown.problem, shown.pooling) == (None, "last")
+    assert shown.memory is not None
+    assert shown.memory.fits
 
 
 def test_models_that_cannot_be_run(tmp_path: Path) -> None:
