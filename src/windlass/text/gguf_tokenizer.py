@@ -59,6 +59,16 @@ def read_gguf_tokenizer(path: Path, metadata: Mapping[str, Any]) -> tuple[Librar
     Raises:
         LoadError: the file has no tokenizer, one of a kind that is not supported, or a broken one.
     """
+    tokenizer, config = gguf_tokenizer_files(path, metadata)
+    return read_library_json(json.dumps(tokenizer), path, config)
+
+
+def gguf_tokenizer_files(path: Path, metadata: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the tokenizer.json and the tokenizer_config.json that say the same.
+
+    Raises:
+        LoadError: as ``read_gguf_tokenizer``.
+    """
     reader = _Reader(path, metadata)
     kind = reader.value("model", str)
     if kind not in _KINDS:
@@ -70,7 +80,7 @@ def read_gguf_tokenizer(path: Path, metadata: Mapping[str, Any]) -> tuple[Librar
     named = {name: texts[token_id] for name, token_id in _named_ids(reader, kind, vocab).items()}
     adds_bos = reader.value("add_bos_token", bool, _adds_bos(reader, kind))
     tokenizer["post_processor"] = _around(reader, kind, named, vocab, adds_bos=adds_bos)
-    return read_library_json(json.dumps(tokenizer), path, {"add_bos_token": adds_bos, **named})
+    return tokenizer, {"add_bos_token": adds_bos, **named}
 
 
 def _adds_bos(reader: _Reader, kind: str) -> bool:
