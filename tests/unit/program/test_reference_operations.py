@@ -223,13 +223,13 @@ def chosen_by(row: Any, bias: Any, options: dict[str, Any]) -> list[int]:
     [
         {"top_k": 3, "scores": "softmax", "normalize": False},
         {"top_k": 2, "scores": "softmax", "normalize": True, "scale": 2.5},
-        {"top_k": 3, "scores": "sigmoid", "normalize": True, "bias": "c"},
+        {"top_k": 3, "scores": "sigmoid", "normalize": True, "bias": ("c", Part("c"))},
         {"top_k": 3, "scores": "softmax", "normalize": False, "num_groups": 4, "top_groups": 2},
         {
             "top_k": 4,
             "scores": "sigmoid",
             "normalize": True,
-            "bias": "c",
+            "bias": ("c", Part("c")),
             "num_groups": 2,
             "top_groups": 1,
             "group_score": "top2_sum",
@@ -266,7 +266,7 @@ def test_experts(biased: bool, scale_input: bool) -> None:
 
     def write(b: ProgramBuilder, x: Value) -> Value:
         shares = b.route(x.columns(0, experts), top_k=2, scores="sigmoid", normalize=False)
-        named = {name: (f"{short}.b", (Part(f"{short}.b"),)) for name, short in NAMES.items()} if biased else {}
+        named = {name: (f"{short}.b", [Part(f"{short}.b")]) for name, short in NAMES.items()} if biased else {}
         options: dict[str, Any] = {"kind": "gelu", "scale_input": scale_input, **named}
         return b.experts(x, shares, gate_up="gu", down="d", intermediate_size=inner, **options)
 
