@@ -34,6 +34,11 @@ const ExecutorOptions& checked(const ExecutorOptions& options) {
 
 std::size_t whole_lines(std::size_t floats) { return (floats + 15) / 16 * 16; }
 
+std::uint64_t next_id() {
+    static std::atomic<std::uint64_t> last{0};
+    return ++last;
+}
+
 }  // namespace
 
 Executor::Use::Use(Executor& executor) : executor_(executor) {
@@ -50,7 +55,8 @@ Executor::Executor(Program program, const ExecutorOptions& options)
       options_(checked(options)),
       kernels_(select_kernels(options.kernels)),
       plan_(make_plan(program_, options.max_tokens)),
-      owner_(getpid()) {
+      owner_(getpid()),
+      id_(next_id()) {
     if (options.kv_type == KVType::kInt16 && program_.head_dim > kMostCodedHead) {
         throw std::invalid_argument("heads must have at most " + std::to_string(kMostCodedHead) +
                                     " columns for a KV cache of int16");
@@ -72,6 +78,16 @@ Executor::Executor(Program program, const ExecutorOptions& options)
     resources->ropes.resize(static_cast<std::size_t>(program_.num_ropes));
     resources->query_tiles.reserve(static_cast<std::size_t>(options.max_tokens));
     resources->slots.reserve(static_cast<std::size_t>(options.max_tokens));
+    resources->adapter_tokens.reserve(static_cast<std::size_t>(options.max_tokens));
+    resources->adapter_groups.reserve(static_cast<std::size_t>(options.max_tokens));
+    // An odd number of cache lines, as the plan has it for its buffers.
+    adapter_row_floats_ = static_cast<std::int64_t>(whole_lines(static_cast<std::size_t>(plan_.widest)) | 16);
+    const std::size_t adapter_bytes =
+        static_cast<std::size_t>(options.max_tokens * adapter_row_floats_) * sizeof(float);
+    resources->adapter_x = Mapping(adapter_bytes);
+    resources->adapter_hidden = Mapping(adapter_bytes);
+    resources->adapter_sums =
+        Mapping(static_cast<std::size_t>(kAdapterSums) * sizeof(float) * static_cast<std::size_t>(options.num_threads));
     resources->pool = std::make_unique<ThreadPool>(options.num_threads);
     kv_cache_bytes_ = resources->cache.bytes();
     resources_ = std::move(resources);
@@ -190,13 +206,17 @@ void Executor::check_complete() const {
     }
 }
 
+std::unique_ptr<Adapter> Executor::make_adapter() const {
+    return std::make_unique<Adapter>(program_, id_, plan_.widest);
+}
+
 bool Executor::run(const BatchView& batch, float* logits) {
     const Use use(*this);
     if (!complete_) {
         check_complete();
         complete_ = true;
     }
-    check_batch(batch, {options_.max_tokens, options_.max_positions, options_.num_pages, program_.vocab_size},
+    check_batch(batch, {options_.max_tokens, options_.max_positions, options_.num_pages, program_.vocab_size, id_},
                 resources_->slots);
     if (cancel_.exchange(false)) return false;
     if (Step(*this, batch, logits).run()) return true;

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "executor/adapter.h"
 #include "executor/batch.h"
 #include "executor/kv_cache.h"
 #include "executor/pack_file.h"
@@ -21,6 +22,10 @@
 #include "runtime/thread_pool.h"
 
 namespace windlass {
+
+// What adapters add is summed for so many panels, and up to kLinearTokens tokens, at a time.
+inline constexpr std::int64_t kAdapterPanels = 2;
+inline constexpr std::int64_t kAdapterSums = kAdapterPanels * kPanelRows * kLinearTokens;
 
 struct ExecutorOptions {
     std::int64_t num_pages = 0;
@@ -54,6 +59,9 @@ class Executor {
     void write_header(int descriptor, const PackIdentity& identity);
     // Copies one rotary table: cosines and sines, each [max_positions, half], contiguous.
     void set_rope(std::int64_t index, const float* cos, const float* sin, std::int64_t positions, std::int64_t half);
+
+    // An adapter to be filled, by any thread, also while a call is in progress.
+    std::unique_ptr<Adapter> make_adapter() const;
 
     // One forward step: `logits` [rows, vocab], contiguous. False when it was cancelled.
     // Throws std::invalid_argument for a batch that breaks a rule; then nothing was written.
@@ -91,6 +99,12 @@ class Executor {
         std::int32_t token;
         std::int32_t count;
     };
+    // The tokens of all sequences of one adapter: `count` of Resources::adapter_tokens from `begin` on.
+    struct AdapterGroup {
+        const Adapter* adapter;
+        std::int64_t begin;
+        std::int64_t count;
+    };
     // Everything that close() frees.
     struct Resources {
         KVCache cache;
@@ -104,6 +118,13 @@ class Executor {
         std::vector<RopeTable> ropes;
         std::vector<QueryTile> query_tiles;  // has room for max_tokens
         std::vector<std::int64_t> slots;     // likewise
+        // Likewise, for batches with adapters. Of these mappings memory is taken as far as they are used: inputs of
+        // tokens of one adapter, their products with A, and per thread their products with a part of B.
+        std::vector<std::int32_t> adapter_tokens;
+        std::vector<AdapterGroup> adapter_groups;
+        Mapping adapter_x;
+        Mapping adapter_hidden;
+        Mapping adapter_sums;
         std::unique_ptr<ThreadPool> pool;
     };
     // Holds the executor for one call.
@@ -131,7 +152,9 @@ class Executor {
     const KernelTable& kernels_;
     const Plan plan_;
     const pid_t owner_;
+    const std::uint64_t id_;                // no other executor of the process has it
     std::size_t scratch_floats_ = 0;        // per thread
+    std::int64_t adapter_row_floats_ = 0;   // from row to row of what adapters work on
     std::size_t state_floats_ = 0;          // of the attention of one token and KV head
     std::unique_ptr<Resources> resources_;  // null once closed
     bool complete_ = false;                 // all weights and tables are there

@@ -10,10 +10,6 @@
 namespace windlass {
 namespace {
 
-// Multiplications in a piece of work: a few microseconds.
-constexpr std::int64_t kPieceCost = 100'000;
-// An operation with fewer multiplications is done by the caller alone: waking and waiting would cost more.
-constexpr std::int64_t kSharedCost = 400'000;
 // Panels per piece of a product: what the kernels unpack together.
 constexpr std::int64_t kPiecePanels = 2;
 // Up to so many tokens a product waits for the weights.
@@ -39,24 +35,13 @@ Step::Step(Executor& executor, const BatchView& batch, float* logits)
 bool Step::run() {
     const DefaultFloats default_floats;
     make_query_tiles();
+    group_adapters();
     for (op_ = 0; op_ < executor_.program_.ops.size(); ++op_) {
         fault_point(Fault::kOperation);
         std::visit([this](const auto& one) { apply(one); }, executor_.program_.ops[op_]);
         if (cancelled()) return false;
     }
     return true;
-}
-
-template <typename Body>
-void Step::share(std::int64_t count, std::int64_t cost, const Body& body) {
-    const std::int64_t piece = std::max<std::int64_t>(1, kPieceCost / std::max<std::int64_t>(1, cost));
-    const std::int64_t grain = count * cost < kSharedCost ? count : piece;
-    resources_.pool->parallel_for(count, grain, [&](int thread, std::int64_t begin, std::int64_t end) {
-        if (cancelled()) return;
-        fault_point(Fault::kPiece);
-        body(thread, begin, end);
-        executor_.progress_.fetch_add(1, std::memory_order_relaxed);
-    });
 }
 
 float* Step::at(const View& view, std::int64_t row) const {
@@ -108,8 +93,11 @@ void Step::apply(const Embed& op) {
 template <typename Row>
 void Step::for_rows(const View& out, std::int64_t cost, const Row& row) {
     const PackedMatrix* weights = nullptr;
+    bool adapted = false;
     if (executor_.plan_.feeds_product[op_]) {
-        weights = &matrix(std::get<Linear>(executor_.program_.ops[op_ + 1]).weight);
+        const int weight = std::get<Linear>(executor_.program_.ops[op_ + 1]).weight;
+        weights = &matrix(weight);
+        adapted = is_adapted(weight);
         if (weights->scale_type == ScaleType::kNone) weights = nullptr;
     }
     if (weights == nullptr) {
@@ -119,7 +107,7 @@ void Step::for_rows(const View& out, std::int64_t cost, const Row& row) {
         return;
     }
     for_tiles(*weights, tokens_, cost + out.width * kQuantizeCost, [&](int thread, QuantizeJob job, std::int64_t t) {
-        float* const x = scratch(thread);
+        float* const x = adapted ? at(out, t) : scratch(thread);
         row(t, x);
         job.x = x;
         kernels_.quantize(job);
@@ -169,6 +157,7 @@ void Step::apply(const Add& op) {
 
 void Step::apply(const Linear& op) {
     linear(matrix(op.weight), vector(op.bias), at(op.x, 0), stride(op.x), tokens_, at(op.out, 0), stride(op.out));
+    adapt(op);
 }
 
 void Step::apply(const Logits& op) {

@@ -1,12 +1,19 @@
 // One forward step.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 
 #include "executor/executor.h"
+#include "runtime/faults.h"
 
 namespace windlass {
+
+// Multiplications in a piece of work: a few microseconds.
+inline constexpr std::int64_t kPieceCost = 100'000;
+// An operation with fewer multiplications is done by the caller alone: waking and waiting would cost more.
+inline constexpr std::int64_t kSharedCost = 400'000;
 
 // The operations of a program applied to one checked batch. Lives for the call of Executor::run that makes it, on that
 // call's thread; the work of each operation is shared with the executor's threads. Allocates nothing.
@@ -49,10 +56,30 @@ class Step {
     // For few units of one token each: their segments are pieces of work of their own.
     void split_attention(const Attention& op, std::int64_t units, std::int64_t cost);
 
+    // Sorts the tokens of sequences with adapters by their adapter.
+    void group_adapters();
+    // True when an adapter of the batch adds to the product with `weight`, which needs its input as floats.
+    bool is_adapted(int weight) const;
+    // Adds to the product what the adapters do.
+    void adapt(const Linear& op);
+    void add_update(const Linear& op, const AdapterUpdate& update, const Executor::AdapterGroup& group);
+    // Of a piece of an update: the panels of B from `panel` on, for `count` of the tokens, from row `row` of A x on.
+    void add_panels(const Linear& op, const AdapterUpdate::Piece& piece, const float* hidden, std::int64_t row,
+                    int count, const std::int32_t* tokens, std::int64_t panel, int thread);
+
     // Calls body(thread, begin, end) for pieces of 0 .. count, about `cost` multiplications each; pieces after a cancel
     // do nothing.
     template <typename Body>
-    void share(std::int64_t count, std::int64_t cost, const Body& body);
+    void share(std::int64_t count, std::int64_t cost, const Body& body) {
+        const std::int64_t piece = std::max<std::int64_t>(1, kPieceCost / std::max<std::int64_t>(1, cost));
+        const std::int64_t grain = count * cost < kSharedCost ? count : piece;
+        resources_.pool->parallel_for(count, grain, [&](int thread, std::int64_t begin, std::int64_t end) {
+            if (cancelled()) return;
+            fault_point(Fault::kPiece);
+            body(thread, begin, end);
+            executor_.progress_.fetch_add(1, std::memory_order_relaxed);
+        });
+    }
 
     // True from the moment at which any thread has seen the cancel flag: it may have left work undone, even when the
     // flag is cleared at once.
