@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 
+import numpy as np
+from numpy.typing import NDArray
+
+from windlass.engine.adapters import Adapters
 from windlass.engine.batch import make_batch
 from windlass.engine.pages import PagePool
 from windlass.engine.recorder import MetricsRecorder
@@ -39,8 +43,12 @@ class Runtime:
         sampler: Sampler,
         speculator: Speculator | None = None,
         draft_executor: Executor | None = None,
+        adapters: Adapters | None = None,
     ) -> None:
         self.executor = executor
+        self._adapters = adapters
+        self.broken: list[Request] = []
+        """Requests whose adapter gave what no token can be drawn from, until the engine thread takes them out."""
         self._executors = (executor,) if draft_executor is None else (executor, draft_executor)
         self.scheduler = scheduler
         self.sampler = sampler
@@ -60,14 +68,17 @@ class Runtime:
         kernels: str | None = None,
         speculator: Speculator | None = None,
         draft_executor: Executor | None = None,
+        adapters: Adapters | None = None,
     ) -> Runtime:
         """Put a scheduler over ``num_pages`` pages and a sampler that uses ``kernels`` beside an executor.
 
         ``draft_executor`` is the one that ``speculator`` uses, if it does; it is cancelled and closed with the other.
+        The requests' adapters are among ``adapters``, which are closed too.
         """
         pool = PagePool(num_pages, prefix_cache=prefix_cache)
         scheduler = Scheduler(pool, max_num_sequence=max_num_sequence, max_tokens=max_tokens)
-        return cls(executor, scheduler, Sampler(active_vocab_size, kernels, executor), speculator, draft_executor)
+        sampler = Sampler(active_vocab_size, kernels, executor)
+        return cls(executor, scheduler, sampler, speculator, draft_executor, adapters)
 
     def cancel(self) -> None:
         """Make ``run`` raise ``StepCancelledError`` soon. From any thread; takes no lock."""
@@ -79,6 +90,8 @@ class Runtime:
         with ExitStack() as stack:
             for executor in self._executors:
                 stack.callback(executor.close)
+            if self._adapters is not None:
+                stack.callback(self._adapters.close)
 
     @property
     def progress(self) -> int:
@@ -115,13 +128,34 @@ class Runtime:
         completed = [chunk for chunk in chunks if chunk.completes]
         for chunk in chunks:
             self.scheduler.advance(chunk.request, chunk.num_tokens)
-        drawn = self.sampler.sample(logits, completed)
+        try:
+            drawn = self.sampler.sample(logits, completed)
+        except FloatingPointError:
+            completed, logits = self._leave_out_broken(completed, logits)
+            drawn = self.sampler.sample(logits, completed)
         events: list[TokenEvent] = []
         for chunk, tokens in zip(completed, drawn, strict=True):
             events += self._take(chunk, tokens, recorder)
         if self.speculator is not None:
             self.speculator.learn(chunks, recorder.now() - started)
         return events
+
+    def _leave_out_broken(
+        self, chunks: Sequence[Chunk], logits: NDArray[np.float32]
+    ) -> tuple[list[Chunk], NDArray[np.float32]]:
+        """Part with chunks whose logits are not finite where that can be their adapter's fault, and with their rows."""
+        kept: list[Chunk] = []
+        rows: list[int] = []
+        begin = 0
+        for chunk in chunks:
+            end = begin + 1 + len(chunk.drafts)
+            if chunk.request.adapter is not None and not np.isfinite(logits[begin:end]).all():
+                self.broken.append(chunk.request)
+            else:
+                kept.append(chunk)
+                rows += range(begin, end)
+            begin = end
+        return kept, logits[rows]
 
     def _take(self, chunk: Chunk, tokens: Sequence[SampledToken], recorder: MetricsRecorder) -> list[TokenEvent]:
         """Give a request its next tokens, of which all but the last are drafts that were right."""

@@ -95,7 +95,7 @@ def define_decoder(
     table = b.rope_table(rope.table)
 
     def attention(x: Value, layer: int, name: str) -> Value:
-        parts = [f"{name}.{part}_proj" for part in "qkv"]
+        parts = {f"{name}.q_proj": queries, f"{name}.k_proj": keys, f"{name}.v_proj": keys}
         qkv = b.linear(x, f"{name}.{qkv_name}", queries + 2 * keys, parts=parts, bias=qkv_bias)
         q, k, v = qkv.columns(0, queries), qkv.columns(queries, keys), qkv.columns(queries + keys, keys)
         if head_norm:
@@ -108,7 +108,7 @@ def define_decoder(
         return b.linear(out, f"{name}.o_proj", shape.hidden_size, bias=output_bias)
 
     def mlp(x: Value, name: str) -> Value:
-        parts = [f"{name}.gate_proj", f"{name}.up_proj"]
+        parts = dict.fromkeys((f"{name}.gate_proj", f"{name}.up_proj"), shape.intermediate_size)
         gate_up = b.linear(x, f"{name}.gate_up_proj", 2 * shape.intermediate_size, parts=parts, bias=mlp_bias)
         return b.linear(b.gated_activation(gate_up), f"{name}.down_proj", shape.hidden_size, bias=mlp_bias)
 

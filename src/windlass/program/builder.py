@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from windlass.program.ops import (
     Add,
@@ -29,8 +29,9 @@ class ProgramBuilder:
     """Numbers the buffers, declares the weights and checks the invariants of ``Program`` as operations are added.
 
     Weight names are given without their last part: ``linear(x, "lm_head", n)`` declares ``lm_head.weight``, and
-    ``lm_head.bias`` when it has one. ``parts`` are the Hugging Face names to stack, in the same short form; by default
-    the weight has the same name there. Methods that fill a buffer return it; those that work in place return None.
+    ``lm_head.bias`` when it has one. ``parts`` are the Hugging Face names to stack, in the same short form, best with
+    the rows of each, without which no adapter can be for one of them; by default the weight has the same name there.
+    Methods that fill a buffer return it; those that work in place return None.
     """
 
     def __init__(self, *, num_layers: int, num_kv_heads: int, head_dim: int, vocab_size: int) -> None:
@@ -82,11 +83,22 @@ class ProgramBuilder:
         self._append(HeadNorm(x, weight, self._head_dim, eps))
 
     def linear(
-        self, x: Value, name: str, out_features: int, *, parts: Sequence[str] | None = None, bias: bool = False
+        self,
+        x: Value,
+        name: str,
+        out_features: int,
+        *,
+        parts: Sequence[str] | Mapping[str, int] | None = None,
+        bias: bool = False,
     ) -> Value:
         """``x`` times a weight [out_features, x.width] transposed, plus a bias [out_features] if it has one."""
         self._check_read(x)
-        weight = self._declare(f"{name}.weight", (out_features, x.width), parts=_with_suffix(parts, "weight"))
+        rows = tuple(parts.values()) if isinstance(parts, Mapping) else ()
+        if rows and (sum(rows) != out_features or min(rows) < 1):
+            raise ProgramError(f"{name}: parts of {list(rows)} rows do not make up {out_features}")
+        weight = self._declare(
+            f"{name}.weight", (out_features, x.width), parts=_with_suffix(parts, "weight"), part_rows=rows
+        )
         bias_name = None
         if bias:
             bias_name = self._declare(f"{name}.bias", (out_features,), parts=_with_suffix(parts, "bias"), role="plain")
@@ -198,11 +210,17 @@ class ProgramBuilder:
         return Value(len(self._buffer_widths) - 1, 0, width)
 
     def _declare(
-        self, name: str, shape: tuple[int, ...], *, parts: tuple[str, ...] | None = None, role: str = "linear"
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        *,
+        parts: tuple[str, ...] | None = None,
+        role: str = "linear",
+        part_rows: tuple[int, ...] = (),
     ) -> str:
         if name in self._weights:
             raise ProgramError(f"the weight {name} is declared twice")
-        self._weights[name] = WeightSpec(name, shape, parts or (name,), role)
+        self._weights[name] = WeightSpec(name, shape, parts or (name,), role, part_rows)
         return name
 
     def _check_read(self, x: Value) -> None:
@@ -225,7 +243,7 @@ class ProgramBuilder:
             raise ProgramError(f"layer {layer} is not one of the program's {self._num_layers} layers")
 
 
-def _with_suffix(parts: Sequence[str] | None, suffix: str) -> tuple[str, ...] | None:
+def _with_suffix(parts: Iterable[str] | None, suffix: str) -> tuple[str, ...] | None:
     return None if parts is None else tuple(f"{part}.{suffix}" for part in parts)
 
 

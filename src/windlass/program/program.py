@@ -26,13 +26,15 @@ class WeightSpec:
     ``name`` is the program's name of it, and its name in an MLC directory (without the quantization suffixes).
     ``parts`` are the Hugging Face tensors whose rows, one part below the other, make it up.
     ``shape`` is [K] or [N, K]. ``role`` decides what quantization schemes do with it: ``linear`` and ``embedding`` and
-    ``head`` are matrices that may be quantized; ``plain`` (norms, biases) never is.
+    ``head`` are matrices that may be quantized; ``plain`` (norms, biases) never is. ``part_rows`` are the rows of each
+    part; empty when there is one part, or when only the file knows.
     """
 
     name: str
     shape: tuple[int, ...]
     parts: tuple[str, ...]
     role: str = "linear"
+    part_rows: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,12 +6,13 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from windlass.config import EngineConfig, Sizes, default_threads, settle_sizes
+from windlass.engine.adapters import Adapters
 from windlass.engine.draft_model import ModelSpeculator
 from windlass.engine.runtime import Runtime
 from windlass.engine.speculation import NgramSpeculator, Speculator
@@ -24,6 +25,7 @@ from windlass.native.quantize import quantize
 from windlass.program.executor import Executor
 from windlass.quantization import Format, Scheme, Tensor, get_scheme
 from windlass.serve import alive
+from windlass.serve.adapters import adapter_bytes, load_adapter
 from windlass.serve.kept_weights import kept_weights, load_cache
 from windlass.serve.progress import Interruptible, Progress, TerminalProgress
 from windlass.text.text_model import TextModel
@@ -49,10 +51,22 @@ class LoadedModel:
     config: EngineConfig
     active_vocab_size: int
     draft_executor: Executor | None = None
+    adapters: Adapters = field(default_factory=Adapters)
 
     def close(self) -> None:
-        """Free weights and KV cache of a model that no engine's core has."""
-        _close(self.executor, self.draft_executor)
+        """Free weights, adapters and KV cache of a model that no engine's core has."""
+        self.runtime().close()
+
+    def load_adapter(self, name: str, path: str, interrupt: Callable[[], None]) -> bool:
+        """Load an adapter beside the model; see ``load_adapter``."""
+        return load_adapter(
+            name,
+            path,
+            program=self.definition.program,
+            executor=self.executor,
+            adapters=self.adapters,
+            interrupt=interrupt,
+        )
 
     def runtime(self) -> Runtime:
         """Return what the engine's core needs of it."""
@@ -66,6 +80,7 @@ class LoadedModel:
             kernels=self.config.kernels,
             speculator=self._speculator(),
             draft_executor=self.draft_executor,
+            adapters=self.adapters,
         )
 
     def _speculator(self) -> Speculator | None:
@@ -133,7 +148,8 @@ def load_model(
         if config.draft_model is not None:
             draft = _describe(resolve_model(config.draft_model), config, progress, stack)
             _check_draft(draft, model)
-        sizes = _settle(config, model, draft)
+        adapters = config.adapters or {}
+        sizes = _settle(config, model, draft, adapter_bytes(adapters))
         executor = _make_executor(config, model, sizes, sizes.prefill_chunk_size, progress)
         on_failure = stack.enter_context(ExitStack())
         on_failure.callback(executor.close)
@@ -152,15 +168,16 @@ def load_model(
             active_vocab_size=model.active_vocab_size,
             draft_executor=draft_executor,
         )
+        on_failure.callback(loaded.adapters.close)
+        for number, (adapter, where) in enumerate(adapters.items()):
+            progress("loading adapters", number, len(adapters))
+            loaded.load_adapter(adapter, where, interrupt or _go_on)
         on_failure.pop_all()
         return loaded
 
 
-def _close(*executors: Executor | None) -> None:
-    with ExitStack() as stack:
-        for executor in executors:
-            if executor is not None:
-                stack.callback(executor.close)
+def _go_on() -> None:
+    """Nobody interrupts."""
 
 
 def _describe(path: Path, config: EngineConfig, progress: Progress, stack: ExitStack) -> _Described:
@@ -270,9 +287,10 @@ def _weight_bytes(definition: ModelDefinition, scheme: Scheme | None, source: We
     return total
 
 
-def _settle(config: EngineConfig, model: _Described, draft: _Described | None) -> Sizes:
+def _settle(config: EngineConfig, model: _Described, draft: _Described | None, others: int) -> Sizes:
+    """Settle the sizes; ``others`` are bytes that are taken by what comes later."""
     models = [model] if draft is None else [model, draft]
-    weights = sum(one.weight_bytes for one in models)
+    weights = sum(one.weight_bytes for one in models) + others
     page_bytes = sum(one.page_bytes for one in models)
     available = available_bytes()
     if available is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import threading
 import time
 import warnings
@@ -21,6 +22,7 @@ from windlass.engine.threads import EngineThread, join
 from windlass.engine.tracing import TraceRecorder
 from windlass.errors import EngineError, InvalidRequestError
 from windlass.serve import alive
+from windlass.serve.adapters import AdapterInfo
 from windlass.serve.build import LoadedModel, load_model
 from windlass.serve.memory import release_frames, return_free_memory
 from windlass.serve.preparer import Preparer
@@ -184,6 +186,16 @@ class MLCEngineBase:
         """
         return self._loaded().text
 
+    @property
+    def adapters(self) -> dict[str, AdapterInfo]:
+        """The LoRA adapters that requests may choose, by name.
+
+        Raises:
+            EngineError: no model is loaded.
+        """
+        loaded = self._loaded().adapters.all
+        return {adapter.name: AdapterInfo(adapter.path, adapter.packed.nbytes) for adapter in loaded}
+
     def __repr__(self) -> str:
         lifecycle = self.__dict__.get("_lifecycle")
         state = lifecycle.current.value if lifecycle is not None else "not constructed"
@@ -339,6 +351,31 @@ class MLCEngineBase:
             if not self._lifecycle.advance(EngineState.READY):
                 self._model = None
                 raise self._lifecycle.terminated()
+
+    def _load_adapter(self, name: str, path: str | os.PathLike[str]) -> None:
+        """Load an adapter; see ``MLCEngine.load_adapter``."""
+        self._check_process()
+        with self._loading():
+            _, model = self._parts()
+            try:
+                if not model.load_adapter(name, os.fspath(path), self._refuse_adapter):
+                    raise self._lifecycle.refusal() or self._lifecycle.terminated()
+            except BaseException as error:
+                release_frames(error)
+                raise
+
+    def _unload_adapter(self, name: str) -> None:
+        """Unload an adapter; see ``MLCEngine.unload_adapter``."""
+        self._check_process()
+        core, model = self._parts()
+        core.wait_until_free(model.adapters.retire(name))
+        return_free_memory()
+
+    def _refuse_adapter(self) -> None:
+        """Cut the load of an adapter short when the engine does not accept requests any more."""
+        refusal = self._lifecycle.refusal()
+        if refusal is not None or self._terminated:
+            raise refusal or self._lifecycle.terminated()
 
     def _free_model(self) -> None:
         self._ffi["unload"]()
