@@ -208,6 +208,11 @@ def load_adapter(
         raise LoadError(directory, f"there is not enough memory for the adapter{alive.hint()}") from error
     except ValueError as error:
         raise LoadError(directory, str(error)) from None
+    try:
+        interrupt()
+    except BaseException:
+        packed.close()
+        raise
     return adapters.add(Adapter(name, os.fspath(path), packed))
 
 

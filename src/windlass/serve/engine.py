@@ -166,11 +166,16 @@ class AsyncMLCEngine(MLCEngineBase):
         await run_in_thread(lambda: self._reload(model))
 
     async def load_adapter(self, name: str, path: str | os.PathLike[str]) -> None:
-        """As ``MLCEngine.load_adapter``, without blocking the event loop."""
-        await run_in_thread(lambda: self._load_adapter(name, path))
+        """As ``MLCEngine.load_adapter``, without blocking the event loop. Cancelling cuts the load short."""
+        given_up: list[bool] = []
+        try:
+            await run_in_thread(lambda: self._load_adapter(name, path, given_up))
+        except BaseException:
+            given_up.append(True)
+            raise
 
     async def unload_adapter(self, name: str) -> None:
-        """As ``MLCEngine.unload_adapter``, without blocking the event loop."""
+        """As ``MLCEngine.unload_adapter``, without blocking the event loop. Cancelling ends the wait only."""
         await run_in_thread(lambda: self._unload_adapter(name))
 
     async def metrics(self) -> EngineMetrics:

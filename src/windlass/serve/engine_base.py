@@ -7,7 +7,7 @@ import os
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -20,7 +20,7 @@ from windlass.engine.metrics import EngineMetrics
 from windlass.engine.state import EngineHealth, EngineState, Lifecycle
 from windlass.engine.threads import EngineThread, join
 from windlass.engine.tracing import TraceRecorder
-from windlass.errors import EngineError, InvalidRequestError
+from windlass.errors import EngineError, InvalidRequestError, RequestAbortedError
 from windlass.serve import alive
 from windlass.serve.adapters import AdapterInfo
 from windlass.serve.build import LoadedModel, load_model
@@ -352,13 +352,13 @@ class MLCEngineBase:
                 self._model = None
                 raise self._lifecycle.terminated()
 
-    def _load_adapter(self, name: str, path: str | os.PathLike[str]) -> None:
-        """Load an adapter; see ``MLCEngine.load_adapter``."""
+    def _load_adapter(self, name: str, path: str | os.PathLike[str], given_up: Collection[bool] = ()) -> None:
+        """Load an adapter; see ``MLCEngine.load_adapter``. It is cut short when there is something in ``given_up``."""
         self._check_process()
         with self._loading():
             _, model = self._parts()
             try:
-                if not model.load_adapter(name, os.fspath(path), self._refuse_adapter):
+                if not model.load_adapter(name, os.fspath(path), partial(self._refuse_adapter, given_up)):
                     raise self._lifecycle.refusal() or self._lifecycle.terminated()
             except BaseException as error:
                 release_frames(error)
@@ -371,8 +371,10 @@ class MLCEngineBase:
         core.wait_until_free(model.adapters.retire(name))
         return_free_memory()
 
-    def _refuse_adapter(self) -> None:
-        """Cut the load of an adapter short when the engine does not accept requests any more."""
+    def _refuse_adapter(self, given_up: Collection[bool]) -> None:
+        """Cut the load of an adapter short when nobody waits for it, or the engine accepts no requests any more."""
+        if given_up:
+            raise RequestAbortedError("nobody waits for the adapter any more")
         refusal = self._lifecycle.refusal()
         if refusal is not None or self._terminated:
             raise refusal or self._lifecycle.terminated()
