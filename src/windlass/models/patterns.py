@@ -22,6 +22,8 @@ _Piece: TypeAlias = Callable[[str, Places], Places]
 _GROUP = re.compile(r"\((\?:|\?P<\w+>|\?=|\?!)?")
 _COUNT = re.compile(r"\{(\d+)(,(\d*))?\}")
 _CLASS = re.compile(r"\[\^?\]?(?:[^\]\\]|\\.)*\]", re.DOTALL)
+_SET = re.compile(r"\[|--|&&|~~|\|\|")
+"""What ``re`` warns of in a class: it may come to mean something."""
 _WORD = re.compile(r"\w")
 
 
@@ -77,6 +79,8 @@ class _Parser:
         matched = _CLASS.match(self._pattern, self.at)
         if matched is not None:
             self.at = matched.end()
+            if _SET.search(re.sub(r"\\.", "", matched[0][1:-1], flags=re.DOTALL)):
+                raise ValueError(f"{matched[0][:20]!r} is not supported")
             return _character(matched[0])
         character = self._pattern[self.at]
         self.at += 1
