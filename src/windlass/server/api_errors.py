@@ -101,7 +101,8 @@ def api_error_of(error: BaseException) -> ApiError:
     if isinstance(error, ApiError):
         return error
     if isinstance(error, (InvalidRequestError, ContextLengthError)):
-        return ApiError(400, str(error), code=error.code, param=error.param)
+        status = 404 if error.code == "model_not_found" else 400
+        return ApiError(status, str(error), code=error.code, param=error.param)
     if isinstance(error, EngineOverloadedError):
         return ApiError(
             429, str(error), kind="rate_limit_error", code="overloaded", headers=_retry_after(error.retry_after)

@@ -36,9 +36,9 @@ async def respond(request: Request, context: Context, create: Create, rules: Fie
     """
     settings = context.settings
     body = await read_json(request)
-    model = context.served.find(body.get("model"))
+    choice = context.served.choose(body.get("model"), body.get("lora"))
     note = note_of(request.scope)
-    note.model = model.name
+    note.model = choice.name
     arguments = rules.apply(body)
     stream = arguments.pop("stream", False)
     if not isinstance(stream, bool):
@@ -50,8 +50,10 @@ async def respond(request: Request, context: Context, create: Create, rules: Fie
             code="debug_disabled",
             param="debug_config",
         )
-    arguments["model"] = model.name
-    given = await answer(request, _call(create, model.engine, stream, arguments))
+    arguments["model"] = choice.name
+    if choice.adapter is not None:
+        arguments.setdefault("lora", choice.adapter)
+    given = await answer(request, _call(create, choice.model.engine, stream, arguments))
     if isinstance(given, AsyncStream):
         return EventStream(_events(noted(given, note)), send_timeout=settings.send_timeout)
     note_answer(given, note)
