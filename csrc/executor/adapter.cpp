@@ -21,9 +21,9 @@ Weight packed(const SourceTensor& source) {
 
 }  // namespace
 
-Adapter::Adapter(const Program& program, std::uint64_t executor_id, std::int64_t most_ranks)
+Adapter::Adapter(const Program& program, std::uint64_t executor_id, std::int64_t row_floats)
     : executor_id_(executor_id),
-      most_ranks_(most_ranks),
+      row_floats_(row_floats),
       shapes_(program.weights.size()),
       updates_(program.weights.size()) {
     for (const Op& op : program.ops) {
@@ -44,9 +44,10 @@ void Adapter::set_a(std::int64_t weight, const SourceTensor& source) {
     AdapterUpdate& update = checked(weight);
     if (update.a.ready()) refuse("weight " + std::to_string(weight) + " is updated twice");
     if (source.columns != shapes_[static_cast<std::size_t>(weight)].second) refuse("A does not fit its weight");
-    if (source.rows > most_ranks_) {
+    const std::int64_t most_ranks = row_floats_ / AdapterUpdate::segments(source.columns) / 16 * 16;
+    if (source.rows > most_ranks) {
         refuse("its ranks for one weight are " + std::to_string(source.rows) + "; at most " +
-               std::to_string(most_ranks_) + " are possible");
+               std::to_string(most_ranks) + " are possible");
     }
     update.a = packed(source);
     bytes_ += update.a.bytes();

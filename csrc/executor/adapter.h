@@ -11,6 +11,9 @@
 
 namespace windlass {
 
+// Columns of A whose products are summed by themselves before these sums are added: part of the numerical scheme.
+inline constexpr std::int64_t kAdapterColumns = 1024;
+
 // What an adapter adds to the product with one weight: for each piece, to the columns from `first_row` on of the
 // product, B times the ranks from `first_rank` on of A x, times `scale`.
 struct AdapterUpdate {
@@ -22,14 +25,18 @@ struct AdapterUpdate {
     };
     Weight a;  // [ranks of all pieces, K]
     std::vector<Piece> pieces;
+
+    static std::int64_t segments(std::int64_t columns) { return (columns + kAdapterColumns - 1) / kAdapterColumns; }
+    // Floats from row to row of A x: whole cache lines.
+    std::int64_t hidden_stride() const { return (a.layout().rows + 15) / 16 * 16; }
 };
 
 // The updates of an adapter, packed. Belongs to the executor whose id it has. Filled by one thread, which no other
 // disturbs; immutable once it is in a batch.
 class Adapter {
   public:
-    // `most_ranks`: of all pieces of an update together.
-    Adapter(const Program& program, std::uint64_t executor_id, std::int64_t most_ranks);
+    // `row_floats`: what the executor has room for, per token, for the products with one matrix A.
+    Adapter(const Program& program, std::uint64_t executor_id, std::int64_t row_floats);
 
     // The matrix A of all pieces for a weight, one below the other, and then each of the pieces, of which B is given.
     // Throw std::invalid_argument for what does not fit, and std::bad_alloc.
@@ -49,7 +56,7 @@ class Adapter {
     AdapterUpdate& checked(std::int64_t weight);
 
     const std::uint64_t executor_id_;
-    const std::int64_t most_ranks_;
+    const std::int64_t row_floats_;
     std::vector<std::pair<std::int64_t, std::int64_t>> shapes_;  // of each weight; [0, 0] where it can add nothing
     std::vector<AdapterUpdate> updates_;                         // of each weight
     std::size_t bytes_ = 0;

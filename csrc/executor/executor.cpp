@@ -207,7 +207,7 @@ void Executor::check_complete() const {
 }
 
 std::unique_ptr<Adapter> Executor::make_adapter() const {
-    return std::make_unique<Adapter>(program_, id_, plan_.widest);
+    return std::make_unique<Adapter>(program_, id_, adapter_row_floats_);
 }
 
 bool Executor::run(const BatchView& batch, float* logits) {

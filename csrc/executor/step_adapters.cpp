@@ -5,6 +5,12 @@
 #include "executor/step.h"
 
 namespace windlass {
+namespace {
+
+// Up to so many rows a product waits for the weights, and costs as much.
+std::int64_t costly_rows(std::int64_t rows) { return std::clamp<std::int64_t>(rows, 4, kLinearTokens); }
+
+}  // namespace
 
 void Step::group_adapters() {
     resources_.adapter_groups.clear();
@@ -36,66 +42,81 @@ void Step::adapt(const Linear& op) {
 
 void Step::add_update(const Linear& op, const AdapterUpdate& update, const Executor::AdapterGroup& group) {
     const std::int32_t* const tokens = resources_.adapter_tokens.data() + group.begin;
-    const std::int64_t rows = group.count, row_floats = executor_.adapter_row_floats_;
-    float* const hidden = resources_.adapter_hidden.floats();
-    LinearJob job = {};
+    const std::int64_t rows = group.count;
     // Tokens that do not follow one another are brought together, so that all of them meet a weight while it is there.
-    if (tokens[rows - 1] - tokens[0] + 1 == rows) {
-        job.x = at(op.x, tokens[0]);
-        job.x_stride = stride(op.x);
-    } else {
-        float* const x = resources_.adapter_x.floats();
+    const float* x = at(op.x, tokens[0]);
+    std::int64_t x_stride = stride(op.x);
+    if (tokens[rows - 1] - tokens[0] + 1 != rows) {
+        float* const gathered = resources_.adapter_x.floats();
+        x_stride = executor_.adapter_row_floats_;
         for (std::int64_t i = 0; i < rows; ++i) {
-            std::memcpy(x + i * row_floats, at(op.x, tokens[i]), static_cast<std::size_t>(op.x.width) * sizeof(float));
+            std::memcpy(gathered + i * x_stride, at(op.x, tokens[i]),
+                        static_cast<std::size_t>(op.x.width) * sizeof(float));
         }
-        job.x = x;
-        job.x_stride = row_floats;
+        x = gathered;
     }
-    const float* const x = job.x;
+    multiply_a(update, x, x_stride, rows);
     const std::int64_t blocks = (rows + kLinearTokens - 1) / kLinearTokens;
-    const auto in_block = [&](std::int64_t block) {
-        return static_cast<int>(std::min<std::int64_t>(kLinearTokens, rows - block * kLinearTokens));
-    };
-    const PackedMatrix& a = update.a.matrix();
-    job.matrix = &a;
-    job.y_stride = row_floats;
-    const std::int64_t a_panels = (a.rows + kPanelRows - 1) / kPanelRows;
-    const std::int64_t block_rows = std::min<std::int64_t>(rows, kLinearTokens);
-    share(a_panels * blocks, block_rows * kPanelRows * a.columns,
-          [&](int thread, std::int64_t begin, std::int64_t end) {
-              for (std::int64_t i = begin; i < end; ++i) {
-                  LinearJob part = job;
-                  part.panel_begin = i / blocks;
-                  part.panel_end = part.panel_begin + 1;
-                  part.tokens = in_block(i % blocks);
-                  part.x = x + i % blocks * kLinearTokens * job.x_stride;
-                  part.y = hidden + i % blocks * kLinearTokens * row_floats;
-                  part.scratch = scratch(thread);
-                  kernels_.linear(part);
-              }
-          });
-    for (const AdapterUpdate::Piece& piece : update.pieces) {
-        for (std::int64_t i = 0; i < rows; ++i) {
-            float* const row = hidden + i * row_floats + piece.first_rank;
-            for (std::int64_t r = 0; r < piece.b.layout().columns; ++r) row[r] *= piece.scale;
-        }
-    }
     for (const AdapterUpdate::Piece& piece : update.pieces) {
         const PackedMatrix& b = piece.b.matrix();
-        const std::int64_t pieces = ((b.rows + kPanelRows - 1) / kPanelRows + kAdapterPanels - 1) / kAdapterPanels;
-        share(pieces * blocks, block_rows * kAdapterPanels * kPanelRows * b.columns,
+        const std::int64_t panels = (b.rows + kPanelRows - 1) / kPanelRows;
+        const std::int64_t parts = (panels + kAdapterPanels - 1) / kAdapterPanels;
+        share(parts * blocks, costly_rows(rows) * kAdapterPanels * kPanelRows * b.columns,
               [&](int thread, std::int64_t begin, std::int64_t end) {
                   for (std::int64_t i = begin; i < end; ++i) {
-                      add_panels(op, piece, hidden, i % blocks * kLinearTokens, in_block(i % blocks), tokens,
-                                 i / blocks * kAdapterPanels, thread);
+                      const std::int64_t row = i % blocks * kLinearTokens;
+                      const int count = static_cast<int>(std::min<std::int64_t>(kLinearTokens, rows - row));
+                      add_panels(op, update, piece, row, count, tokens, i / blocks * kAdapterPanels, thread);
                   }
               });
     }
 }
 
-void Step::add_panels(const Linear& op, const AdapterUpdate::Piece& piece, const float* hidden, std::int64_t row,
-                      int count, const std::int32_t* tokens, std::int64_t panel, int thread) {
-    const std::int64_t row_floats = executor_.adapter_row_floats_, first = panel * kPanelRows;
+void Step::multiply_a(const AdapterUpdate& update, const float* x, std::int64_t x_stride, std::int64_t rows) {
+    const PackedMatrix& a = update.a.matrix();
+    const std::int64_t stride = update.hidden_stride(), segments = AdapterUpdate::segments(a.columns);
+    float* const hidden = resources_.adapter_hidden.floats();
+    const std::int64_t column_bytes = a.panel_bytes / a.columns;
+    const std::int64_t panels = (a.rows + kPanelRows - 1) / kPanelRows;
+    const std::int64_t blocks = (rows + kLinearTokens - 1) / kLinearTokens;
+    share(segments * panels * blocks, costly_rows(rows) * kPanelRows * std::min(a.columns, kAdapterColumns),
+          [&](int thread, std::int64_t begin, std::int64_t end) {
+              for (std::int64_t i = begin; i < end; ++i) {
+                  const std::int64_t row = i % blocks * kLinearTokens, segment = i / blocks / panels;
+                  const std::int64_t column = segment * kAdapterColumns;
+                  PackedMatrix part = a;
+                  part.data += column * column_bytes;
+                  part.columns = std::min(kAdapterColumns, a.columns - column);
+                  LinearJob job = {};
+                  job.matrix = &part;
+                  job.panel_begin = i / blocks % panels;
+                  job.panel_end = job.panel_begin + 1;
+                  job.x = x + row * x_stride + column;
+                  job.x_stride = x_stride;
+                  job.tokens = static_cast<int>(std::min<std::int64_t>(kLinearTokens, rows - row));
+                  job.y = hidden + (segment * rows + row) * stride;
+                  job.y_stride = stride;
+                  job.scratch = scratch(thread);
+                  kernels_.linear(job);
+              }
+          });
+    share(rows, a.rows * segments, [&](int, std::int64_t begin, std::int64_t end) {
+        for (std::int64_t i = begin; i < end; ++i) {
+            float* const row = hidden + i * stride;
+            for (std::int64_t segment = 1; segment < segments; ++segment) {
+                kernels_.add(row, row + segment * rows * stride, a.rows);
+            }
+            for (const AdapterUpdate::Piece& piece : update.pieces) {
+                float* const ranks = row + piece.first_rank;
+                for (std::int64_t r = 0; r < piece.b.layout().columns; ++r) ranks[r] *= piece.scale;
+            }
+        }
+    });
+}
+
+void Step::add_panels(const Linear& op, const AdapterUpdate& update, const AdapterUpdate::Piece& piece,
+                      std::int64_t row, int count, const std::int32_t* tokens, std::int64_t panel, int thread) {
+    const std::int64_t first = panel * kPanelRows;
     PackedMatrix b = piece.b.matrix();
     b.data += panel * b.panel_bytes;
     b.rows = std::min(b.rows - first, kAdapterPanels * kPanelRows);
@@ -103,8 +124,8 @@ void Step::add_panels(const Linear& op, const AdapterUpdate::Piece& piece, const
     LinearJob job = {};
     job.matrix = &b;
     job.panel_end = (b.rows + kPanelRows - 1) / kPanelRows;
-    job.x = hidden + row * row_floats + piece.first_rank;
-    job.x_stride = row_floats;
+    job.x_stride = update.hidden_stride();
+    job.x = resources_.adapter_hidden.floats() + row * job.x_stride + piece.first_rank;
     job.tokens = count;
     job.y = sums;
     job.y_stride = kAdapterPanels * kPanelRows;

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from support.native import KERNELS, KINDS, Chunk, Kind, LittleModel, batch_of, f32_tensor
+from support.native import KERNELS, KINDS, Chunk, Kind, LittleModel, bare_program, batch_of, f32_tensor
 from windlass.native import NativeExecutor
 from windlass.program.adapter import LowRank, PackedAdapter, Update, linear_shapes
 from windlass.program.executor import Batch, Executor
+from windlass.program.ops import Embed, Linear, Logits, Value
+from windlass.program.program import Program
 from windlass.program.reference import ReferenceExecutor
 from windlass.quantization import Format, Tensor
 
@@ -142,6 +144,50 @@ def test_rows_are_the_same_bits_whatever_is_beside_them(kernels: str, kind: Kind
     executor.close()
 
 
+def wide_program(columns: int, rows: int, tokens: int) -> tuple[Program, dict[str, Tensor]]:
+    """logits[t] = the product of row t of a table with a matrix [rows, columns]."""
+    rng = np.random.default_rng(5)
+    weights = {
+        "x": f32_tensor(rng.standard_normal((tokens, columns), dtype=np.float32)),
+        "w": f32_tensor(rng.standard_normal((rows, columns), dtype=np.float32)),
+        "one": f32_tensor(np.eye(tokens, rows, dtype=np.float32)),
+    }
+    x, y = Value(0, 0, columns), Value(1, 0, rows)
+    return bare_program([Embed(x, "x"), Linear(y, x, "w"), Logits(y, "one")], weights, [columns, rows], tokens), weights
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize("columns", [1024, 1025, 3000])
+def test_wide_inputs_are_summed_in_parts(kernels: str, columns: int) -> None:
+    rows, tokens, rng = 100, 100, np.random.default_rng(6)
+    program, weights = wide_program(columns, rows, tokens)
+    pieces = [
+        LowRank(first, KINDS[2].tensor(rng, rank, columns), KINDS[1].tensor(rng, count, rank), 0.5)
+        for first, count, rank in ((3, 50, 20), (53, 40, 17))
+    ]
+    expected = weights["x"].data @ merged(weights, [("w", pieces)])["w"].data.T
+    plain = weights["x"].data @ weights["w"].data.T
+    outputs = []
+    for threads in (1, 3):
+        executor = NativeExecutor(
+            program, weights, num_pages=8, max_tokens=tokens, max_positions=128, num_threads=threads, kernels=kernels
+        )
+        adapter = executor.pack_adapter([("w", pieces)])
+        whole = executor.run(with_adapters(batch_of(Chunk(range(tokens), 0, range(7))), adapter))
+        np.testing.assert_allclose(whole, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+        outputs.append(whole)
+        for token in (0, 63, 64, 99):
+            one = executor.run(with_adapters(batch_of(Chunk([token], 0, [7])), adapter))
+            np.testing.assert_array_equal(one, whole[token : token + 1])
+        several = batch_of(*(Chunk([token], 0, [token]) for token in range(8)))
+        chosen = [adapter if token % 2 else None for token in range(8)]
+        logits = executor.run(with_adapters(several, *chosen))
+        np.testing.assert_array_equal(logits[1::2], whole[1:8:2])
+        np.testing.assert_allclose(logits[::2], plain[:8:2], rtol=0, atol=1e-5 * np.abs(plain).max())
+        executor.close()
+    np.testing.assert_array_equal(outputs[0], outputs[1])
+
+
 def test_a_closed_adapter_gives_its_memory_back_and_is_refused() -> None:
     for executor in (native(), reference()):
         adapter = executor.pack_adapter(updates_of(7))
@@ -226,7 +272,7 @@ def test_the_native_core_checks_for_itself() -> None:
         ((2, "f16", good), "wrong dtype"),
         ((2, "int8", codes), "floats"),
         ((2, "f32", good[:0]), "empty"),
-        ((2, "f32", np.ones((300, 72), np.float32)), "at most 200 are possible"),
+        ((2, "f32", np.ones((300, 72), np.float32)), "at most 208 are possible"),
     ):
         with pytest.raises(ValueError, match=reason):
             core.set_a(*arguments)
