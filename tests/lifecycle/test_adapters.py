@@ -91,7 +91,7 @@ def refused(face: Face, engine: MLCEngineBase, **arguments: Any) -> InvalidReque
 # L26: what a request gets depends on its adapter, and on nothing beside it.
 
 
-@pytest.mark.parametrize("settings", [{}, {"prefix_cache_mode": "disable"}, DRAFT_MODEL], ids=["", "no cache", "draft"])
+@pytest.mark.parametrize("settings", [{}, DRAFT_MODEL], ids=["", "draft"])
 def test_L26_with_adapters(face: Face, paths: dict[str, str], settings: dict[str, Any]) -> None:
     cases = [(request, lora) for request in REQUESTS for lora in (None, "one", "two")]
     plain = face.build(speculative_mode="disable")
@@ -186,31 +186,30 @@ def test_what_requests_choose_by(face: Face, paths: dict[str, str]) -> None:
     assert response.choices[0].text != face.complete(engine, "Once", max_tokens=8).choices[0].text
 
 
-@pytest.mark.parametrize(
-    ("arguments", "param", "code", "message"),
-    [
+def test_an_adapter_that_is_not_there(face: Face, paths: dict[str, str]) -> None:
+    engine = face.build(adapters={"one": paths["one"], "two": paths["two"]})
+    for arguments, param, code, message in (
         ({"lora": "gone"}, "lora", "model_not_found", "there is no adapter 'gone'; loaded are one, two"),
         ({"model": "windlass-demo:gone"}, "model", "model_not_found", "no adapter 'gone'"),
         ({"model": "x:one", "lora": "two"}, "lora", "invalid_value", "model names the adapter 'one'"),
         ({"lora": ""}, "lora", "invalid_value", "lora"),
         ({"lora": 1}, "lora", "invalid_value", "lora"),
-    ],
-)
-def test_an_adapter_that_is_not_there(
-    face: Face, paths: dict[str, str], arguments: dict[str, Any], param: str, code: str, message: str
-) -> None:
-    engine = face.build(adapters={"one": paths["one"], "two": paths["two"]})
-    error = refused(face, engine, **arguments)
-    assert (error.param, error.code) == (param, code)
-    assert message in str(error)
+    ):
+        error = refused(face, engine, **arguments)
+        assert (error.param, error.code) == (param, code)
+        assert message in str(error)
 
 
-@pytest.mark.parametrize("name", ["", "a:b", "a b", "ä", ".hidden", "x" * 129, 7])
-def test_names_that_cannot_be(face: Face, engine: MLCEngineBase, paths: dict[str, str], name: Any) -> None:
-    with pytest.raises(ValueError, match="an adapter's name must be"):
-        face.call(engine, "load_adapter", name, paths["one"])
-    with pytest.raises(ValueError, match="an adapter's name must be"):
-        face.build(adapters={name: paths["one"]}, tracked=False)
+def test_names_that_cannot_be(face: Face, engine: MLCEngineBase, paths: dict[str, str]) -> None:
+    for name in ("", "a:b", "a b", "\u00e4", ".hidden", "x" * 129, 7):
+        with pytest.raises(ValueError, match="an adapter's name must be"):
+            face.call(engine, "load_adapter", name, paths["one"])
+        with pytest.raises(ValueError, match="an adapter's name must be"):
+            face.build(adapters={name: paths["one"]}, tracked=False)
+    for adapters in ([paths["one"]], {"one": ""}, {"one": 1}):
+        with pytest.raises(ValueError, match="must map names to paths"):
+            face.build(adapters=adapters, tracked=False)
+    assert engine.adapters == {}
 
 
 def test_names_are_used_once(face: Face, engine: MLCEngineBase, paths: dict[str, str]) -> None:
@@ -235,7 +234,7 @@ def test_unloading_waits_for_those_who_use_it_and_refuses_others(face: Face, pat
     unloading = Started(face.call, engine, "unload_adapter", "one")
     assert is_gone(engine, "one")
     assert refused(face, engine, lora="one").code == "model_not_found"
-    assert face.answer(engine, LONG, max_tokens=9) != face.answer(engine, LONG, lora="two", max_tokens=9)
+    assert face.answer(engine, LONG, max_tokens=25) != face.answer(engine, LONG, lora="two", max_tokens=25)
     # A new one may have the name at once.
     face.call(engine, "load_adapter", "one", paths["three"])
     other = face.answer(engine, LONG, lora="one", max_tokens=5)
@@ -534,7 +533,7 @@ def test_an_adapter_whose_numbers_overflow_fails_alone(face: Face, tmp_path: Pat
 # All of it at once
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_random_histories(face: Face, paths: dict[str, str], seed: int) -> None:
     """Threads load, unload, ask, leave and abort; every answer that comes is the one its adapter gives alone."""
     plain = face.build(adapters=paths)
