@@ -20,7 +20,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -40,6 +39,7 @@ from comparison.noise import Watch, alone
 from comparison.plan import FAMILIES, KINDS, LIMITS, Step, expected_seconds, make_plan, select
 from comparison.plot import plot_report
 from comparison.report import make_report, print_report, report_as_json, report_as_markdown
+from comparison.settings import setting
 from comparison.shapes import SHAPES
 
 console = Console()
@@ -248,7 +248,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--config",
         action="append",
-        type=_setting,
+        type=setting,
         default=[],
         metavar="FIELD=VALUE",
         help="a field of Windlass's EngineConfig, such as quantization=q4f16_1 (the default) or kv_cache_dtype=bf16",
@@ -272,16 +272,6 @@ def _peer(text: str) -> tuple[str, Path]:
     if not python or name not in {engine.environment for engine in ENGINES.values()}:
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=PYTHON with the name of an engine")
     return name, Path(python).absolute()
-
-
-def _setting(text: str) -> tuple[str, Any]:
-    name, _, value = text.partition("=")
-    if not value:
-        raise argparse.ArgumentTypeError(f"{text!r} is not FIELD=VALUE")
-    try:
-        return name, json.loads(value)
-    except ValueError:
-        return name, value
 
 
 def main() -> None:

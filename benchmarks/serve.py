@@ -32,6 +32,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from comparison.engines import machine
 from comparison.noise import Watch, alone
+from comparison.settings import setting
 from serving.figures import Figures, Overhead, print_figures
 from serving.http_client import Client
 from serving.plot import plot_runs
@@ -141,7 +142,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     who.add_argument(
         "--config",
         action="append",
-        type=_setting,
+        type=setting,
         default=[],
         metavar="FIELD=VALUE",
         help="of --inprocess: a field of EngineConfig, such as quantization=q4f16_1; the mode is server by default",
@@ -183,16 +184,6 @@ def _count(text: str) -> int:
     if (count := int(text)) < 1:
         raise ValueError(text)
     return count
-
-
-def _setting(text: str) -> tuple[str, Any]:
-    name, _, value = text.partition("=")
-    if not value:
-        raise argparse.ArgumentTypeError(f"{text!r} is not FIELD=VALUE")
-    try:
-        return name, json.loads(value)
-    except ValueError:
-        return name, value
 
 
 def main() -> int:

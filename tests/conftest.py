@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,25 @@ def pytest_collection_finish() -> None:
     """Leave what the tests themselves consist of to no collector: it is much, and many tests collect."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Run a test that is marked as ``alone`` while no other process of the same run (``pytest -n``) is in a test."""
+    with _room(item) if hasattr(item.config, "workerinput") else ExitStack():
+        return (yield)
+
+
+@contextmanager
+def _room(item: pytest.Item) -> Iterator[None]:
+    factory: pytest.TempPathFactory = item.config._tmp_path_factory  # type: ignore[attr-defined]
+    shared = factory.getbasetemp().parent
+    with (shared / "door").open("w") as door, (shared / "room").open("w") as room:
+        # Who waits for an empty room keeps the door closed, or it would never be empty.
+        fcntl.flock(door, fcntl.LOCK_EX)
+        fcntl.flock(room, fcntl.LOCK_EX if item.get_closest_marker("alone") else fcntl.LOCK_SH)
+        fcntl.flock(door, fcntl.LOCK_UN)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -119,6 +119,7 @@ ERRORS = {
     "EngineForkedError": ("EngineError",),
     "EngineOverloadedError": ("EngineError",),
     "LoadError": ("WindlassError",),
+    "DownloadError": ("LoadError",),
     "RequestError": ("WindlassError",),
     "InvalidRequestError": ("RequestError", "ValueError"),
     "ContextLengthError": ("InvalidRequestError",),
@@ -196,6 +197,8 @@ def test_error_tree() -> None:
 def test_error_attributes() -> None:
     load = windlass.LoadError("model/config.json", "is not JSON")
     assert (load.path, load.reason, str(load)) == ("model/config.json", "is not JSON", "model/config.json: is not JSON")
+    download = windlass.DownloadError("HF://a/b", "there is none", code="not_found")
+    assert (download.path, download.code) == ("HF://a/b", "not_found")
     invalid = windlass.InvalidRequestError("no", param="stop")
     assert (invalid.param, invalid.code) == ("stop", "invalid_value")
     assert windlass.ContextLengthError("too long").code == "context_length_exceeded"

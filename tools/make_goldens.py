@@ -4,8 +4,10 @@
     python tools/make_goldens.py --check    compute again and compare with the files that are there
 
 Needs the ``oracle`` extra (torch and transformers). Each file holds, for several prompts, the greedy continuation and
-the float32 logits of some positions. Models are run over the whole sequence at once and without a cache, but for
-"dynamic" rope, whose angles depend on how much is fed at once: it is fed token by token, which Windlass follows.
+the float32 logits of some positions. Models are run over the whole sequence at once and without a cache. Two kinds of
+rope have angles that depend on how much is fed at once. "dynamic" is fed token by token, which Windlass follows.
+"longrope" is fed sequences as long as the context of the tests, by which Windlass chooses its factors; what comes after
+a token does not change its logits.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from support.tiny_models import CASES, TinyModel, write_hf_directory  # noqa: E4
 GOLDENS = ROOT / "tests" / "conformance" / "goldens"
 PROMPT_LENGTHS = (5, 17, 33, 48)
 NEW_TOKENS = 64
+CONTEXT_LENGTH = 128
 SMALLEST_GAP = 4e-4
 """Between the two best logits, over the largest one: nearer ties would make greedy tokens a matter of rounding."""
 
@@ -86,10 +89,18 @@ def prompts(model: TinyModel) -> list[list[int]]:
     return [ids[end - length : end].tolist() for end, length in zip(ends, PROMPT_LENGTHS, strict=True)]
 
 
+def rope_type(model: Any) -> str | None:
+    """The type of the rotary embedding, that of the layers without a window where there are several."""
+    parameters = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
+    return parameters.get("full_attention", parameters).get("rope_type")
+
+
 def all_logits(model: Any, tokens: list[int]) -> torch.Tensor:
     """Float32 logits of every position [T, vocab]."""
-    scaling = model.config.rope_parameters["rope_type"]
-    if scaling != "dynamic":
+    if rope_type(model) == "longrope":
+        padded = tokens + [0] * (CONTEXT_LENGTH - len(tokens))
+        return model(torch.tensor([padded]), use_cache=False).logits[0, : len(tokens)]
+    if rope_type(model) != "dynamic":
         return model(torch.tensor([tokens]), use_cache=False).logits[0]
     rows, cache = [], transformers.DynamicCache()
     for token in tokens:
@@ -100,7 +111,7 @@ def all_logits(model: Any, tokens: list[int]) -> torch.Tensor:
 def continue_greedily(model: Any, prompt: list[int]) -> tuple[list[int], torch.Tensor]:
     """The greedy tokens after ``prompt``, and the logits of all positions but the last token's."""
     tokens = list(prompt)
-    if model.config.rope_parameters["rope_type"] == "dynamic":
+    if rope_type(model) == "dynamic":
         cache, waiting = transformers.DynamicCache(), list(prompt)
         while len(tokens) < len(prompt) + NEW_TOKENS:
             logits = model(torch.tensor([[waiting.pop(0)]]), past_key_values=cache, use_cache=True).logits[0, -1]

@@ -5,6 +5,7 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <memory>
@@ -26,7 +27,7 @@ namespace {
 using AnyArray = nb::ndarray<nb::ro, nb::device::cpu>;
 using FloatTable = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Indices = nb::ndarray<const std::int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using LogitArray = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using ResultArray = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
 Format format_named(const std::string& name) {
     if (name == "f32") return Format::kF32;
@@ -34,6 +35,7 @@ Format format_named(const std::string& name) {
     if (name == "bf16") return Format::kBF16;
     if (name == "int8") return Format::kInt8;
     if (name == "int4") return Format::kInt4;
+    if (name == "fp8") return Format::kFp8;
     throw std::invalid_argument("unknown weight format " + name);
 }
 
@@ -57,6 +59,7 @@ nb::dlpack::dtype data_type(Format format) {
         case Format::kInt8:
             return nb::dtype<std::int8_t>();
         case Format::kInt4:
+        case Format::kFp8:
             return nb::dtype<std::uint8_t>();
     }
     throw std::invalid_argument("unknown weight format");
@@ -85,7 +88,8 @@ ArrayView matrix_view(const char* what, const AnyArray& array, nb::dlpack::dtype
 void set_weight(Executor& self, std::int64_t index, const std::string& format, std::int64_t rows, std::int64_t columns,
                 const AnyArray& data, std::int64_t group, const std::optional<AnyArray>& scales,
                 const std::optional<AnyArray>& zeros, const std::optional<AnyArray>& minima, std::int64_t superblock,
-                const std::optional<AnyArray>& scale_factors, const std::optional<AnyArray>& minimum_factors) {
+                const std::optional<AnyArray>& scale_factors, const std::optional<AnyArray>& minimum_factors,
+                const std::optional<Indices>& order) {
     SourceTensor source;
     source.format = format_named(format);
     source.rows = rows;
@@ -94,11 +98,18 @@ void set_weight(Executor& self, std::int64_t index, const std::string& format, s
     const bool int4 = source.format == Format::kInt4;
     const bool grouped = int4 || source.format == Format::kInt8;
     const bool has_zeros = zeros.has_value(), has_minima = minima.has_value();
-    const bool fits = grouped ? scales.has_value() && group >= 1 && has_zeros == (int4 && !has_minima)
-                              : !scales.has_value() && !has_zeros && !has_minima;
+    const bool fp8 = source.format == Format::kFp8;
+    const bool fits = fp8       ? scales.has_value() && group >= 1 && !has_zeros && !has_minima && superblock == 0
+                      : grouped ? scales.has_value() && group >= 1 && has_zeros == (int4 && !has_minima)
+                                : !scales.has_value() && !has_zeros && !has_minima;
     if (!fits) {
         throw std::invalid_argument(
-            "int8 and int4 weights have groups and scales, and minima or, if int4, zeros; others have none of these");
+            "int8, int4 and fp8 weights have groups and scales, int8 and int4 minima or, if int4, zeros; others have "
+            "none of these");
+    }
+    if (fp8 && group % kBlockColumns != 0 && group < columns) {
+        throw std::invalid_argument("groups of fp8 weights must be whole rows, or multiples of " +
+                                    std::to_string(kBlockColumns));
     }
     if (scale_factors.has_value() != (superblock != 0) ||
         minimum_factors.has_value() != (superblock != 0 && has_minima)) {
@@ -128,6 +139,18 @@ void set_weight(Executor& self, std::int64_t index, const std::string& format, s
         const nb::dlpack::dtype type = data_type(Format::kF16);
         source.scale_factors = matrix_view("scale factors", *scale_factors, type, rows, blocks);
         if (has_minima) source.minimum_factors = matrix_view("minimum factors", *minimum_factors, type, rows, blocks);
+    }
+    if (fp8) {
+        source.group = group;
+        source.scales = matrix_view("scales", *scales, data_type(Format::kF32), rows, (columns - 1) / group + 1);
+    }
+    if (order.has_value()) {
+        const auto fits_row = [&](std::int32_t column) { return column >= 0 && column < columns; };
+        if (!grouped || static_cast<std::int64_t>(order->size()) != columns ||
+            !std::all_of(order->data(), order->data() + order->size(), fits_row)) {
+            throw std::invalid_argument("an order is for int8 and int4 weights, and has the number of each column");
+        }
+        source.order = order->data();
     }
     const FaultScope fallible;
     const nb::gil_scoped_release released;
@@ -229,11 +252,10 @@ void set_rope(Executor& self, std::int64_t index, const FloatTable& cos, const F
 std::span<const std::int32_t> span(const Indices& array) { return {array.data(), array.size()}; }
 
 bool run(Executor& self, const Indices& token_ids, const Indices& positions, const Indices& token_starts,
-         const Indices& page_ids, const Indices& page_starts, const Indices& logit_rows, const LogitArray& logits,
+         const Indices& page_ids, const Indices& page_starts, const Indices& logit_rows, const ResultArray& result,
          const nb::tuple& adapters, const std::optional<Indices>& sequence_adapters) {
-    if (logits.shape(0) != logit_rows.size() ||
-        static_cast<std::int64_t>(logits.shape(1)) != self.program().vocab_size) {
-        throw std::invalid_argument("the logits must be [logit rows, vocabulary]");
+    if (result.shape(0) != logit_rows.size() || static_cast<std::int64_t>(result.shape(1)) != self.output_width()) {
+        throw std::invalid_argument("the result must be [logit rows, " + std::to_string(self.output_width()) + "]");
     }
     std::vector<std::shared_ptr<const Adapter>> held;
     for (const nb::handle handle : adapters) held.push_back(nb::cast<const AdapterHandle&>(handle).adapter);
@@ -243,7 +265,7 @@ bool run(Executor& self, const Indices& token_ids, const Indices& positions, con
     if (sequence_adapters) batch.sequence_adapters = span(*sequence_adapters);
     const FaultScope fallible;
     const nb::gil_scoped_release released;
-    return self.run(batch, logits.data());
+    return self.run(batch, result.data());
 }
 
 }  // namespace
@@ -270,13 +292,14 @@ void bind_executor(nb::module_& module) {
             "kernels"_a)
         .def("set_weight", &set_weight, "index"_a, "format"_a, "rows"_a, "columns"_a, "data"_a, "group"_a,
              "scales"_a.none(), "zeros"_a.none(), "minima"_a.none() = nb::none(), "superblock"_a = 0,
-             "scale_factors"_a.none() = nb::none(), "minimum_factors"_a.none() = nb::none())
+             "scale_factors"_a.none() = nb::none(), "minimum_factors"_a.none() = nb::none(),
+             "order"_a.none() = nb::none())
         .def("map_weights", &map_weights, "descriptor"_a, "identity"_a)
         .def("write_weight", &write_weight, "descriptor"_a, "index"_a)
         .def("write_header", &write_header, "descriptor"_a, "identity"_a)
         .def("set_rope", &set_rope, "index"_a, "cos"_a, "sin"_a)
         .def("run", &run, "token_ids"_a.noconvert(), "positions"_a.noconvert(), "token_starts"_a.noconvert(),
-             "page_ids"_a.noconvert(), "page_starts"_a.noconvert(), "logit_rows"_a.noconvert(), "logits"_a.noconvert(),
+             "page_ids"_a.noconvert(), "page_starts"_a.noconvert(), "logit_rows"_a.noconvert(), "result"_a.noconvert(),
              "adapters"_a = nb::tuple(), "sequence_adapters"_a.noconvert().none() = nb::none())
         .def("make_adapter", &make_adapter)
         .def("cancel", &Executor::cancel)

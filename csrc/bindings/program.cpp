@@ -4,6 +4,8 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 
+#include <stdexcept>
+#include <string>
 #include <tuple>
 
 #include "bindings/bindings.h"
@@ -17,6 +19,15 @@ namespace {
 using Triple = std::tuple<std::int64_t, std::int64_t, std::int64_t>;
 
 View view(const Triple& triple) { return {std::get<0>(triple), std::get<1>(triple), std::get<2>(triple)}; }
+
+ActivationKind kind_named(const std::string& name) {
+    if (name == "silu") return ActivationKind::kSilu;
+    if (name == "gelu") return ActivationKind::kGelu;
+    if (name == "gelu_tanh") return ActivationKind::kGeluTanh;
+    if (name == "relu") return ActivationKind::kRelu;
+    if (name == "clamped_swiglu") return ActivationKind::kClampedSwiglu;
+    throw std::invalid_argument("program: unknown activation " + name);
+}
 
 }  // namespace
 
@@ -39,12 +50,20 @@ void bind_program(nb::module_& module) {
         .def("add_weight", [](Program& self, std::string name, std::int64_t rows, std::int64_t columns,
                               bool is_vector) { self.weights.push_back({std::move(name), rows, columns, is_vector}); })
         .def("embed", [](Program& self, Triple out, int table) { self.ops.push_back(Embed{view(out), table}); })
+        .def("embed_position",
+             [](Program& self, Triple out, int table) { self.ops.push_back(EmbedPosition{view(out), table}); })
         .def("rms_norm", [](Program& self, Triple out, Triple x, int weight,
                             float eps) { self.ops.push_back(RmsNorm{view(out), view(x), weight, eps}); })
-        .def("head_norm", [](Program& self, Triple x, int weight, std::int64_t head_dim,
-                             float eps) { self.ops.push_back(HeadNorm{view(x), weight, head_dim, eps}); })
+        .def("layer_norm", [](Program& self, Triple out, Triple x, int weight, int bias,
+                              float eps) { self.ops.push_back(LayerNorm{view(out), view(x), weight, bias, eps}); })
+        .def("head_norm", [](Program& self, Triple x, int weight, std::int64_t head_dim, float eps,
+                             bool centered) { self.ops.push_back(HeadNorm{view(x), weight, head_dim, eps, centered}); })
         .def("linear", [](Program& self, Triple out, Triple x, int weight,
                           int bias) { self.ops.push_back(Linear{view(out), view(x), weight, bias}); })
+        .def("join_heads",
+             [](Program& self, Triple out, Triple left, Triple right, std::int64_t num_heads) {
+                 self.ops.push_back(JoinHeads{view(out), view(left), view(right), num_heads});
+             })
         .def("rope", [](Program& self, Triple x, int table, std::int64_t head_dim,
                         std::int64_t rotary_dim) { self.ops.push_back(Rope{view(x), table, head_dim, rotary_dim}); })
         .def("write_kv", [](Program& self, std::int64_t layer, Triple k,
@@ -54,10 +73,22 @@ void bind_program(nb::module_& module) {
                 std::int64_t window) {
                  self.ops.push_back(Attention{view(out), view(q), layer, num_heads, scale, window});
              })
-        .def("silu_gate",
-             [](Program& self, Triple out, Triple x) { self.ops.push_back(GatedActivation{view(out), view(x)}); })
+        .def("activation",
+             [](Program& self, Triple out, Triple x, const std::string& kind) {
+                 self.ops.push_back(Activation{view(out), view(x), kind_named(kind)});
+             })
+        .def("gated_activation",
+             [](Program& self, Triple out, Triple x, const std::string& kind) {
+                 self.ops.push_back(GatedActivation{view(out), view(x), kind_named(kind)});
+             })
         .def("add", [](Program& self, Triple x, Triple y) { self.ops.push_back(Add{view(x), view(y)}); })
-        .def("logits", [](Program& self, Triple x, int weight) { self.ops.push_back(Logits{view(x), weight}); });
+        .def("add_bias", [](Program& self, Triple x, int bias) { self.ops.push_back(AddBias{view(x), bias}); })
+        .def("scale", [](Program& self, Triple x, float factor) { self.ops.push_back(Scale{view(x), factor}); })
+        .def("sigmoid_gate",
+             [](Program& self, Triple x, Triple gate) { self.ops.push_back(SigmoidGate{view(x), view(gate)}); })
+        .def("logits", [](Program& self, Triple x, int weight,
+                          float softcap) { self.ops.push_back(Logits{view(x), weight, softcap}); })
+        .def("hidden_states", [](Program& self, Triple x) { self.ops.push_back(HiddenStates{view(x)}); });
 }
 
 }  // namespace windlass

@@ -120,7 +120,7 @@ void Executor::set_weight(std::int64_t index, const SourceTensor& source) {
         throw std::invalid_argument("weight " + shape.name + " has the wrong shape");
     }
     if (shape.is_vector) {
-        if (source.scale_type != ScaleType::kNone) {
+        if (source.scale_type != ScaleType::kNone || source.format == Format::kFp8) {
             throw std::invalid_argument("weight " + shape.name + " is a vector and cannot be quantized");
         }
         weight = Weight::pack_vector(source);
@@ -210,16 +210,17 @@ std::unique_ptr<Adapter> Executor::make_adapter() const {
     return std::make_unique<Adapter>(program_, id_, adapter_row_floats_);
 }
 
-bool Executor::run(const BatchView& batch, float* logits) {
+bool Executor::run(const BatchView& batch, float* result) {
     const Use use(*this);
     if (!complete_) {
         check_complete();
         complete_ = true;
     }
-    check_batch(batch, {options_.max_tokens, options_.max_positions, options_.num_pages, program_.vocab_size, id_},
+    const std::int64_t max_positions = std::min(options_.max_positions, plan_.most_positions);
+    check_batch(batch, {options_.max_tokens, max_positions, options_.num_pages, program_.vocab_size, id_},
                 resources_->slots);
     if (cancel_.exchange(false)) return false;
-    if (Step(*this, batch, logits).run()) return true;
+    if (Step(*this, batch, result).run()) return true;
     cancel_.store(false);
     return false;
 }

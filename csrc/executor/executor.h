@@ -63,9 +63,9 @@ class Executor {
     // An adapter to be filled, by any thread, also while a call is in progress.
     std::unique_ptr<Adapter> make_adapter() const;
 
-    // One forward step: `logits` [rows, vocab], contiguous. False when it was cancelled.
+    // One forward step: `result` [logit rows, output_width()], contiguous. False when it was cancelled.
     // Throws std::invalid_argument for a batch that breaks a rule; then nothing was written.
-    bool run(const BatchView& batch, float* logits);
+    bool run(const BatchView& batch, float* result);
 
     // Calls body(thread, begin, end) for pieces of 0 .. count on the executor's threads: for work that belongs to a
     // step but is not the program's.
@@ -82,6 +82,7 @@ class Executor {
     void close();
 
     const Program& program() const { return program_; }
+    std::int64_t output_width() const { return plan_.output_width; }
     int num_threads() const { return options_.num_threads; }
     const char* kernels() const { return kernels_.name; }
     std::size_t kv_cache_bytes() const { return kv_cache_bytes_.load(); }

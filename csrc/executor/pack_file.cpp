@@ -12,7 +12,7 @@
 namespace windlass {
 namespace {
 
-constexpr std::array<char, 8> kMagic = {'W', 'L', 'P', 'A', 'C', 'K', '0', '2'};
+constexpr std::array<char, 8> kMagic = {'W', 'L', 'P', 'A', 'C', 'K', '0', '3'};
 constexpr std::int64_t kAlignment = 4096;
 constexpr std::int64_t kMostBytes = std::int64_t{1} << 46;
 
@@ -33,7 +33,8 @@ struct Entry {
     std::int32_t scale_type;
     std::int32_t is_vector;
     std::int32_t own_zeros;
-    std::int64_t minima;
+    std::int32_t minima;
+    std::int32_t ordered;
     std::int64_t rows;
     std::int64_t columns;
     std::int64_t group;
@@ -71,6 +72,7 @@ Entry entry_of(const WeightLayout& layout) {
             layout.is_vector ? 1 : 0,
             layout.own_zeros ? 1 : 0,
             layout.minima ? 1 : 0,
+            layout.ordered ? 1 : 0,
             layout.rows,
             layout.columns,
             layout.group};
@@ -83,6 +85,7 @@ WeightLayout layout_of(const Entry& entry) {
     layout.is_vector = entry.is_vector != 0;
     layout.own_zeros = entry.own_zeros != 0;
     layout.minima = entry.minima != 0;
+    layout.ordered = entry.ordered != 0;
     layout.rows = entry.rows;
     layout.columns = entry.columns;
     layout.group = entry.group;
@@ -175,6 +178,7 @@ std::optional<MappedPack> PackFile::map(int descriptor, const std::vector<Progra
     pack.memory = Mapping::of_file(descriptor, static_cast<std::size_t>(prefix.file_bytes));
     pack.weights.reserve(layouts.size());
     for (std::size_t i = 0; i < layouts.size(); ++i) {
+        if (!layouts[i].order_fits(pack.memory.data() + offsets[i])) return std::nullopt;
         pack.weights.push_back(Weight::borrow(layouts[i], pack.memory.data() + offsets[i]));
     }
     return pack;

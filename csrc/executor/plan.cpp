@@ -35,9 +35,7 @@ class Checker {
             std::visit([this](const auto& one) { check(one); }, op);
             ++now_;
         }
-        if (program_.ops.empty() || !std::holds_alternative<Logits>(program_.ops.back())) {
-            refuse("the last operation is not Logits");
-        }
+        if (output_width_ == 0) refuse("the last operation is neither Logits nor HiddenStates");
     }
 
     struct Use {
@@ -47,6 +45,8 @@ class Checker {
     const std::vector<Use>& uses() const { return uses_; }
     const std::vector<std::int64_t>& rope_half() const { return rope_half_; }
     int most_heads_per_kv_head() const { return most_heads_; }
+    std::int64_t output_width() const { return output_width_; }
+    std::int64_t most_positions() const { return most_positions_; }
 
   private:
     void view(const View& v) {
@@ -75,6 +75,16 @@ class Checker {
         }
     }
 
+    void vector(int index, std::int64_t columns) {
+        if (index != kNoWeight) weight(index, 1, columns, true);
+    }
+
+    // Of a weight that may not exist.
+    Program::WeightShape shape_of(int index) const {
+        const bool known = index >= 0 && index < static_cast<int>(program_.weights.size());
+        return known ? program_.weights[static_cast<std::size_t>(index)] : Program::WeightShape{};
+    }
+
     void heads(const View& x, std::int64_t head_dim) {
         view(x);
         if (head_dim < 1 || x.width % head_dim != 0) refuse("a value is not a whole number of heads");
@@ -88,19 +98,41 @@ class Checker {
         view(op.out);
         weight(op.table, program_.vocab_size, op.out.width, false);
     }
+    void check(const EmbedPosition& op) {
+        view(op.out);
+        const std::int64_t positions = shape_of(op.table).rows;
+        weight(op.table, positions, op.out.width, false);
+        most_positions_ = std::min(most_positions_, positions);
+    }
+    void row_by_row(const View& out, const View& x, const char* what) {
+        separate(out, x);
+        if (out.width != x.width) refuse(std::string(what) + " changes the width");
+    }
     void check(const RmsNorm& op) {
-        separate(op.out, op.x);
-        if (op.out.width != op.x.width) refuse("RmsNorm changes the width");
+        row_by_row(op.out, op.x, "RmsNorm");
         weight(op.weight, 1, op.x.width, true);
+    }
+    void check(const LayerNorm& op) {
+        row_by_row(op.out, op.x, "LayerNorm");
+        weight(op.weight, 1, op.x.width, true);
+        vector(op.bias, op.x.width);
     }
     void check(const HeadNorm& op) {
         heads(op.x, op.head_dim);
-        weight(op.weight, 1, op.head_dim, true);
+        vector(op.weight, shape_of(op.weight).columns == op.x.width ? op.x.width : op.head_dim);
     }
     void check(const Linear& op) {
         separate(op.out, op.x);
         weight(op.weight, op.out.width, op.x.width, false);
-        if (op.bias != kNoWeight) weight(op.bias, 1, op.out.width, true);
+        vector(op.bias, op.out.width);
+    }
+    void check(const JoinHeads& op) {
+        separate(op.out, op.left);
+        separate(op.out, op.right);
+        if (op.num_heads < 1 || op.left.width % op.num_heads != 0 || op.right.width % op.num_heads != 0 ||
+            op.out.width != op.left.width + op.right.width) {
+            refuse("JoinHeads has values that are not so many heads");
+        }
     }
     void check(const Rope& op) {
         heads(op.x, op.head_dim);
@@ -127,19 +159,48 @@ class Checker {
         }
         most_heads_ = std::max(most_heads_, op.num_heads / program_.num_kv_heads);
     }
+    void check(const Activation& op) {
+        row_by_row(op.out, op.x, "Activation");
+        if (op.kind < ActivationKind::kSilu || op.kind > ActivationKind::kRelu) refuse("unknown activation");
+    }
     void check(const GatedActivation& op) {
         separate(op.out, op.x);
         if (op.x.width != 2 * op.out.width) refuse("GatedActivation does not halve the width");
+        gate(op.kind);
+    }
+    void gate(ActivationKind kind) {
+        if (kind < ActivationKind::kSilu || kind > ActivationKind::kClampedSwiglu || kind == ActivationKind::kRelu) {
+            refuse("unknown activation of a gate");
+        }
     }
     void check(const Add& op) {
         view(op.x);
         view(op.y);
         if (op.x.width != op.y.width) refuse("Add of different widths");
     }
+    void check(const AddBias& op) {
+        view(op.x);
+        weight(op.bias, 1, op.x.width, true);
+    }
+    void check(const Scale& op) { view(op.x); }
+    void check(const SigmoidGate& op) {
+        view(op.x);
+        view(op.gate);
+        if (op.gate.width != 1) refuse("the gate of a SigmoidGate has more than one column");
+    }
     void check(const Logits& op) {
         view(op.x);
         weight(op.weight, program_.vocab_size, op.x.width, false);
-        if (now_ + 1 != program_.ops.size()) refuse("Logits is not the last operation");
+        if (!(op.softcap >= 0)) refuse("a softcap is negative");
+        result(program_.vocab_size);
+    }
+    void check(const HiddenStates& op) {
+        view(op.x);
+        result(op.x.width);
+    }
+    void result(std::int64_t width) {
+        if (now_ + 1 != program_.ops.size()) refuse("Logits or HiddenStates are not the last operation");
+        output_width_ = width;
     }
 
     const Program& program_;
@@ -147,6 +208,8 @@ class Checker {
     std::vector<std::int64_t> rope_half_;
     std::size_t now_ = 0;
     int most_heads_ = 1;
+    std::int64_t output_width_ = 0;
+    std::int64_t most_positions_ = std::numeric_limits<std::int64_t>::max();
 };
 
 // An odd number of cache lines, so that the rows of a tile do not compete for the same sets of the L1 cache.
@@ -200,9 +263,12 @@ Plan make_plan(const Program& program, std::int64_t max_tokens) {
         const bool whole = next->x.width == program.buffer_widths[static_cast<std::size_t>(next->x.buffer)];
         plan.feeds_product[i] = whole && use.first == i && use.last == i + 1;
     }
-    const Logits& logits = std::get<Logits>(program.ops.back());
-    plan.logit_input = {plan.arena_floats, row_stride(logits.x.width)};
-    plan.arena_floats += static_cast<std::size_t>(plan.logit_input.stride * max_tokens);
+    plan.output_width = checker.output_width();
+    plan.most_positions = checker.most_positions();
+    if (const Logits* const logits = std::get_if<Logits>(&program.ops.back())) {
+        plan.logit_input = {plan.arena_floats, row_stride(logits->x.width)};
+        plan.arena_floats += static_cast<std::size_t>(plan.logit_input.stride * max_tokens);
+    }
     return plan;
 }
 

@@ -17,6 +17,8 @@ struct Plan {
         std::int64_t stride = 0;  // in floats, from row to row
     };
     std::vector<Buffer> buffers;
+    std::int64_t output_width = 0;        // columns of the step's result
+    std::int64_t most_positions = 0;      // of a sequence: those that tables of positions have
     Buffer logit_input;                   // the rows whose logits are wanted, gathered
     std::size_t arena_floats = 0;         // for all buffers, `max_tokens` rows each
     int most_heads_per_kv_head = 1;       // of all attention operations

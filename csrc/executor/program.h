@@ -6,6 +6,8 @@
 #include <variant>
 #include <vector>
 
+#include "kernels/table.h"
+
 namespace windlass {
 
 // Columns offset .. offset + width of a numbered buffer [tokens, width].
@@ -17,8 +19,13 @@ struct View {
 
 inline constexpr int kNoWeight = -1;
 
-// The fields mean what windlass/program/ops.py says; weights are indices into Program::weights.
+// The fields mean what windlass/program/ops.py says; weights are indices into Program::weights, or kNoWeight where
+// there may be none.
 struct Embed {
+    View out;
+    int table;
+};
+struct EmbedPosition {
     View out;
     int table;
 };
@@ -27,16 +34,27 @@ struct RmsNorm {
     int weight;
     float eps;
 };
+struct LayerNorm {
+    View out, x;
+    int weight;
+    int bias;  // or kNoWeight
+    float eps;
+};
 struct HeadNorm {
     View x;
-    int weight;
+    int weight;  // or kNoWeight
     std::int64_t head_dim;
     float eps;
+    bool centered;
 };
 struct Linear {
     View out, x;
     int weight;
     int bias;  // or kNoWeight
+};
+struct JoinHeads {
+    View out, left, right;
+    std::int64_t num_heads;
 };
 struct Rope {
     View x;
@@ -54,18 +72,39 @@ struct Attention {
     float scale;
     std::int64_t window;  // or 0
 };
+struct Activation {
+    View out, x;
+    ActivationKind kind;
+};
 struct GatedActivation {
     View out, x;
+    ActivationKind kind;
 };
 struct Add {
     View x, y;
 };
+struct AddBias {
+    View x;
+    int bias;
+};
+struct Scale {
+    View x;
+    float factor;
+};
+struct SigmoidGate {
+    View x, gate;
+};
 struct Logits {
     View x;
     int weight;
+    float softcap;  // or 0
+};
+struct HiddenStates {
+    View x;
 };
 
-using Op = std::variant<Embed, RmsNorm, HeadNorm, Linear, Rope, WriteKV, Attention, GatedActivation, Add, Logits>;
+using Op = std::variant<Embed, EmbedPosition, RmsNorm, LayerNorm, HeadNorm, Linear, JoinHeads, Rope, WriteKV, Attention,
+                        Activation, GatedActivation, Add, AddBias, Scale, SigmoidGate, Logits, HiddenStates>;
 
 // Plain data, immutable once an executor has it. A vector weight [columns] has is_vector set and rows == 1.
 struct Program {

@@ -14,33 +14,48 @@ namespace windlass {
 inline constexpr std::int64_t kPieceCost = 100'000;
 // An operation with fewer multiplications is done by the caller alone: waking and waiting would cost more.
 inline constexpr std::int64_t kSharedCost = 400'000;
+// Quantizing a value costs about this many multiplications.
+inline constexpr std::int64_t kQuantizeCost = 4;
+// An exponential costs about this many multiplications.
+inline constexpr std::int64_t kExponentialCost = 16;
 
 // The operations of a program applied to one checked batch. Lives for the call of Executor::run that makes it, on that
 // call's thread; the work of each operation is shared with the executor's threads. Allocates nothing.
 class Step {
   public:
-    Step(Executor& executor, const BatchView& batch, float* logits);
+    Step(Executor& executor, const BatchView& batch, float* result);
 
     // False when the executor's cancel flag was seen.
     bool run();
 
   private:
     void apply(const Embed& op);
+    void apply(const EmbedPosition& op);
     void apply(const RmsNorm& op);
+    void apply(const LayerNorm& op);
     void apply(const HeadNorm& op);
     void apply(const Linear& op);
+    void apply(const JoinHeads& op);
     void apply(const Rope& op);
     void apply(const WriteKV& op);
     void apply(const Attention& op);
+    void apply(const Activation& op);
     void apply(const GatedActivation& op);
     void apply(const Add& op);
+    void apply(const AddBias& op);
+    void apply(const Scale& op);
+    void apply(const SigmoidGate& op);
     void apply(const Logits& op);
+    void apply(const HiddenStates& op);
 
     void make_query_tiles();
     // Calls row(t, to) for each token: `to` is its row of `out`, or, when a product with codes is all that reads `out`,
     // a row that is quantized at once instead.
     template <typename Row>
     void for_rows(const View& out, std::int64_t cost, const Row& row);
+    // Calls row(t, x) for each token: `x` is its row of the value.
+    template <typename Row>
+    void change_rows(const View& x, const Row& row);
     // Calls body(thread, job, t) for each of `rows` tokens, to be quantized for products with `weights` into the
     // executor's tiles.
     template <typename Body>
@@ -48,6 +63,9 @@ class Step {
     void quantize(const PackedMatrix& weights, const float* x, std::int64_t x_stride, std::int64_t rows);
     void linear(const PackedMatrix& matrix, const float* bias, const float* x, std::int64_t x_stride, std::int64_t rows,
                 float* y, std::int64_t y_stride);
+
+    // The rows that the batch asks for.
+    void gather(const View& x, float* to, std::int64_t to_stride) const;
 
     // The attention of a query tile and a KV head, over all pages that it sees.
     AttentionJob attention_job(const Attention& op, std::int64_t unit, int thread) const;
@@ -72,16 +90,7 @@ class Step {
     // Calls body(thread, begin, end) for pieces of 0 .. count, about `cost` multiplications each; pieces after a cancel
     // do nothing.
     template <typename Body>
-    void share(std::int64_t count, std::int64_t cost, const Body& body) {
-        const std::int64_t piece = std::max<std::int64_t>(1, kPieceCost / std::max<std::int64_t>(1, cost));
-        const std::int64_t grain = count * cost < kSharedCost ? count : piece;
-        resources_.pool->parallel_for(count, grain, [&](int thread, std::int64_t begin, std::int64_t end) {
-            if (cancelled()) return;
-            fault_point(Fault::kPiece);
-            body(thread, begin, end);
-            executor_.progress_.fetch_add(1, std::memory_order_relaxed);
-        });
-    }
+    void share(std::int64_t count, std::int64_t cost, const Body& body);
 
     // True from the moment at which any thread has seen the cancel flag: it may have left work undone, even when the
     // flag is cleared at once.
@@ -92,14 +101,16 @@ class Step {
     float* at(const View& view, std::int64_t row) const;
     std::int64_t stride(const View& view) const;
     float* scratch(int thread) const;
-    const float* vector(int weight) const;
-    const PackedMatrix& matrix(int weight) const;
+    const Weight& weight(int index) const { return resources_.weights[static_cast<std::size_t>(index)]; }
+    // Null when there is none.
+    const float* vector(int index) const { return index == kNoWeight ? nullptr : weight(index).vector(); }
+    const PackedMatrix& matrix(int index) const { return weight(index).matrix(); }
 
     Executor& executor_;
     Executor::Resources& resources_;
     const KernelTable& kernels_;
     const BatchView& batch_;
-    float* const logits_;
+    float* const result_;
     const std::int64_t tokens_;
     mutable std::atomic<bool> cancelled_{false};
     std::size_t op_ = 0;                           // the operation in progress
@@ -107,5 +118,33 @@ class Step {
     std::int64_t longest_ = 0;                     // of the batch's contexts, in tokens
     std::int64_t attention_pages_ = 0;             // pages read per KV head, summed over the batch's tokens
 };
+
+template <typename Body>
+void Step::share(std::int64_t count, std::int64_t cost, const Body& body) {
+    const std::int64_t piece = std::max<std::int64_t>(1, kPieceCost / std::max<std::int64_t>(1, cost));
+    const std::int64_t grain = count * cost < kSharedCost ? count : piece;
+    resources_.pool->parallel_for(count, grain, [&](int thread, std::int64_t begin, std::int64_t end) {
+        if (cancelled()) return;
+        fault_point(Fault::kPiece);
+        body(thread, begin, end);
+        executor_.progress_.fetch_add(1, std::memory_order_relaxed);
+    });
+}
+
+template <typename Body>
+void Step::for_tiles(const PackedMatrix& weights, std::int64_t rows, std::int64_t cost, const Body& body) {
+    const std::int64_t tokens = kernels_.tile_tokens(weights);
+    const std::size_t tile_bytes = kernels_.tile_bytes(weights, static_cast<int>(tokens));
+    share((rows - 1) / tokens + 1, std::min(rows, tokens) * cost,
+          [&](int thread, std::int64_t begin, std::int64_t end) {
+              for (std::int64_t tile = begin; tile < end; ++tile) {
+                  QuantizeJob job = {};
+                  job.matrix = &weights;
+                  job.tile = resources_.tiles.data() + static_cast<std::size_t>(tile) * tile_bytes;
+                  job.tokens = static_cast<int>(std::min(tokens, rows - tile * tokens));
+                  for (; job.token < job.tokens; ++job.token) body(thread, job, tile * tokens + job.token);
+              }
+          });
+}
 
 }  // namespace windlass

@@ -46,6 +46,9 @@ std::int64_t block_head_bytes(const WeightLayout& layout) {
 std::int64_t record_tail_bytes(const WeightLayout& layout) {
     return kPanelRows * (scale_bytes(layout.scale_type) * (layout.minima ? 2 : 1) + (layout.own_zeros ? 1 : 0));
 }
+std::int64_t order_bytes(const WeightLayout& layout) {
+    return layout.ordered ? layout.columns * static_cast<std::int64_t>(sizeof(std::int32_t)) : 0;
+}
 bool shares_zero(const WeightLayout& layout) {
     return layout.format == Format::kInt4 && !layout.own_zeros && !layout.minima;
 }
@@ -140,13 +143,17 @@ bool all_zeros_equal(const SourceTensor& source) {
 }  // namespace
 
 Weight Weight::pack_matrix(const SourceTensor& source, ThreadPool& pool) {
+    if (source.format == Format::kFp8) return pack_fp8(source, pool);
     return source.scale_type == ScaleType::kNone ? pack_floats(source, pool) : pack_codes(source, pool);
 }
 
 bool WeightLayout::possible() const {
-    if (rows < 1 || columns < 1 || format < Format::kF32 || format > Format::kInt4) return false;
-    if (is_vector || format < Format::kInt8) {
-        return scale_type == ScaleType::kNone && group == 0 && !own_zeros && !minima &&
+    if (rows < 1 || columns < 1 || format < Format::kF32 || format > Format::kFp8) return false;
+    if (is_vector || format < Format::kInt8 || format == Format::kFp8) {
+        const bool group_fits = format == Format::kFp8 && !is_vector
+                                    ? group >= 1 && group <= columns && (group % kBlockColumns == 0 || group == columns)
+                                    : group == 0;
+        return scale_type == ScaleType::kNone && group_fits && !own_zeros && !minima && !ordered &&
                (!is_vector || (rows == 1 && format == Format::kF32));
     }
     if (scale_type <= ScaleType::kNone || scale_type > ScaleType::kProduct) return false;
@@ -160,7 +167,7 @@ std::int64_t WeightLayout::bytes() const {
     if (static_cast<double>(rows) * static_cast<double>(columns) > 0x1p50) return 0;
     if (is_vector) return columns * static_cast<std::int64_t>(sizeof(float));
     const std::int64_t panels = (rows - 1) / kPanelRows + 1;
-    return panels * matrix(nullptr).panel_bytes + (shares_zero(*this) ? 1 : 0);
+    return panels * matrix(nullptr).panel_bytes + order_bytes(*this) + (shares_zero(*this) ? 1 : 0);
 }
 
 PackedMatrix WeightLayout::matrix(const std::uint8_t* data) const {
@@ -172,6 +179,8 @@ PackedMatrix WeightLayout::matrix(const std::uint8_t* data) const {
     matrix.columns = columns;
     if (scale_type == ScaleType::kNone) {
         matrix.panel_bytes = columns * kPanelRows * element_bytes(format);
+        matrix.group = group;
+        if (group > 0) matrix.panel_bytes += ((columns - 1) / group + 1) * kPanelRows * scale_bytes(ScaleType::kF32);
         return matrix;
     }
     matrix.group = group;
@@ -183,10 +192,17 @@ PackedMatrix WeightLayout::matrix(const std::uint8_t* data) const {
     const std::int64_t blocks = (records - 1) / matrix.block_records + 1;
     matrix.panel_bytes = ((records - 1) * octets_of(group) + octets_of(last)) * octet_bytes +
                          records * record_tail_bytes(*this) + blocks * block_head_bytes(*this);
-    if (shares_zero(*this) && data != nullptr) {
-        matrix.zero = data + ((rows - 1) / kPanelRows + 1) * matrix.panel_bytes;
-    }
+    if (data == nullptr) return matrix;
+    const std::uint8_t* const after = data + ((rows - 1) / kPanelRows + 1) * matrix.panel_bytes;
+    if (ordered) matrix.order = reinterpret_cast<const std::int32_t*>(after);
+    if (shares_zero(*this)) matrix.zero = after + order_bytes(*this);
     return matrix;
+}
+
+bool WeightLayout::order_fits(const std::uint8_t* data) const {
+    if (!ordered) return true;
+    const std::int32_t* const order = matrix(data).order;
+    return std::all_of(order, order + columns, [&](std::int32_t column) { return column >= 0 && column < columns; });
 }
 
 Weight Weight::borrow(const WeightLayout& layout, const std::uint8_t* data) {
@@ -236,6 +252,7 @@ Weight Weight::pack_codes(const SourceTensor& source, ThreadPool& pool) {
     layout.scale_type = source.scale_type;
     layout.minima = source.has_minima;
     layout.own_zeros = int4 && !source.has_minima && !all_zeros_equal(source);
+    layout.ordered = source.order != nullptr;
     layout.rows = source.rows;
     layout.columns = source.columns;
     layout.group = record_columns(source.group, source.columns);
@@ -243,7 +260,9 @@ Weight Weight::pack_codes(const SourceTensor& source, ThreadPool& pool) {
     const PackedMatrix& matrix = weight.matrix_;
     std::uint8_t* const data = weight.memory_.data();
     const std::int64_t panels = (matrix.rows - 1) / kPanelRows + 1;
-    if (matrix.zero != nullptr) data[panels * matrix.panel_bytes] = *source.zeros.at(0, 0);
+    std::uint8_t* const after = data + panels * matrix.panel_bytes;
+    if (layout.ordered) std::memcpy(after, source.order, static_cast<std::size_t>(order_bytes(layout)));
+    if (matrix.zero != nullptr) after[order_bytes(layout)] = *source.zeros.at(0, 0);
     const std::int64_t octet_bytes = int4 ? kQuadBytes : 2 * kQuadBytes;
     const std::int64_t scale_size = scale_bytes(source.scale_type);
     const std::int64_t block_columns = matrix.group * matrix.block_records;
@@ -269,6 +288,36 @@ Weight Weight::pack_codes(const SourceTensor& source, ThreadPool& pool) {
                 put(source.scales, group, scale_size);
                 if (layout.minima) put(source.minima, group, scale_size);
                 if (layout.own_zeros) put(source.zeros, group, 1);
+            }
+        }
+    });
+    return weight;
+}
+
+Weight Weight::pack_fp8(const SourceTensor& source, ThreadPool& pool) {
+    WeightLayout layout;
+    layout.format = source.format;
+    layout.rows = source.rows;
+    layout.columns = source.columns;
+    layout.group = std::min(source.group, source.columns);
+    Weight weight = reserve(layout);
+    const PackedMatrix& matrix = weight.matrix_;
+    std::uint8_t* const data = weight.memory_.data();
+    pool.parallel_for((matrix.rows - 1) / kPanelRows + 1, 1, [&](int, std::int64_t begin, std::int64_t end) {
+        for (std::int64_t panel = begin; panel < end; ++panel) {
+            const PanelRows rows = panel_rows(matrix.rows, panel);
+            std::uint8_t* to = data + panel * matrix.panel_bytes;
+            for (std::int64_t column = 0; column < matrix.columns; column += matrix.group) {
+                ArrayView codes = source.data;
+                codes.data += column * codes.column_stride;
+                const std::int64_t count = std::min(matrix.group, matrix.columns - column);
+                for (std::int64_t r = 0; r < rows.count; ++r) {
+                    std::memcpy(to + r * sizeof(float), source.scales.at(rows.first + r, column / matrix.group),
+                                sizeof(float));
+                }
+                to += kPanelRows * sizeof(float);
+                pack_elements<std::uint8_t>(codes, rows, count, to);
+                to += count * kPanelRows;
             }
         }
     });
@@ -308,9 +357,11 @@ std::uint64_t packing_fingerprint() {
         number = static_cast<std::uint8_t>((state = state * 1664525 + 1013904223) >> 24);
     ThreadPool alone(1);
     std::uint64_t hash = kHashStart;
-    const auto add = [&](Format format, std::int64_t group, ScaleType scale_type, bool one_zero, bool minima = false) {
+    const std::vector<std::int32_t> order(kColumns, 1);
+    const auto add = [&](Format format, std::int64_t group, ScaleType scale_type, bool one_zero, bool minima = false,
+                         bool ordered = false) {
         const std::int64_t item = element_bytes(format);
-        const std::int64_t size = scale_bytes(scale_type);
+        const std::int64_t size = scale_bytes(format == Format::kFp8 ? ScaleType::kF32 : scale_type);
         const std::int64_t width = format == Format::kInt4 ? (kColumns + 1) / 2 : kColumns * item;
         SourceTensor source;
         source.format = format;
@@ -322,6 +373,7 @@ std::uint64_t packing_fingerprint() {
         source.scales = source.minima = {numbers.data(), kColumns * size, size};
         source.zeros = {numbers.data(), one_zero ? 0 : kColumns, one_zero ? 0 : 1};
         source.has_minima = minima;
+        source.order = ordered ? order.data() : nullptr;
         source.superblock = 2 * kActivationColumns;
         source.scale_factors = source.minimum_factors = {numbers.data(), kColumns, kFactorBytes};
         const Weight weight = Weight::pack_matrix(source, alone);
@@ -337,7 +389,9 @@ std::uint64_t packing_fingerprint() {
         add(format, 32, ScaleType::kF32, true, true);
         add(format, 16, ScaleType::kProduct, true);
         add(format, 16, ScaleType::kProduct, true, true);
+        add(format, 32, ScaleType::kF32, true, false, true);
     }
+    for (const std::int64_t group : {kBlockColumns, 1 << 20}) add(Format::kFp8, group, ScaleType::kNone, true);
     return hash;
 }
 

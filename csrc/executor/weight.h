@@ -28,14 +28,15 @@ struct SourceTensor {
     ArrayView data;
     std::int64_t group = 0;
     ScaleType scale_type = ScaleType::kNone;
-    ArrayView scales;
-    ArrayView zeros;  // kInt4 without minima
+    ArrayView scales;  // kFp8, whose scale type is kNone: float
+    ArrayView zeros;   // kInt4 without minima
     bool has_minima = false;
     ArrayView minima;  // of the type of the scales
     // kProduct: one factor, as f16, for all scales of `superblock` columns of a row, and one for the minima.
     std::int64_t superblock = 0;
     ArrayView scale_factors;
     ArrayView minimum_factors;
+    const std::int32_t* order = nullptr;  // codes: [columns], each below `columns`; see PackedMatrix
 };
 
 // What a packed weight is; size and layout follow from it.
@@ -45,6 +46,7 @@ struct WeightLayout {
     bool is_vector = false;  // floats, whatever they came from
     bool own_zeros = false;  // kInt4: each record has its zero points
     bool minima = false;     // codes: each record has its minima
+    bool ordered = false;    // codes: the columns have an order of their own
     std::int64_t rows = 0;
     std::int64_t columns = 0;
     std::int64_t group = 0;  // columns of a record, as PackedMatrix has it
@@ -56,6 +58,8 @@ struct WeightLayout {
     std::int64_t bytes() const;
     // The matrix that lies at `data`.
     PackedMatrix matrix(const std::uint8_t* data) const;
+    // Whether the order of the columns that lies with a matrix at `data`, if there is one, names columns that exist.
+    bool order_fits(const std::uint8_t* data) const;
 };
 
 // A packed matrix or a vector of floats. Owns its memory, or borrows it from a file that is mapped.
@@ -81,6 +85,7 @@ class Weight {
     static Weight reserve(const WeightLayout& layout);
     static Weight pack_floats(const SourceTensor& source, ThreadPool& pool);
     static Weight pack_codes(const SourceTensor& source, ThreadPool& pool);
+    static Weight pack_fp8(const SourceTensor& source, ThreadPool& pool);
 
     Mapping memory_;  // empty when borrowed
     const std::uint8_t* data_ = nullptr;

@@ -12,6 +12,8 @@ void linear(const LinearJob& job) {
             return linear_codes<ByteCodes>(job);
         case Format::kInt4:
             return linear_codes<NibbleCodes>(job);
+        case Format::kFp8:
+            return linear_float<Fp8Source>(job);
     }
 }
 
@@ -19,12 +21,18 @@ void linear(const LinearJob& job) {
 template <typename Source>
 void embed_float(const PackedMatrix& table, std::int64_t row, float* out) {
     using Element = typename Source::Element;
-    const Element* const from = panel_elements<Source>(table, row / kPanelRows) + row % kPanelRows;
-    for (std::int64_t c = 0; c < table.columns; c += kLanes) {
-        Element elements[kLanes] = {};
-        const std::int64_t count = smaller(kLanes, table.columns - c);
-        for (std::int64_t i = 0; i < count; ++i) elements[i] = from[(c + i) * kPanelRows];
-        store_part(out + c, Source::get(elements), count);
+    const std::int64_t panel = row / kPanelRows, lane = row % kPanelRows;
+    for (std::int64_t begin = 0; begin < table.columns; begin += kBlockColumns) {
+        const Block<Source> block = block_of<Source>(table, panel, begin);
+        const std::int64_t end = smaller(kBlockColumns, table.columns - begin);
+        for (std::int64_t c = 0; c < end; c += kLanes) {
+            Element elements[kLanes] = {};
+            const std::int64_t count = smaller(kLanes, end - c);
+            for (std::int64_t i = 0; i < count; ++i) elements[i] = block.elements[(c + i) * kPanelRows + lane];
+            F32 numbers = Source::get(elements);
+            if constexpr (Source::kScaled) numbers *= splat(block.scales[lane] * Source::kUnit);
+            store_part(out + begin + c, numbers, count);
+        }
     }
 }
 
@@ -40,5 +48,7 @@ void embed(const PackedMatrix& table, std::int64_t row, float* out) {
             return embed_codes<ByteCodes>(table, row, out);
         case Format::kInt4:
             return embed_codes<NibbleCodes>(table, row, out);
+        case Format::kFp8:
+            return embed_float<Fp8Source>(table, row, out);
     }
 }

@@ -324,7 +324,8 @@ void embed_codes(const PackedMatrix& table, std::int64_t row, float* out) {
             const int code = table.format == Format::kInt8 ? static_cast<std::int8_t>(octet[quad * kQuadBytes + byte])
                              : quad == 0                   ? octet[byte] & 0x0F
                                                            : octet[byte] >> 4;
-            out[column + c] = static_cast<float>(code - zero) * scale[lane] - minimum[lane];
+            const std::int64_t at = table.order != nullptr ? table.order[column + c] : column + c;
+            out[at] = static_cast<float>(code - zero) * scale[lane] - minimum[lane];
         }
         codes = scales + tail_bytes(table);
     }

@@ -78,9 +78,15 @@ void quantize_with(const QuantizeJob& job, float largest_code, std::int32_t fact
     const std::int64_t step = job.tokens * 4;
     const std::int64_t block_columns = matrix.group * matrix.block_records;
     std::uint8_t* to = job.tile + job.token * 4;
+    float ordered[kActivationColumns];
     for (std::int64_t begin = 0; begin < matrix.columns; begin += block_columns) {
         const std::int64_t end = smaller(begin + block_columns, matrix.columns);
-        const float magnitude = code_magnitude(job.x + begin, end - begin);
+        const float* x = job.x + begin;
+        if (matrix.order != nullptr) {
+            for (std::int64_t c = begin; c < end; ++c) ordered[c - begin] = job.x[matrix.order[c]];
+            x = ordered;
+        }
+        const float magnitude = code_magnitude(x, end - begin);
         const float scale = magnitude / largest_code;
         const float inverse = magnitude > 0.0F ? largest_code / magnitude : 0.0F;
         __builtin_memcpy(to, &scale, sizeof scale);
@@ -92,7 +98,7 @@ void quantize_with(const QuantizeJob& job, float largest_code, std::int32_t fact
                 std::uint8_t* const corrections = to + octets_of(columns) * 2 * kPlanes * step;
                 std::int32_t sum = 0;
                 if (inverse != 0.0F) {
-                    sum = quantize_run<kPlanes>(job.x + run, columns, inverse, to, step);
+                    sum = quantize_run<kPlanes>(x + (run - begin), columns, inverse, to, step);
                 } else {
                     for (; to < corrections; to += step) __builtin_memset(to, 0, 4);
                 }

@@ -47,6 +47,13 @@ WINDLASS_INLINE void store_part(float* to, F32 value, std::int64_t count) {
     __builtin_memcpy(to, &value, static_cast<std::size_t>(count) * sizeof(float));
 }
 
+// The first `count` lanes of a vector, zero in the others.
+WINDLASS_INLINE F32 first_lanes(F32 vector, std::int64_t count) {
+    float lanes[kLanes];
+    store(lanes, vector);
+    return load_part(lanes, count);
+}
+
 // a * b + c, rounded once where the instruction set can, twice where it cannot.
 WINDLASS_INLINE F32 multiply_add(F32 a, F32 b, F32 c) {
 #if defined(WINDLASS_NO_INTRINSICS)
@@ -145,22 +152,25 @@ WINDLASS_INLINE F32 load_bf16(const std::uint16_t* from) {
     return (F32)(__builtin_convertvector(load_as<U16>(from), U32) << 16);
 }
 
-WINDLASS_INLINE F32 load_f16(const std::uint16_t* from) {
+// The floats of the bits of float16 numbers.
+WINDLASS_INLINE F32 widen_f16(U16 bits) {
 #if !defined(WINDLASS_NO_INTRINSICS) && defined(__AVX512F__)
-    return _mm512_cvtph_ps(load_as<__m256i>(from));
+    return _mm512_cvtph_ps((__m256i)bits);
 #elif !defined(WINDLASS_NO_INTRINSICS) && defined(__AVX2__)
-    return _mm256_cvtph_ps(load_as<__m128i>(from));
+    return _mm256_cvtph_ps((__m128i)bits);
 #elif !defined(WINDLASS_NO_INTRINSICS) && defined(__ARM_NEON)
-    return vcvt_f32_f16(load_as<float16x4_t>(from));
+    return vcvt_f32_f16((float16x4_t)bits);
 #else
     // Shift exponent and mantissa into place and multiply by 2^112: exact, subnormals included. Infinities and NaNs
     // end up at 2^16 and above and get their exponent back.
-    const U32 half = __builtin_convertvector(load_as<U16>(from), U32);
+    const U32 half = __builtin_convertvector(bits, U32);
     const F32 magnitude = (F32)((half & 0x7FFF) << 13) * 0x1p112f;
     const U32 special = (U32)(magnitude >= 0x1p16f) & 0x7F800000;
     return (F32)((U32)magnitude | special | ((half & 0x8000) << 16));
 #endif
 }
+
+WINDLASS_INLINE F32 load_f16(const std::uint16_t* from) { return widen_f16(load_as<U16>(from)); }
 
 WINDLASS_INLINE std::uint16_t to_bf16(float value) {
     std::uint32_t bits;

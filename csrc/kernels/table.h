@@ -35,28 +35,33 @@ inline constexpr int kHeadPadding = 16;
 // Logits that share one maximum while a token is drawn.
 inline constexpr int kSamplingBlock = 64;
 
-enum class Format : std::int32_t { kF32, kF16, kBF16, kInt8, kInt4 };
+// kFp8: floats of 8 bits (e4m3, without infinities), with a scale for groups of columns of a row.
+enum class Format : std::int32_t { kF32, kF16, kBF16, kInt8, kInt4, kFp8 };
 // kProduct: the product of an f16 that an activation block has and an int8 of the record.
 enum class ScaleType : std::int32_t { kNone, kF16, kF32, kProduct };
+enum class ActivationKind : std::int32_t { kSilu, kGelu, kGeluTanh, kRelu, kClampedSwiglu };
 // kInt8 and kInt16: codes with a scale per token and head, of 8 and 14 bits.
 enum class KVType : std::int32_t { kF32, kF16, kBF16, kInt8, kInt16 };
 
 // A matrix [rows, columns] in panels of kPanelRows rows; rows that pad the last panel are zero.
 //
-// Float formats: a panel is [columns][kPanelRows] elements.
+// Float formats: a panel is [columns][kPanelRows] elements. With kFp8, whose scale type is kNone too, kPanelRows scales
+// (float) stand before the columns of each group.
 //
 // Codes: a panel is a sequence of records, one per `group` columns, the last one perhaps of fewer: the codes, column by
 // column padded with zeros to whole octets, then kPanelRows scales, then kPanelRows minima, like the scales, or zero
 // points (bytes) if these differ within the matrix. A weight is (code - zero) * scale, or code * scale - minimum. An
 // octet of int8 is two quads, each with the four codes of row 0, then of row 1, and so on. An octet of int4 is one quad
 // of bytes, whose low nibbles are its first four columns and whose high nibbles are the next four. With kProduct, the
-// f16 factors of the scales, and those of the minima, of all rows stand before the records of an activation block.
+// f16 factors of the scales, and those of the minima, of all rows stand before the records of an activation block. With
+// an `order`, column i of the packed matrix is column order[i] of the weight.
 struct PackedMatrix {
     const std::uint8_t* data;
     std::int64_t rows;
     std::int64_t columns;
     std::int64_t panel_bytes;
-    std::int64_t group;          // columns of a full record: at most kActivationColumns
+    std::int64_t group;          // columns of a full record: at most kActivationColumns; kFp8: of kBlockColumns each
+    const std::int32_t* order;   // codes: [columns], or null when columns have their places
     std::int64_t block_records;  // records that share the scale of an activation block
     const std::uint8_t* zero;    // kInt4: the zero point of all, or null when each record has its own, or minima
     bool minima;                 // each record has them
@@ -135,7 +140,10 @@ struct KernelTable {
     void (*quantize)(const QuantizeJob& job);
     void (*linear)(const LinearJob& job);
     void (*embed)(const PackedMatrix& table, std::int64_t row, float* out);
+    // No weight, or no bias, is null. `out` of these and of the activations may be `x`.
     void (*rms_norm)(const float* x, const float* weight, float eps, std::int64_t width, float* out);
+    void (*layer_norm)(const float* x, const float* weight, const float* bias, float eps, std::int64_t width,
+                       float* out);
     void (*rope)(float* x, const float* cos, const float* sin, std::int64_t heads, std::int64_t head_dim,
                  std::int64_t half);
     void (*store_kv)(const StoreKVJob& job);
@@ -145,8 +153,15 @@ struct KernelTable {
     // Writes the outputs of tokens x heads queries.
     void (*finish_attention)(const float* states, int tokens, int heads, int head_dim, float* out,
                              std::int64_t out_stride);
-    void (*silu_gate)(const float* x, std::int64_t width, float* out);
+    void (*activation)(ActivationKind kind, const float* x, std::int64_t width, float* out);
+    // `width` is that of `out`.
+    void (*gated_activation)(ActivationKind kind, const float* x, std::int64_t width, float* out);
     void (*add)(float* x, const float* y, std::int64_t width);
+    void (*scale)(float* x, float factor, std::int64_t width);
+    // x *= sigmoid(gate)
+    void (*sigmoid_gate)(float* x, float gate, std::int64_t width);
+    // x = cap * tanh(x / cap)
+    void (*softcap)(float* x, float cap, std::int64_t width);
     // The largest of each kSamplingBlock values, the last block perhaps shorter. False when any value is a NaN.
     bool (*block_maxima)(const float* x, std::int64_t count, float* maxima);
     // out[i] = e^((x[i] - largest) * inverse_temperature), where no x[i] is above `largest`; returns their sum.

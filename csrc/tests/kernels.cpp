@@ -4,6 +4,7 @@
 #include "tests/kernels.h"
 
 #include <algorithm>
+#include <numeric>
 #include <optional>
 
 #include "executor/weight.h"
@@ -22,9 +23,11 @@ struct Kind {
     ScaleType scales = ScaleType::kNone;
     bool own_zeros = false;
     bool minima = false;
+    bool ordered = false;
 
     bool codes() const { return scales != ScaleType::kNone; }
     bool allows(const Shape& shape) const {
+        if (format == Format::kFp8) return shape.group % kBlockColumns == 0 || shape.group >= shape.columns;
         return scales != ScaleType::kProduct || kActivationColumns % std::min(shape.group, shape.columns) == 0;
     }
 };
@@ -42,7 +45,10 @@ constexpr Kind kKinds[] = {{"f32", Format::kF32},
                            {"int8, products as scales", Format::kInt8, ScaleType::kProduct},
                            {"int4, products as scales", Format::kInt4, ScaleType::kProduct, true},
                            {"int8, products as scales and minima", Format::kInt8, ScaleType::kProduct, false, true},
-                           {"int4, products as scales and minima", Format::kInt4, ScaleType::kProduct, false, true}};
+                           {"int4, products as scales and minima", Format::kInt4, ScaleType::kProduct, false, true},
+                           {"int8, ordered", Format::kInt8, ScaleType::kF32, false, false, true},
+                           {"int4, own zeros, ordered", Format::kInt4, ScaleType::kF16, true, false, true},
+                           {"fp8", Format::kFp8}};
 constexpr Shape kShapes[] = {{1, 1, 32},      {31, 7, 32},    {32, 32, 32},   {33, 40, 32},  {64, 256, 64},
                              {97, 129, 64},   {40, 300, 128}, {33, 300, 300}, {65, 200, 40}, {34, 520, 256},
                              {100, 300, 100}, {35, 37, 9},    {70, 400, 16}};
@@ -125,6 +131,35 @@ GroupNumbers make_numbers(ScaleType type, const Shape& shape, std::optional<int>
     return result;
 }
 
+// Every code in turn, or random ones; none is a NaN.
+Matrix make_fp8(const Shape& shape, bool every_code, ThreadPool& pool) {
+    const std::int64_t groups = (shape.columns - 1) / shape.group + 1;
+    Floats scales = random_floats(shape.rows * groups, 1);
+    if (every_code) std::fill(scales.begin(), scales.end(), 1.0F);
+    Matrix result;
+    Bytes data;
+    for (std::int64_t i = 0; i < shape.rows * shape.columns; ++i) {
+        std::uint8_t code = static_cast<std::uint8_t>(every_code ? i : below(256));
+        if ((code & 0x7F) == 0x7F) code = 0;
+        const int exponent = code >> 3 & 15, fraction = code & 7;
+        const float magnitude = exponent == 0 ? std::ldexp(static_cast<float>(fraction), -9)
+                                              : std::ldexp(static_cast<float>(fraction + 8), exponent - 10);
+        const float scale = scales[i / shape.columns * groups + i % shape.columns / shape.group];
+        data.push_back(code);
+        result.values.push_back((code >> 7 != 0 ? -magnitude : magnitude) * scale);
+        result.sizes.push_back(std::abs(result.values.back()));
+    }
+    SourceTensor source;
+    source.format = Format::kFp8;
+    source.rows = shape.rows;
+    source.columns = shape.columns;
+    source.group = shape.group;
+    source.data = {data.data(), shape.columns, 1};
+    source.scales = {reinterpret_cast<const std::uint8_t*>(scales.data()), groups * 4, 4};
+    result.packed = Weight::pack_matrix(source, pool);
+    return result;
+}
+
 Matrix make_codes(const Kind& kind, const Shape& shape, Fill fill, ThreadPool& pool) {
     const auto [rows, columns, group] = shape;
     const bool int4 = kind.format == Format::kInt4;
@@ -136,12 +171,18 @@ Matrix make_codes(const Kind& kind, const Shape& shape, Fill fill, ThreadPool& p
     const GroupNumbers minima = make_numbers(kind.scales, shape, identity ? std::optional(0) : std::nullopt);
     Bytes data(rows * row_bytes), zeros(rows * groups);
     for (std::uint8_t& zero : zeros) zero = kind.own_zeros ? static_cast<std::uint8_t>(below(15)) : shared_zero;
+    std::vector<std::int32_t> order(columns);
+    std::iota(order.begin(), order.end(), 0);
+    if (kind.ordered) std::shuffle(order.begin(), order.end(), generator);
     Matrix result;
+    result.values.resize(rows * columns);
+    result.sizes.resize(rows * columns);
     for (std::int64_t r = 0; r < rows; ++r) {
         for (std::int64_t c = 0; c < columns; ++c) {
+            const std::int64_t at = r * columns + order[c];
             const std::int64_t own = r * groups + c / group;
             const int zero = int4 && !kind.minima ? zeros[own] : 0;
-            const int code = identity                 ? zero + (r == c ? 1 : 0)
+            const int code = identity                 ? zero + (r == order[c] ? 1 : 0)
                              : fill == Fill::kLargest ? (int4 ? 15 : -128)
                              : int4                   ? static_cast<int>(below(16))
                                                       : static_cast<int>(below(256)) - 128;
@@ -149,8 +190,8 @@ Matrix make_codes(const Kind& kind, const Shape& shape, Fill fill, ThreadPool& p
             byte = static_cast<std::uint8_t>(int4 && c % 2 == 1 ? byte | code << 4 : code);
             const float product = static_cast<float>(code - zero) * scales.values[own];
             const float minimum = kind.minima ? minima.values[own] : 0.0F;
-            result.values.push_back(product - minimum);
-            result.sizes.push_back(std::abs(product) + std::abs(minimum));
+            result.values[at] = product - minimum;
+            result.sizes[at] = std::abs(product) + std::abs(minimum);
         }
     }
     SourceTensor source;
@@ -167,6 +208,7 @@ Matrix make_codes(const Kind& kind, const Shape& shape, Fill fill, ThreadPool& p
     source.superblock = kSuperblock;
     source.scale_factors = scales.factor_view(blocks);
     source.minimum_factors = minima.factor_view(blocks);
+    source.order = kind.ordered ? order.data() : nullptr;
     result.packed = Weight::pack_matrix(source, pool);
     return result;
 }
@@ -174,20 +216,21 @@ Matrix make_codes(const Kind& kind, const Shape& shape, Fill fill, ThreadPool& p
 // One token's activations as they meet a matrix of codes.
 Doubles quantized(const PackedMatrix& matrix, const float* x) {
     const float largest = matrix.format == Format::kInt4 ? 127.0F : 16256.0F;
-    Doubles result;
+    const auto place = [&](std::int64_t c) { return matrix.order == nullptr ? c : matrix.order[c]; };
+    Doubles result(matrix.columns);
     for (std::int64_t block = 0; block < matrix.columns; block += matrix.group * matrix.block_records) {
         const std::int64_t end = std::min(block + matrix.group * matrix.block_records, matrix.columns);
         float magnitude = 0;
         bool finite = true;
         for (std::int64_t c = block; c < end; ++c) {
-            finite = finite && std::isfinite(x[c]);
-            magnitude = std::max(magnitude, std::abs(x[c]));
+            finite = finite && std::isfinite(x[place(c)]);
+            magnitude = std::max(magnitude, std::abs(x[place(c)]));
         }
         const bool nothing = magnitude < 0x1p-100F;
         const float scale = !finite ? kNaN : nothing ? 0 : magnitude / largest;
         for (std::int64_t c = block; c < end; ++c) {
-            const float code = !finite || nothing ? 0 : std::nearbyint(x[c] * (largest / magnitude));
-            result.push_back(static_cast<double>(code) * scale);
+            const float code = !finite || nothing ? 0 : std::nearbyint(x[place(c)] * (largest / magnitude));
+            result[place(c)] = static_cast<double>(code) * scale;
         }
     }
     return result;
@@ -301,8 +344,9 @@ void check_matrices(const KernelTable& table, ThreadPool& pool) {
     for (const Kind& kind : kKinds) {
         for (const Shape& shape : kShapes) {
             if (!kind.allows(shape)) continue;
-            const Matrix weight =
-                kind.codes() ? make_codes(kind, shape, Fill::kRandom, pool) : make_floats(kind, shape, false, pool);
+            const Matrix weight = kind.codes()                  ? make_codes(kind, shape, Fill::kRandom, pool)
+                                  : kind.format == Format::kFp8 ? make_fp8(shape, false, pool)
+                                                                : make_floats(kind, shape, false, pool);
             // Two of the largest tiles and some, or all that a job may have.
             const int tokens = shape.columns == 40 ? kLinearTokens
                                : kind.codes()      ? table.tile_tokens(weight.matrix()) * 2 + 3
@@ -333,6 +377,11 @@ void check_matrices(const KernelTable& table, ThreadPool& pool) {
             expect_equal(row[i % 1024], weight.values[i], i);
         }
     }
+    const Matrix weight = make_fp8({1, 256, 256}, true, pool);
+    begin(table, "embed with every fp8", {});
+    Floats row(256);
+    table.embed(weight.matrix(), 0, row.data());
+    for (std::int64_t i = 0; i < 256; ++i) expect_equal(row[i], weight.values[i], i);
 }
 
 void check(const KernelTable& table) {

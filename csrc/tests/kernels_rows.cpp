@@ -1,5 +1,6 @@
 // Checks of the kernels that have no weights (csrc/tests/kernels.cpp).
 #include <algorithm>
+#include <numbers>
 
 #include "executor/kv_cache.h"
 #include "tests/kernels.h"
@@ -164,30 +165,112 @@ void check_attention(const KernelTable& table, KVType type, const AttentionSizes
     }
 }
 
-void check_width(const KernelTable& table, std::int64_t width) {
-    Floats x = random_floats(2 * width, 20), y = random_floats(width, 1), out(width + 1, kUntouched);
-    begin(table, "rms_norm", {{"width", width}});
-    double squares = 0;
-    for (std::int64_t i = 0; i < width; ++i) squares += double{x[i]} * x[i];
-    table.rms_norm(x.data(), y.data(), 50, width, out.data());
-    for (std::int64_t i = 0; i < width; ++i) {
-        const double want = x[i] / std::sqrt(squares / static_cast<double>(width) + 50) * y[i];
-        expect_near(out[i], want, 4e-6 * std::abs(want), i);
+void check_norms(const KernelTable& table, std::int64_t width) {
+    const Floats x = random_floats(width, 20), weight = random_floats(width, 1), bias = random_floats(width, 1);
+    const auto expect_rows = [&](const Floats& out, double mean, double root, bool weighted, bool biased) {
+        for (std::int64_t i = 0; i < width; ++i) {
+            const double one = (x[i] - mean) / root * (weighted ? weight[i] : 1);
+            const double size = (std::abs(x[i]) + std::abs(mean)) / root * (weighted ? std::abs(weight[i]) : 1);
+            expect_near(out[i], one + (biased ? bias[i] : 0), 4e-6 * (size + 1), i);
+        }
+        expect_equal(out[width], kUntouched, width);
+    };
+    double sum = 0, squares = 0, centered = 0;
+    for (const float value : x) sum += value;
+    const double mean = sum / static_cast<double>(width);
+    for (const float value : x) {
+        squares += double{value} * value;
+        centered += (value - mean) * (value - mean);
     }
+    for (const bool weighted : {false, true}) {
+        const float* const weights = weighted ? weight.data() : nullptr;
+        begin(table, "rms_norm", {{"width", width}, {"weighted", weighted}});
+        Floats out(width + 1, kUntouched);
+        table.rms_norm(x.data(), weights, 50, width, out.data());
+        expect_rows(out, 0, std::sqrt(squares / static_cast<double>(width) + 50), weighted, false);
+        for (const bool biased : {false, true}) {
+            begin(table, "layer_norm", {{"width", width}, {"weighted", weighted}, {"biased", biased}});
+            std::copy(x.begin(), x.end(), out.begin());
+            table.layer_norm(out.data(), weights, biased ? bias.data() : nullptr, 50, width, out.data());
+            expect_rows(out, mean, std::sqrt(centered / static_cast<double>(width) + 50), weighted, biased);
+        }
+    }
+}
 
-    begin(table, "silu_gate", {{"width", width}});
+double activated(ActivationKind kind, double x) {
+    const double inner = 2 * std::sqrt(2 / std::numbers::pi) * (x + 0.044715 * x * x * x);
+    switch (kind) {
+        case ActivationKind::kSilu:
+            return x / (1 + std::exp(-x));
+        case ActivationKind::kGelu:
+            return x * std::erfc(-x * std::numbers::sqrt2 / 2) / 2;
+        case ActivationKind::kGeluTanh:
+            return x / (1 + std::exp(-inner));
+        case ActivationKind::kRelu:
+            return std::isnan(x) ? x : std::max(x, 0.0);
+        default: {
+            const double gate = std::isnan(x) ? x : std::min(x, 7.0);
+            return gate / (1 + std::exp(-1.702 * gate));
+        }
+    }
+}
+
+void check_activations(const KernelTable& table, std::int64_t width) {
+    Floats x = random_floats(2 * width, 5), out(width + 1, kUntouched);
     x[0] = width % 2 == 0 ? -200.0F : kNaN;
-    table.silu_gate(x.data(), width, out.data());
-    for (std::int64_t i = 0; i < width; ++i) {
-        const double want = x[i] / (1 + std::exp(-double{x[i]})) * x[width + i];
-        expect_near(out[i], want, 2e-6 * std::abs(want) + 1e-33, i);
+    for (const ActivationKind kind :
+         {ActivationKind::kSilu, ActivationKind::kGelu, ActivationKind::kGeluTanh, ActivationKind::kRelu}) {
+        begin(table, "activation", {{"kind", static_cast<int>(kind)}, {"width", width}});
+        table.activation(kind, x.data(), width, out.data());
+        for (std::int64_t i = 0; i < width; ++i) {
+            const double want = activated(kind, x[i]);
+            expect_near(out[i], want, 1e-5 * std::abs(want) + 1e-33, i);
+        }
     }
-
-    begin(table, "add", {{"width", width}});
-    Floats sum = x;
-    table.add(sum.data(), y.data(), width);
-    for (std::int64_t i = 0; i < 2 * width; ++i) expect_equal(sum[i], i < width ? x[i] + y[i] : x[i], i);
+    for (const ActivationKind kind :
+         {ActivationKind::kSilu, ActivationKind::kGelu, ActivationKind::kGeluTanh, ActivationKind::kClampedSwiglu}) {
+        begin(table, "gated_activation", {{"kind", static_cast<int>(kind)}, {"width", width}});
+        table.gated_activation(kind, x.data(), width, out.data());
+        for (std::int64_t i = 0; i < width; ++i) {
+            const double up = x[width + i];
+            const double factor = kind == ActivationKind::kClampedSwiglu ? std::clamp(up, -7.0, 7.0) + 1 : up;
+            const double want = activated(kind, x[i]) * factor;
+            expect_near(out[i], want, 1e-5 * std::abs(want) + 1e-33, i);
+        }
+    }
     expect_equal(out[width], kUntouched, width);
+}
+
+// What changes a row in place.
+void check_changes(const KernelTable& table, std::int64_t width) {
+    const Floats x = random_floats(2 * width, 5), y = random_floats(width, 1);
+    const auto expect_row = [&](const Floats& out, double tolerance, const auto& want) {
+        for (std::int64_t i = 0; i < 2 * width; ++i) {
+            const double one = i < width ? want(i) : x[i];
+            expect_near(out[i], one, tolerance * std::abs(one), i);
+        }
+    };
+    Floats out = x;
+    begin(table, "add", {{"width", width}});
+    table.add(out.data(), y.data(), width);
+    expect_row(out, 0, [&](std::int64_t i) { return x[i] + y[i]; });
+
+    out = x;
+    begin(table, "scale", {{"width", width}});
+    table.scale(out.data(), 0.3F, width);
+    expect_row(out, 0, [&](std::int64_t i) { return x[i] * 0.3F; });
+
+    out = x;
+    begin(table, "sigmoid_gate", {{"width", width}});
+    table.sigmoid_gate(out.data(), y[0], width);
+    expect_row(out, 1e-6, [&](std::int64_t i) { return x[i] / (1 + std::exp(-double{y[0]})); });
+
+    for (const float cap : {0.1F, 3.0F, 50.0F}) {
+        out = x;
+        begin(table, "softcap", {{"width", width}});
+        table.softcap(out.data(), cap, width);
+        expect_row(out, 1e-6, [&](std::int64_t i) { return cap * std::tanh(double{x[i]} / cap); });
+    }
 }
 
 // Rotates the first 2 * half columns of each head.
@@ -250,7 +333,9 @@ void check_rows(const KernelTable& table) {
         for (const AttentionSizes& sizes : kAttentions) check_attention(table, type, sizes);
     }
     for (const std::int64_t width : {1, 3, 4, 8, 15, 16, 17, 40, 127, 1000}) {
-        check_width(table, width);
+        check_norms(table, width);
+        check_activations(table, width);
+        check_changes(table, width);
         check_rope(table, 3, 2 * width, width);
         check_rope(table, 2, 2 * width + 5, width);
     }

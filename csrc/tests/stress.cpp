@@ -61,7 +61,7 @@ Program little_program() {
     p.ops = {Embed{x, 0},
              RmsNorm{normed, x, 1, 1e-5F},
              Linear{qkv, normed, 2, 3},
-             HeadNorm{q, 4, kHeadDim, 1e-5F},
+             HeadNorm{q, 4, kHeadDim, 1e-5F, false},
              Rope{q, 0, kHeadDim, kHeadDim},
              Rope{k, 0, kHeadDim, kHeadDim},
              WriteKV{0, k, v},
@@ -70,10 +70,10 @@ Program little_program() {
              Add{x, more},
              RmsNorm{normed, x, 1, 1e-5F},
              Linear{up, normed, 6, kNoWeight},
-             GatedActivation{gated, up},
+             GatedActivation{gated, up, ActivationKind::kSilu},
              Linear{more, gated, 7, kNoWeight},
              Add{x, more},
-             Logits{x, 0}};
+             Logits{x, 0, 0}};
     return p;
 }
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from windlass.errors import (
     ContextLengthError,
+    DownloadError,
     EngineError,
     EngineFailedError,
     EngineForkedError,
@@ -38,6 +39,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AsyncMLCEngine",
     "ContextLengthError",
+    "DownloadError",
     "EngineConfig",
     "EngineError",
     "EngineFailedError",

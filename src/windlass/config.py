@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 Mode = Literal["local", "interactive", "server"]
-KVDType = Literal["auto", "f32", "f16", "bf16", "int16", "int8"]
-PrefixCacheMode = Literal["disable", "radix"]
+KVCacheDtype = Literal["auto", "f32", "f16", "bf16", "int16", "int8"]
+PrefixCacheMode = Literal["radix", "disable"]
 LoadFormat = Literal["auto", "dummy"]
 ExecutorName = Literal["native", "reference"]
-SpeculativeMode = Literal["disable", "ngram", "small_draft"]
+SpeculativeMode = Literal["ngram", "small_draft", "disable"]
 
 PAGE_TOKENS = 16
 DEFAULT_PREFILL_CHUNK = 512
@@ -60,7 +60,7 @@ class EngineConfig:
     gpu_memory_utilization: float = 0.85
     """Share of the available memory that model and KV cache may take together (of main memory on a CPU)."""
     kv_cache_page_size: int = PAGE_TOKENS
-    kv_cache_dtype: KVDType = "auto"
+    kv_cache_dtype: KVCacheDtype = "auto"
     """How keys and values are kept: ``auto`` is f32 for models stored in f32, ``int16`` for all others. ``int16`` has
     codes of 14 bits with a scale per token and KV head: closer to what was computed than f16, and multiplied faster.
     ``int8``, with such scales too, takes half the memory and is less exact."""
@@ -100,7 +100,7 @@ class EngineConfig:
         _check_choice(self, "mode", (*get_args(Mode), None))
         _check_choice(self, "load_format", get_args(LoadFormat))
         _check_choice(self, "prefix_cache_mode", get_args(PrefixCacheMode))
-        _check_choice(self, "kv_cache_dtype", get_args(KVDType))
+        _check_choice(self, "kv_cache_dtype", get_args(KVCacheDtype))
         _check_choice(self, "executor", get_args(ExecutorName))
         _check_speculation(self)
         _check_adapters(self)

@@ -8,6 +8,7 @@ WindlassError
     EngineForkedError          the engine was used in a forked child
     EngineOverloadedError      the queue is full; .retry_after in seconds
   LoadError                    the model cannot be loaded; .path, .reason
+    DownloadError              it cannot be downloaded; .code
   RequestError
     InvalidRequestError(ValueError)    .param, .code
       ContextLengthError               the prompt is longer than the context
@@ -68,6 +69,20 @@ class LoadError(WindlassError):
         super().__init__(f"{os.fspath(path)}: {reason}")
         self.path = os.fspath(path)
         self.reason = reason
+
+
+class DownloadError(LoadError):
+    """The model cannot be downloaded.
+
+    Attributes:
+        code: ``unauthorized`` (the token is not accepted), ``forbidden`` (nor is who asks), ``not_found``,
+            ``unreachable`` (no network, or a hub that is down), ``disk_full``, ``damaged`` (what came is not what the
+            hub announced) or ``failed``.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], reason: str, *, code: str) -> None:
+        super().__init__(path, reason)
+        self.code = code
 
 
 class RequestError(WindlassError):

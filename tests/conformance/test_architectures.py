@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from support.executors import EXECUTORS, make_executor
-from support.greedy import GreedyDriver, Sequence
+from support.greedy import GreedyDriver
+from support.greedy import Sequence as Greedy
 from support.tiny_models import CASES, program_weights
 from windlass.models.definition import ModelDefinition
 from windlass.models.registry import define_model
@@ -33,12 +34,21 @@ def load_case(name: str) -> tuple[ModelDefinition, dict[str, Tensor], dict[str, 
     return definition, program_weights(definition.program, case.weights()), golden
 
 
-@pytest.fixture(params=list(CASES))
-def name(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+THOROUGH = (
+    *("llama2", "llama3-tied", "llama3.1-rope", "llama-linear", "llama-dynamic", "llama-yarn", "llama-biases"),
+    *("mistral", "qwen2", "qwen2-window", "qwen3"),
+)
+"""The models that try every executor and every way to cut prompts; the others are about their own operations."""
 
 
-@pytest.fixture(params=EXECUTORS)
+def runs(chunks: Sequence[int | None], few: Sequence[int | None]) -> list[tuple[str, str, int | None]]:
+    """(model, executor, chunk): the thorough ones with all ``chunks``, the others with a ``few``."""
+    every = [(name, executor, chunk) for name in THOROUGH for executor in EXECUTORS for chunk in chunks]
+    others = [name for name in CASES if name not in THOROUGH]
+    return every + [(name, "reference", chunk) for name in others for chunk in few]
+
+
+@pytest.fixture
 def executor(request: pytest.FixtureRequest, name: str) -> Iterator[Executor]:
     definition, weights, _ = load_case(name)
     executor = make_executor(request.param, definition.program, weights, num_pages=NUM_PAGES, max_positions=128)
@@ -50,7 +60,7 @@ def prompts(golden: dict[str, np.ndarray[Any, Any]]) -> list[list[int]]:
     return [golden[f"prompt_{i}"].tolist() for i in range(4)]
 
 
-def check(sequence: Sequence, golden: dict[str, np.ndarray[Any, Any]], number: int) -> None:
+def check(sequence: Greedy, golden: dict[str, np.ndarray[Any, Any]], number: int) -> None:
     rows, expected = golden[f"rows_{number}"], golden[f"logits_{number}"]
     actual = np.stack([sequence.logits[row] for row in rows])
     error = np.abs(actual - expected).max(axis=1) / np.abs(expected).max(axis=1)
@@ -58,7 +68,7 @@ def check(sequence: Sequence, golden: dict[str, np.ndarray[Any, Any]], number: i
     assert sequence.generated == golden[f"tokens_{number}"].tolist()
 
 
-@pytest.mark.parametrize("chunk", [None, 1, 7, 16, 33])
+@pytest.mark.parametrize(("name", "executor", "chunk"), runs([None, 1, 7, 16, 33], []), indirect=["executor"])
 def test_single_prompts_whole_and_in_chunks(name: str, executor: Executor, chunk: int | None) -> None:
     golden = load_case(name)[2]
     driver = GreedyDriver(executor, NUM_PAGES)
@@ -68,7 +78,7 @@ def test_single_prompts_whole_and_in_chunks(name: str, executor: Executor, chunk
         driver.free(sequence)
 
 
-@pytest.mark.parametrize("chunk", [7, 16, 64])
+@pytest.mark.parametrize(("name", "executor", "chunk"), runs([7, 16, 64], [16]), indirect=["executor"])
 def test_ragged_batches_of_prompts_at_different_stages(name: str, executor: Executor, chunk: int) -> None:
     golden = load_case(name)[2]
     sequences = GreedyDriver(executor, NUM_PAGES).generate_together(prompts(golden), 64, chunk=chunk, stagger=3)

@@ -87,7 +87,7 @@ STEPS: list[tuple[Any, str]] = [
     (build, "load_weights"),
     (build, "NativeExecutor"),
     (build, "_completed"),
-    (build, "_active_vocab_size"),
+    (build, "_described"),
     (build.LoadedModel, "runtime"),
     (NativeExecutor, "_pack"),
     (EngineCore, "init_threaded_engine"),

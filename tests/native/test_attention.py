@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from support.native import KERNELS, Chunk, bare_program, batch_of, f32_tensor, single
 from windlass.native import NativeExecutor
 from windlass.program.ops import Attention, Embed, GatedActivation, Logits, Value, WriteKV
-from windlass.program.program import Program, WeightSpec
+from windlass.program.program import Part, Program, WeightSpec
 from windlass.quantization import bf16_to_f32, f32_to_bf16
 
 F64 = NDArray[np.float64]
@@ -30,7 +31,10 @@ def attention_program(heads: int, kv_heads: int, head_dim: int, window: int | No
         Attention(out, q, 1, heads, kv_heads, head_dim, head_dim**-0.5, window),
         Logits(out, "one"),
     )
-    weights = (WeightSpec("table", (VOCAB, qkv.width), ("table",)), WeightSpec("one", (VOCAB, queries), ("one",)))
+    weights = (
+        WeightSpec("table", (VOCAB, qkv.width), (Part("table"),)),
+        WeightSpec("one", (VOCAB, queries), (Part("one"),)),
+    )
     return Program(ops, weights, (qkv.width, queries), (), 2, kv_heads, head_dim, VOCAB)
 
 
@@ -115,19 +119,28 @@ def test_ragged_batches_in_any_chunks(
     executor.close()
 
 
+@cache
+def long_context(
+    heads: int, kv_heads: int, window: int | None, head_dim: int, length: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64], list[int], F64]:
+    """A table, a prompt, its pages, and what is expected of them, which is the same for all kernels."""
+    rng = np.random.default_rng(12)
+    shape = attention_program(heads, kv_heads, head_dim, window).weights[0].shape
+    table = rng.standard_normal(shape, dtype=np.float32)
+    prompt = rng.integers(0, VOCAB, length)
+    pages = rng.permutation(-(-length // 16)).tolist()
+    return table, prompt, pages, expected_attention(table[prompt], heads, kv_heads, head_dim, window, "f16")
+
+
 @pytest.mark.parametrize("kernels", KERNELS)
 @pytest.mark.parametrize(("heads", "kv_heads", "window"), [(4, 1, None), (2, 2, 700), (5, 1, 600)])
 def test_long_contexts_are_the_same_bits_whoever_computes_their_segments(
     kernels: str, heads: int, kv_heads: int, window: int | None
 ) -> None:
-    rng = np.random.default_rng(12)
     head_dim, length = 16, 1300
     program = attention_program(heads, kv_heads, head_dim, window)
-    table = rng.standard_normal(program.weights[0].shape, dtype=np.float32)
+    table, prompt, pages, expected = long_context(heads, kv_heads, window, head_dim, length)
     weights = {"table": f32_tensor(table), "one": f32_tensor(np.eye(*program.weights[1].shape, dtype=np.float32))}
-    prompt = rng.integers(0, VOCAB, length)
-    pages = rng.permutation(-(-length // 16)).tolist()
-    expected = expected_attention(table[prompt], heads, kv_heads, head_dim, window, "f16")
     results = []
     for threads in (1, 2, 3):
         executor = NativeExecutor(

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from support.lifecycle import ANSWER, LIMIT, QUESTION, idle_and_whole, num_descriptors
+from support.http_streams import ASK, CHAT
+from support.lifecycle import ANSWER, LIMIT, idle_and_whole, num_descriptors
 from support.server import RunningServer, serving, until
 from support.sockets import (
     RawClient,
@@ -27,8 +28,6 @@ from support.sockets import (
 )
 from windlass.server.connections import Connection
 
-CHAT = "/v1/chat/completions"
-ASK = {"messages": [{"role": "user", "content": QUESTION}], "temperature": 0}
 LONG = {**ASK, "n": 4, "debug_config": {"ignore_eos": True}}
 JSON = {"Content-Type": "application/json"}
 STREAM = post(CHAT, {**LONG, "stream": True})

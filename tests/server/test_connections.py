@@ -9,7 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from support.lifecycle import QUESTION, slow_down
+from support.http_streams import ASK, CHAT
+from support.lifecycle import slow_down
 from support.server import RunningServer, serving, until
 from support.sockets import (
     RawClient,
@@ -23,8 +24,6 @@ from support.sockets import (
 )
 from windlass.server.connections import Connection
 
-CHAT = "/v1/chat/completions"
-ASK = {"messages": [{"role": "user", "content": QUESTION}], "temperature": 0}
 LONG = {**ASK, "n": 16, "debug_config": {"ignore_eos": True}}
 BRIEF = 0.3
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -25,6 +24,7 @@ from support.lifecycle import (
     write_shape,
 )
 from support.server import RunningServer, serving, until
+from support.sockets import open_requests
 from windlass import EngineConfig
 from windlass.server.served import ModelSpec
 
@@ -264,5 +264,5 @@ def test_L5_disconnects_are_told_to_nobody(server: RunningServer, caplog: pytest
         exchange = open_exchange(server, CHAT, stream=stream, count=1)
         exchange.leave()
         assert freed(server)
-    time.sleep(0.02)
+    until(lambda: open_requests(server) == 0)
     assert [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")] == []

@@ -19,6 +19,7 @@ from support.baseline import Baseline
 from support.http_streams import CHAT, ENDLESS, TEXT, Exchange, body_of, endings
 from support.lifecycle import LIMIT, PROMPT, QUESTION, Gate, core_of, slow_down
 from support.server import RunningServer, server_process, serving, until
+from support.sockets import open_requests
 from windlass.engine.state import EngineState
 from windlass.server import run
 
@@ -115,7 +116,7 @@ def test_L22_a_request_whose_body_is_still_arriving_is_refused() -> None:
             f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n"
         )
         half.sendall(head.encode() + b"{")
-        time.sleep(0.05)  # it is being read; nothing to see
+        until(lambda: open_requests(server) == 1)
         server.stop()
         answer = read_all(half)
         assert answer.startswith(b"HTTP/1.1 503 ")

@@ -13,7 +13,7 @@ from typing import Any, get_type_hints
 import jsonschema
 import pytest
 
-from support.lifecycle import QUESTION
+from support.http_streams import ASK, CHAT, TEXT
 from support.openai_schema import OpenAISchema, openai_schema
 from support.server import RunningServer, serving
 from windlass.config import EngineConfig
@@ -23,8 +23,6 @@ from windlass.server.openai_fields import CHAT as CHAT_RULES
 from windlass.server.openai_fields import COMPLETIONS, OF_THE_LIBRARY
 from windlass.server.served import ModelSpec
 
-CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
-ASK = {"messages": [{"role": "user", "content": QUESTION}], "temperature": 0}
 KEY = "sk-test"
 BRIEF = ModelSpec("windlass-demo", EngineConfig(num_threads=2, max_single_sequence_length=48))
 """A demo model that does not talk long."""

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from support.lifecycle import LIMIT, QUESTION, resident_bytes
+from support.http_streams import ASK, CHAT, TEXT
+from support.lifecycle import LIMIT, resident_bytes
 from support.server import DEMO, RunningServer, serving, until
 from support.sockets import RawClient, head, open_requests, post
 from windlass.server.app import make_api, make_routers
@@ -23,9 +24,8 @@ from windlass.server.served import ServedModels
 from windlass.server.settings import ServerSettings
 from windlass.text.tokenizer import Tokenizer
 
-CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 KEY = "sk-right-8f3b"
-ASK = {"messages": [{"role": "user", "content": QUESTION}], "temperature": 0, "max_tokens": 1}
+SHORT = {**ASK, "max_tokens": 1}
 SECRET = "s3cr3t-9d21"  # noqa: S105  (of the test)
 
 
@@ -137,7 +137,7 @@ def test_a_path_that_is_no_route_asks_for_a_key_too(locked: RunningServer, path:
     ],
 )
 def test_a_wrong_key_is_told_nothing(locked: RunningServer, headers: dict[str, str]) -> None:
-    refused = locked.request("POST", CHAT, ASK, headers)
+    refused = locked.request("POST", CHAT, SHORT, headers)
     assert refused.status == 401
     assert refused.headers["www-authenticate"] == "Bearer"
     assert refused.body == locked.request("GET", "/v1/models").body
@@ -252,7 +252,7 @@ def test_a_server_for_other_machines_takes_any_host_unless_some_are_named() -> N
     ],
 )
 def test_a_page_of_another_origin_may_not_post(server: RunningServer, headers: dict[str, str]) -> None:
-    refused = server.request("POST", CHAT, ASK, headers)
+    refused = server.request("POST", CHAT, SHORT, headers)
     assert (refused.status, refused.json["error"]["code"]) == (403, "origin_not_allowed")
 
 
@@ -262,7 +262,7 @@ def test_the_own_page_may(server: RunningServer) -> None:
         {"Origin": f"http://{own}", "Host": own},
         {"Origin": f"http://{own}", "Host": own, "Sec-Fetch-Site": "same-origin"},
     ):
-        assert server.request("POST", CHAT, ASK, headers).status == 200
+        assert server.request("POST", CHAT, SHORT, headers).status == 200
 
 
 @pytest.mark.parametrize(
@@ -277,7 +277,7 @@ def test_a_form_is_not_taken_for_json(server: RunningServer, path: str, kind: st
 
 @pytest.mark.parametrize("kind", ["application/json", "application/json; charset=utf-8", "APPLICATION/JSON"])
 def test_json_is(server: RunningServer, kind: str) -> None:
-    assert server.request("POST", CHAT, ASK, {"Content-Type": kind}).status == 200
+    assert server.request("POST", CHAT, SHORT, {"Content-Type": kind}).status == 200
 
 
 def test_no_page_may_read_answers_unless_told_otherwise(server: RunningServer) -> None:
@@ -296,10 +296,10 @@ def test_pages_of_named_origins_may_read_answers(locked: RunningServer) -> None:
     assert "authorization" in before.headers["access-control-allow-headers"]
     assert "access-control-allow-credentials" not in before.headers
     answer = locked.request(
-        "POST", CHAT, ASK, {**page, "Authorization": f"Bearer {KEY}", "Sec-Fetch-Site": "cross-site"}
+        "POST", CHAT, SHORT, {**page, "Authorization": f"Bearer {KEY}", "Sec-Fetch-Site": "cross-site"}
     )
     assert (answer.status, answer.headers["access-control-allow-origin"]) == (200, page["Origin"])
-    refused = locked.request("POST", CHAT, ASK, page)
+    refused = locked.request("POST", CHAT, SHORT, page)
     assert (refused.status, refused.headers["access-control-allow-origin"]) == (401, page["Origin"])
     for other in ("https://evil.example", "https://chat.example.evil.example", "http://chat.example", "null"):
         answer = locked.request("OPTIONS", CHAT, headers={**asked, "Origin": other})
@@ -318,7 +318,7 @@ def test_an_origin_is_exact(origin: str) -> None:
 
 def test_every_response_says_what_it_is_and_not_who(server: RunningServer) -> None:
     requests = [("GET", "/livez", None), ("GET", "/nowhere", None), ("GET", "/", None), ("POST", CHAT, b"{")]
-    for method, path, body in [*requests, ("POST", CHAT, {**ASK, "stream": True})]:
+    for method, path, body in [*requests, ("POST", CHAT, {**SHORT, "stream": True})]:
         answer = server.request(method, path, body)
         assert answer.headers["x-content-type-options"] == "nosniff"
         assert not {"server", "x-powered-by"} & answer.headers.keys()
@@ -348,7 +348,7 @@ def test_the_page_is_no_way_to_other_files(server: RunningServer, path: str) -> 
 
 
 def _chat(**fields: Any) -> tuple[str, dict[str, Any]]:
-    return CHAT, {**ASK, **fields}
+    return CHAT, {**SHORT, **fields}
 
 
 def _text(**fields: Any) -> tuple[str, dict[str, Any]]:
@@ -420,8 +420,8 @@ def test_a_call_that_asks_for_too_much_is_refused_by_name(server: RunningServer,
 @pytest.mark.parametrize("name", ["self", "engine", "create", "stream_", "host", "x" * 1_000_000, "", "\u0000", "é"])
 @pytest.mark.parametrize("path", [CHAT, TEXT, "/v1/responses", "/v1/messages"])
 def test_an_unknown_field_is_refused_whatever_its_name(server: RunningServer, path: str, name: str) -> None:
-    bodies = {CHAT: ASK, TEXT: {"prompt": "a"}, "/v1/responses": {"input": "a"}}
-    refused = server.request("POST", path, {**bodies.get(path, {**ASK, "max_tokens": 1}), name: 1})
+    bodies = {CHAT: SHORT, TEXT: {"prompt": "a"}, "/v1/responses": {"input": "a"}}
+    refused = server.request("POST", path, {**bodies.get(path, {**SHORT, "max_tokens": 1}), name: 1})
     assert refused.status == 400
     assert len(refused.body) < 10_000
 
@@ -471,7 +471,7 @@ def test_nesting_has_an_end(server: RunningServer, field: str, depth: int) -> No
         "messages": [{"role": "user", "content": "a", "extra": nested}],
         "tools": [{"type": "function", "function": {"name": "f", "parameters": nested}}],
     }
-    answer = server.request("POST", CHAT, {**ASK, field: values.get(field, nested)})
+    answer = server.request("POST", CHAT, {**SHORT, field: values.get(field, nested)})
     assert answer.status in (200, 400), answer.body
 
 
@@ -479,7 +479,7 @@ def test_nesting_has_an_end(server: RunningServer, field: str, depth: int) -> No
     "text", ["\x00", "a\x00b", "\u202e", "\ufeff", "\U0010ffff", "\u2028" * 100, "e" + "\u0301" * 50]
 )
 def test_odd_characters_are_text(server: RunningServer, text: str) -> None:
-    answer = server.request("POST", CHAT, {**ASK, "messages": [{"role": "user", "content": text}], "stop": [text]})
+    answer = server.request("POST", CHAT, {**SHORT, "messages": [{"role": "user", "content": text}], "stop": [text]})
     assert answer.status == 200, answer.body
 
 
@@ -487,17 +487,17 @@ def test_odd_characters_are_text(server: RunningServer, text: str) -> None:
 def test_a_very_long_text_is_refused_soon(server: RunningServer, text: str) -> None:
     """CVE-2025-46560: time that grows with the square of the length."""
     began = time.monotonic()
-    refused = server.request("POST", CHAT, {**ASK, "messages": [{"role": "user", "content": text}]})
+    refused = server.request("POST", CHAT, {**SHORT, "messages": [{"role": "user", "content": text}]})
     assert (refused.status, refused.json["error"]["code"]) == (400, "context_length_exceeded")
     assert time.monotonic() - began < 15
 
 
 def test_special_tokens_in_a_text_are_text(server: RunningServer) -> None:
     """A user's text cannot end its turn and speak as the system."""
-    plain = server.request("POST", CHAT, {**ASK, "messages": [{"role": "user", "content": "a"}]})
+    plain = server.request("POST", CHAT, {**SHORT, "messages": [{"role": "user", "content": "a"}]})
     engine = server.engine
     special = next(iter(engine.tokenizer.tokenizer.special_texts))
-    forged = server.request("POST", CHAT, {**ASK, "messages": [{"role": "user", "content": f"a{special}"}]})
+    forged = server.request("POST", CHAT, {**SHORT, "messages": [{"role": "user", "content": f"a{special}"}]})
     added = forged.json["usage"]["prompt_tokens"] - plain.json["usage"]["prompt_tokens"]
     assert added > 1, special
 
@@ -527,14 +527,14 @@ def test_no_client_reads_a_foreign_exception(
 
     with monkeypatch.context() as patch:
         patch.setattr(BREAKS[where], fail)
-        failed = server.request("POST", path, ASK)
+        failed = server.request("POST", path, SHORT)
         probe = server.request("GET", "/readyz")
     assert failed.status == 500
     assert SECRET not in str(failed)
     assert "Traceback" not in str(failed)
     assert failed.json["error"]["message"] == "the server failed to answer this request"
     assert probe.status == 200
-    assert server.request("POST", path, ASK).status == 200
+    assert server.request("POST", path, SHORT).status == 200
 
 
 @pytest.mark.parametrize("kind", ["chat", "messages"])
@@ -547,17 +547,17 @@ def test_no_stream_tells_of_a_foreign_exception(
     path = {"chat": CHAT, "messages": "/v1/messages"}[kind]
     with monkeypatch.context() as patch:
         patch.setattr("windlass.serve.chat_format.ChatFormat.chunk", fail)
-        failed = server.request("POST", path, {**ASK, "stream": True})
+        failed = server.request("POST", path, {**SHORT, "stream": True})
     assert SECRET not in str(failed)
     assert b"the server failed to answer this request" in failed.body
     assert b"[DONE]" not in failed.body
-    assert server.request("POST", path, ASK).status == 200
+    assert server.request("POST", path, SHORT).status == 200
 
 
 def test_prompts_are_not_logged(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG), serving() as server:
         for text in (SECRET, SECRET * 10_000):
-            body = {**ASK, "messages": [{"role": "user", "content": text}], "user": SECRET}
+            body = {**SHORT, "messages": [{"role": "user", "content": text}], "user": SECRET}
             for fields in ({}, {"stream": True}, {"temperature": SECRET}, {SECRET: 1}, {"model": SECRET}):
                 server.request("POST", CHAT, {**body, **fields})
         server.request("GET", f"/{SECRET}?{SECRET}")
@@ -599,7 +599,7 @@ def test_memory_is_bounded_while_200_large_bodies_arrive(server: RunningServer) 
     assert set(statuses) == {400, 429}
     assert peak - before < 400 << 20
     assert server.request("POST", CHAT, body).status == 400  # what was held is given back
-    assert server.request("POST", CHAT, ASK).status == 200
+    assert server.request("POST", CHAT, SHORT).status == 200
 
 
 def test_the_budget_is_given_back_however_a_request_ends(server: RunningServer) -> None:

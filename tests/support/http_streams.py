@@ -8,10 +8,12 @@ import socket
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from support.lifecycle import LIMIT, LONG
+from support.lifecycle import LIMIT, LONG, QUESTION
 
 CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"
+ASK: dict[str, Any] = {"messages": [{"role": "user", "content": QUESTION}], "temperature": 0}
+"""A body for ``CHAT``."""
 ENDLESS: dict[str, Any] = {"max_tokens": 900, "temperature": 0.0, "debug_config": {"ignore_eos": True}}
 """Fields of a body whose answer takes seconds on a slowed engine; needs ``enable_debug``."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,7 @@ from windlass.native import cpu_info
 from windlass.program.builder import ProgramBuilder
 from windlass.program.executor import PAGE_SIZE, Batch
 from windlass.program.ops import Embed, Logits, Op, Value
-from windlass.program.program import Program, WeightSpec
+from windlass.program.program import Part, Program, WeightSpec
 from windlass.quantization import Format, Tensor, f32_to_bf16
 
 KERNELS = cpu_info().kernels
@@ -63,7 +63,7 @@ def single(tokens: Sequence[int]) -> Batch:
 
 def bare_program(ops: Sequence[Op], weights: dict[str, Tensor], widths: Sequence[int], vocab_size: int) -> Program:
     """A program without layers: what the builder would refuse, to test operations by themselves."""
-    specs = tuple(WeightSpec(name, tensor.shape, (name,)) for name, tensor in weights.items())
+    specs = tuple(WeightSpec(name, tensor.shape, (Part(name),)) for name, tensor in weights.items())
     return Program(tuple(ops), specs, tuple(widths), (), 1, 1, 16, vocab_size)
 
 
@@ -87,12 +87,15 @@ class Kind:
     group: int = 0
     half_scales: bool = True
     one_zero: bool = False
+    ordered: bool = False
 
     def __str__(self) -> str:
         if not self.format.grouped:
             return self.format.value
+        if self.format is Format.FP8:
+            return f"fp8-{self.group}"
         scales = "f16" if self.half_scales else "f32"
-        return f"{self.format.value}-{self.group}-{scales}{'-one-zero' if self.one_zero else ''}"
+        return f"{self.format.value}-{self.group}-{scales}{'-one-zero' * self.one_zero}{'-ordered' * self.ordered}"
 
     def tensor(self, rng: np.random.Generator, rows: int, columns: int) -> Tensor:
         shape = (rows, columns)
@@ -104,17 +107,24 @@ class Kind:
         if self.format is Format.BF16:
             return Tensor(self.format, shape, f32_to_bf16(values))
         groups = -(-columns // self.group)
+        if self.format is Format.FP8:
+            codes = rng.integers(0, 256, shape, dtype=np.uint8)
+            codes[(codes & 0x7F) == 0x7F] = 0x08
+            scales = rng.uniform(0.5, 1.5, (rows, groups)) / (columns**0.5 * 120)
+            return Tensor(self.format, shape, codes, self.group, scales.astype(np.float32))
+        order = rng.permutation(columns).astype(np.int32) if self.ordered else None
         int8 = self.format is Format.INT8
         scales = rng.uniform(0.5, 1.5, (rows, groups)) / (columns**0.5 * (74 if int8 else 4.6))
         scales = scales.astype(np.float16 if self.half_scales else np.float32)
         if int8:
-            return Tensor(self.format, shape, rng.integers(-128, 128, shape, dtype=np.int8), self.group, scales)
+            codes = rng.integers(-128, 128, shape, dtype=np.int8)
+            return Tensor(self.format, shape, codes, self.group, scales, order=order)
         codes = rng.integers(0, 256, (rows, (columns + 1) // 2), dtype=np.uint8)
         if self.one_zero:
             zeros = np.broadcast_to(np.uint8(7), (rows, groups))
         else:
             zeros = rng.integers(0, 17, (rows, groups), dtype=np.uint8)
-        return Tensor(self.format, shape, codes, self.group, scales, zeros)
+        return Tensor(self.format, shape, codes, self.group, scales, zeros, order=order)
 
 
 KINDS = [
@@ -127,6 +137,10 @@ KINDS = [
     Kind(Format.INT4, 32, one_zero=True),
     Kind(Format.INT4, 40),
     Kind(Format.INT4, 128, half_scales=False),
+    Kind(Format.INT8, 32, ordered=True),
+    Kind(Format.INT4, 40, ordered=True),
+    Kind(Format.FP8, 64),
+    Kind(Format.FP8, 4096),
 ]
 
 
@@ -179,8 +193,12 @@ class LittleModel:
 
 def as_multiplied(x: NDArray[np.float32], weight: Tensor) -> NDArray[np.float32]:
     """The rows of x as a product with ``weight`` sees them: quantized per block of columns when the weight is."""
-    if weight.scales is None:
+    if weight.scales is None or weight.format is Format.FP8:
         return x
+    if weight.order is not None:
+        out = np.empty_like(x)
+        out[:, weight.order] = as_multiplied(x[:, weight.order], replace(weight, order=None))
+        return out
     columns, group = weight.shape[1], weight.group_size
     if group <= 128:
         block = group * (128 // group)

@@ -1,8 +1,7 @@
-"""stories260K, a real trained Llama of 260 thousand parameters, from llama2.c's files into a Hugging Face directory."""
+"""stories260K, a real trained Llama of 260 thousand parameters: llama2.c's files as Hugging Face has them."""
 
 from __future__ import annotations
 
-import json
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,21 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from support.text_files import added_token, bos_processor, byte_fallback_bpe, sentencepiece_tokenizer
-from support.tiny_models import write_tensors
 
 F32 = NDArray[np.float32]
-
-
-def write_stories_directory(data_dir: Path, path: Path) -> Path:
-    """Write config.json, model.safetensors, tokenizer.json and tokenizer_config.json; return ``path``."""
-    path.mkdir(parents=True, exist_ok=True)
-    config, tensors = read_stories(data_dir)
-    (path / "config.json").write_text(json.dumps(config, indent=2))
-    write_tensors(path, tensors)
-    (path / "tokenizer.json").write_text(json.dumps(stories_tokenizer(data_dir), ensure_ascii=False))
-    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "tokenizer_class": "LlamaTokenizer"}
-    (path / "tokenizer_config.json").write_text(json.dumps(names))
-    return path
 
 
 def read_stories(data_dir: Path) -> tuple[dict[str, Any], dict[str, F32]]:

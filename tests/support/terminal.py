@@ -49,12 +49,17 @@ class Terminal:
         assert self._unread or self._read(seconds), "the program says nothing"
 
     def expect_prompt(self, prompt: str = "> ", seconds: float = 30) -> str:
-        """Wait for the prompt and, where /proc tells it, until the program sleeps there.
+        """Wait for the prompt and until the program waits for a key there, as ``expect_at_rest`` does."""
+        return self.expect_at_rest(prompt, seconds)
 
-        A signal that comes between readline's prompt and its wait for a key is seen only after the next key.
+    def expect_at_rest(self, text: str, seconds: float = 30) -> str:
+        """Wait for ``text`` and, where /proc tells it, until the program sleeps behind it.
+
+        A signal that comes while readline writes, or while keys are left for it to read, is seen only after the next
+        key: the terminal drops these keys, and readline, which was told of them, waits for one.
         """
         deadline = time.monotonic() + seconds
-        seen = self.expect(prompt, seconds)
+        seen = self.expect(text, seconds)
         status = Path(f"/proc/{self._process.pid}/stat")
         while status.exists() and status.read_text().rpartition(")")[2].split()[0] != "S":
             assert time.monotonic() < deadline, "the program never waits at its prompt"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from windlass.program.program import Program
+from support.tiny_dense import DENSE_CONFIGS, DENSE_TYPES, dense_shapes
+from support.tiny_layer_norm import LAYER_NORM_CONFIGS, LAYER_NORM_TYPES, layer_norm_shapes
+from support.tiny_moe import MOE_CONFIGS, MOE_SHAPES
+from windlass.program.program import Part, Program
 from windlass.quantization.tensor import Format, Tensor, f32_to_bf16
 
 F32 = NDArray[np.float32]
@@ -30,7 +34,10 @@ class TinyModel:
     def weights(self) -> dict[str, F32]:
         """The tensors by their Hugging Face names, in file order."""
         generator = np.random.PCG64(self.seed)
-        return {name: _draw(generator, name, shape) for name, shape in tensor_shapes(self.config).items()}
+        # Logits of standard deviation 3: clear winners, and tied models do not echo themselves. Gemma scales its own.
+        embedding = 0.15 if self.config["model_type"].startswith("gemma") else 0.4
+        shapes = tensor_shapes(self.config)
+        return {name: _draw(generator, name, shape, embedding) for name, shape in shapes.items()}
 
     def digest(self) -> str:
         """A hash of configuration and weights: golden files name the model they were made from by it."""
@@ -42,6 +49,12 @@ class TinyModel:
 
 def tensor_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """The tensors that a checkpoint of this configuration has, written down apart from the model files under test."""
+    if config["model_type"] in DENSE_TYPES:
+        return dense_shapes(config)
+    if config["model_type"] in MOE_SHAPES:
+        return MOE_SHAPES[config["model_type"]](config)
+    if config["model_type"] in LAYER_NORM_TYPES:
+        return layer_norm_shapes(config)
     hidden, inner = config["hidden_size"], config["intermediate_size"]
     head_dim = config.get("head_dim") or hidden // config["num_attention_heads"]
     queries = config["num_attention_heads"] * head_dim
@@ -79,14 +92,14 @@ def uniform(generator: np.random.PCG64, count: int) -> NDArray[np.float64]:
     return ((raw >> np.uint64(40)).astype(np.float64) / 2**23 - 1.0) * math.sqrt(3.0)
 
 
-def _draw(generator: np.random.PCG64, name: str, shape: tuple[int, ...]) -> F32:
+def _draw(generator: np.random.PCG64, name: str, shape: tuple[int, ...], embedding: float) -> F32:
     unit = uniform(generator, math.prod(shape))
-    if name.endswith("norm.weight"):
+    if re.search(r"norm(\.norms\.\d+)?\.weight$|\bln_\w\.weight$", name):
         values = 1.0 + 0.2 * unit
     elif name.endswith(".bias"):
         values = 0.3 * unit
-    elif name.startswith(("model.embed_tokens", "lm_head")):
-        values = 0.4 * unit  # logits of standard deviation 3: clear winners, and tied models do not echo themselves
+    elif re.search(r"embed_tokens|lm_head|\bwte\b|embed_in|embed_out", name):
+        values = embedding * unit
     else:
         values = 1.6 / math.sqrt(shape[1]) * unit
     return values.astype(np.float32).reshape(shape)
@@ -210,6 +223,7 @@ CASES = {
             },
             seed=111,
         ),
+        *(TinyModel(name, config, seed) for name, config, seed in (*DENSE_CONFIGS, *MOE_CONFIGS, *LAYER_NORM_CONFIGS)),
     )
 }
 """Every architecture and every rope type; sizes that no vector width divides."""
@@ -219,10 +233,22 @@ def program_weights(program: Program, tensors: Mapping[str, F32]) -> dict[str, T
     """Stack the Hugging Face tensors into the program's weights."""
     result = {}
     for spec in program.weights:
-        data = np.concatenate([tensors[part] for part in spec.parts])
+        data = np.concatenate([_prepared(tensors[part.name], part, len(spec.shape)) for part in spec.parts])
         assert data.shape == spec.shape, f"{spec.name}: {data.shape} is not {spec.shape}"
         result[spec.name] = Tensor(Format.F32, spec.shape, data)
     return result
+
+
+def _prepared(array: F32, part: Part, axes: int) -> F32:
+    """What ``Part`` says, written down apart from the loader."""
+    if part.transposed:
+        array = np.moveaxis(array, -1, -2)
+    array = array.reshape(-1, *array.shape[1 + array.ndim - axes :])
+    if part.rows is not None:
+        runs = array.reshape(part.rows.groups, -1, *array.shape[1:])
+        taken = [runs[:, start:stop:step] for start, stop, step in part.rows.slices]
+        array = np.concatenate(taken, axis=1).reshape(-1, *array.shape[1:])
+    return array + np.float32(part.plus)
 
 
 def write_hf_directory(

@@ -14,11 +14,21 @@ from numpy.typing import NDArray
 
 from windlass.quantization import f32_to_bf16
 
-CODES = {np.dtype(np.float32): "F32", np.dtype(np.float16): "F16", np.dtype(np.uint16): "BF16"}
+CODES = {
+    np.dtype(np.float32): "F32",
+    np.dtype(np.float16): "F16",
+    np.dtype(np.uint16): "BF16",
+    np.dtype(np.uint8): "F8_E4M3",
+    np.dtype(np.int64): "I64",
+    np.dtype(np.int32): "I32",
+    np.dtype(np.int8): "I8",
+}
 
 
 def safetensors_bytes(tensors: Mapping[str, NDArray[Any]], header_edit: Any = None, pad: int = 0) -> bytes:
-    """A safetensors file; uint16 arrays are bfloat16. ``header_edit`` may change the parsed header before writing.
+    """A safetensors file; uint16 arrays are bfloat16, uint8 ones float8.
+
+    ``header_edit`` may change the parsed header before writing.
 
     The data begin at a multiple of eight bytes, plus ``pad``.
     """

@@ -15,6 +15,7 @@ from windlass import __version__
 from windlass.cli.chat import chat
 from windlass.cli.convert import convert
 from windlass.cli.doctor import doctor
+from windlass.cli.pull import pull
 from windlass.cli.serve import serve
 from windlass.errors import WindlassError
 
@@ -31,6 +32,7 @@ def windlass() -> None:
 windlass.add_command(chat)
 windlass.add_command(convert)
 windlass.add_command(doctor)
+windlass.add_command(pull)
 windlass.add_command(serve)
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 from windlass.cli.conversation import Conversation
 from windlass.cli.options import check_quantization
+from windlass.config import KVCacheDtype, LoadFormat, Mode
 from windlass.errors import EngineError, WindlassError
 
 if TYPE_CHECKING:
@@ -42,19 +43,19 @@ INTERRUPTED = 130
     callback=check_quantization,
     help="Quantize a Hugging Face model while loading, e.g. to q4f16_1.",
 )
-@click.option("--load-format", type=click.Choice(["auto", "dummy"]), help="dummy: random weights from the config.")
+@click.option("--load-format", type=click.Choice(get_args(LoadFormat)), help="dummy: random weights from the config.")
 @click.option("--no-pack-cache", is_flag=True, help="Neither use nor keep a file of packed weights.")
 @click.option("--context", type=click.IntRange(min=1), help="Longest conversation in tokens.")
 @click.option(
     "--kv-cache-dtype",
-    type=click.Choice(["auto", "f32", "f16", "bf16", "int16", "int8"]),
+    type=click.Choice(get_args(KVCacheDtype)),
     help="Type of the KV cache.",
 )
 @click.option("--threads", type=click.IntRange(min=1), help="Threads that compute.")
 @click.option("--device", default="auto", show_default=True, help="Where to run.")
 @click.option(
     "--mode",
-    type=click.Choice(["local", "interactive", "server"]),
+    type=click.Choice(get_args(Mode)),
     default="interactive",
     show_default=True,
     help="How much memory to plan for: interactive is one conversation.",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +13,6 @@ PATTERNS: Mapping[str, tuple[str, ...]] = {
     "huggingface": ("models--*/snapshots/*",),
     "mlc": ("model_weights/hf/*/*",),
 }
-
-
-# The rest of a split model, whose first file stands for all.
-_LATER_SPLIT = re.compile(r".*-(?!00001)\d{5}-of-\d{5}\.gguf")
 
 
 @dataclass(frozen=True)
@@ -58,9 +53,11 @@ def _directories(root: Path, pattern: str) -> Iterator[Path]:
 
 
 def _gguf_files(directory: Path) -> list[FoundModel]:
+    from windlass.weights.gguf import first_files  # with numpy
+
     try:
-        files = [file for file in sorted(directory.glob("*.gguf")) if not _LATER_SPLIT.fullmatch(file.name)]
-        return [FoundModel(file, "gguf", file.stat().st_size) for file in files if file.is_file()]
+        files = [file for file in first_files(directory) if file.is_file()]
+        return [FoundModel(file, "gguf", file.stat().st_size) for file in files]
     except OSError:
         return []
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 from windlass.cli.options import check_quantization
-from windlass.config import EngineConfig
+from windlass.config import EngineConfig, KVCacheDtype, LoadFormat, Mode, PrefixCacheMode, SpeculativeMode
+from windlass.server.logs import FORMATS, LEVELS, logging_to
 from windlass.server.signals import Signals
 
 if TYPE_CHECKING:
@@ -102,26 +103,22 @@ def _option(*names: str, **settings: Any) -> Callable[[Callable[..., int]], Call
 @_option("--upload-timeout", default=120.0, help="Seconds that a client may take to send a body.")
 @_option("--keep-alive-timeout", default=30.0, help="Seconds that a connection stays open between two requests.")
 @_option("--quantization", metavar="NAME", callback=check_quantization, help="Quantize while loading, e.g. to q4f16_1.")
-@_option("--load-format", type=click.Choice(["auto", "dummy"]), help="dummy: random weights from the config.")
+@_option("--load-format", type=click.Choice(get_args(LoadFormat)), help="dummy: random weights from the config.")
 @_option("--no-pack-cache", is_flag=True, help="Neither use nor keep a file of packed weights.")
-@_option("--mode", type=click.Choice(["local", "interactive", "server"]), default="server", help="Memory to plan for.")
+@_option("--mode", type=click.Choice(get_args(Mode)), default="server", help="Memory to plan for.")
 @_option("--memory", type=click.FloatRange(0, 1, min_open=True), help="Share of the free memory that a model takes.")
 @_option("--context", type=click.IntRange(min=1), help="Longest sequence in tokens.")
 @_option("--max-sequences", type=click.IntRange(min=1), help="Sequences that run at the same time.")
 @_option("--kv-cache-tokens", type=click.IntRange(min=1), help="Capacity of the KV cache in tokens.")
-@_option(
-    "--kv-cache-dtype", type=click.Choice(["auto", "f32", "f16", "bf16", "int16", "int8"]), help="Type of the KV cache."
-)
-@_option("--prefix-cache", type=click.Choice(["radix", "disable"]), help="Keep what prompts have in common.")
-@_option(
-    "--speculative-mode", type=click.Choice(["ngram", "small_draft", "disable"]), help="How to guess tokens ahead."
-)
+@_option("--kv-cache-dtype", type=click.Choice(get_args(KVCacheDtype)), help="Type of the KV cache.")
+@_option("--prefix-cache", type=click.Choice(get_args(PrefixCacheMode)), help="Keep what prompts have in common.")
+@_option("--speculative-mode", type=click.Choice(get_args(SpeculativeMode)), help="How to guess tokens ahead.")
 @_option("--draft-model", metavar="MODEL", help="Smaller model that guesses for MODEL.")
 @_option("--threads", type=click.IntRange(min=1), help="Threads that compute.")
 @_option("--kernels", metavar="NAME", help="Instruction set, one of those that windlass doctor lists.")
 @_option("--device", default="auto", help="Where to run.")
-@_option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", help="Least to log.")
-@_option("--log-format", type=click.Choice(["text", "json"]), default="text", help="What a line of the log looks like.")
+@_option("--log-level", type=click.Choice(LEVELS), default="info", help="Least to log.")
+@_option("--log-format", type=click.Choice(FORMATS), default="text", help="What a line of the log looks like.")
 @_option("--enable-debug", is_flag=True, help="Serve /debug routes and take debug_config.")
 @_option("--enable-tracing", is_flag=True, help="Record what happens, for /debug/dump_event_trace.")
 def serve(model: str | None, **options: Any) -> int:
@@ -136,7 +133,6 @@ def serve(model: str | None, **options: Any) -> int:
 def _serve(model: str | None, options: dict[str, Any], signals: Signals) -> int:
     # Imported late: it takes a while, and other commands need not wait for it.
     try:
-        from windlass.server.logs import logging_to
         from windlass.server.run import serve as run
     except ModuleNotFoundError as error:
         raise click.ClickException(

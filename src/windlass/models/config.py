@@ -21,7 +21,8 @@ _HARMLESS_GROUPS = {
     "use_return_dict return_dict return_dict_in_generate output_attentions output_hidden_states output_scores "
     "is_decoder chunk_size_feed_forward tf_legacy_loss keys_to_ignore_at_inference cache_implementation",
     "training": "initializer_range attention_dropout hidden_dropout resid_pdrop embd_pdrop attn_pdrop dropout "
-    "classifier_dropout problem_type id2label label2id num_labels tie_encoder_decoder",
+    "classifier_dropout problem_type id2label label2id num_labels tie_encoder_decoder router_aux_loss_coef "
+    "router_jitter_noise output_router_logits aux_loss_alpha seq_aux",
     "tokens and text, read where the tokenizer is": "bos_token_id eos_token_id pad_token_id unk_token_id sep_token_id "
     "decoder_start_token_id tokenizer_class prefix model_max_length max_sequence_length seq_length chat_template",
     "sampling, read where the generation settings are": "max_length min_length max_new_tokens do_sample early_stopping "
@@ -44,6 +45,25 @@ class ConfigReader:
         self._path = path
         self._section = section
         self._read: set[str] = set()
+        self._own_names: Mapping[str, str] = {}
+
+    def with_defaults(self, defaults: Mapping[str, Any]) -> ConfigReader:
+        """A reader of the same object in which keys that are missing have the values that the architecture gives."""
+        given = {key: value for key, value in self._values.items() if value is not None or key not in defaults}
+        return self._copy({**defaults, **given}, self._own_names)
+
+    def renamed(self, names: Mapping[str, str]) -> ConfigReader:
+        """A reader of the same object in which keys of the architecture's own (of ``names``) go by the usual names.
+
+        Errors have the names that are in the file.
+        """
+        values = {names.get(key, key): value for key, value in self._values.items()}
+        return self._copy(values, {new: old for old, new in names.items() if old in self._values})
+
+    def _copy(self, values: Mapping[str, Any], own_names: Mapping[str, str]) -> ConfigReader:
+        reader = ConfigReader(values, self._path, section=self._section)
+        reader._own_names = own_names
+        return reader
 
     def error(self, key: str, reason: str) -> LoadError:
         """An error about ``key``, to be raised."""
@@ -52,6 +72,15 @@ class ConfigReader:
     def has(self, key: str) -> bool:
         """True when ``key`` is there and not null. Does not count as reading it."""
         return self._values.get(key) is not None
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The keys that are there."""
+        return tuple(self._values)
+
+    def waits(self, key: str) -> bool:
+        """True when ``key`` is there and nobody has read it yet."""
+        return self.has(key) and key not in self._read
 
     def integer(self, key: str, *, default: int | None = None, minimum: int = 1, maximum: int = MAX_INTEGER) -> int:
         """The integer at ``key``, which is required when there is no default."""
@@ -62,12 +91,17 @@ class ConfigReader:
             raise self.error(key, f"is {value}, which must lie in {minimum} .. {maximum}")
         return value
 
-    def optional_integer(self, key: str, *, default: int) -> int | None:
-        """The integer at ``key``, None where it is null; here null and missing differ."""
-        if key in self._values and self._values[key] is None:
+    def optional_integer(self, key: str, *, default: int | None = None) -> int | None:
+        """The integer at ``key``, None where it is null, ``default`` where it is missing."""
+        if self._values.get(key) is None and (key in self._values or default is None):
             self._read.add(key)
             return None
         return self.integer(key, default=default)
+
+    def optional_number(self, key: str) -> float | None:
+        """The number at ``key``, or None."""
+        self._read.add(key)
+        return self.number(key) if self.has(key) else None
 
     def number(self, key: str, *, default: float | None = None, above: float = 0.0) -> float:
         """The finite number at ``key``, greater than ``above``; required when there is no default."""
@@ -103,6 +137,15 @@ class ConfigReader:
         value = self._get(key, None)
         if value is not None and not (isinstance(value, list) and all(isinstance(item, str) for item in value)):
             raise self.error(key, f"is {_show(value)}, which must be a list of strings")
+        return value
+
+    def integers(self, key: str) -> list[int] | None:
+        """The list of integers, none negative, at ``key``, or None."""
+        value = self._get(key, None)
+        if value is not None and not (
+            isinstance(value, list) and all(type(item) is int and 0 <= item <= MAX_INTEGER for item in value)
+        ):
+            raise self.error(key, f"is {_show(value)}, which must be a list of integers, none negative")
         return value
 
     def numbers(self, key: str, count: int) -> list[float] | None:
@@ -151,7 +194,8 @@ class ConfigReader:
         return default
 
     def _name(self, key: str) -> str:
-        return f"{self._section}.{key}" if self._section else key
+        own = self._own_names.get(key, key)
+        return f"{self._section}.{own}" if self._section else own
 
 
 def _show(value: Any) -> str:

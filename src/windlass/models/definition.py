@@ -23,3 +23,5 @@ class ModelDefinition:
     num_heads: int
     ignored_tensors: tuple[str, ...]
     """Regular expressions for whole names of Hugging Face tensors that a checkpoint may hold and nobody needs."""
+    stored_prefixes: tuple[tuple[str, str], ...] = ()
+    """How the names of a checkpoint's tensors may begin, and how the program's parts have it: the first that fits."""

@@ -8,11 +8,10 @@ from typing import Any
 
 from windlass.errors import LoadError
 from windlass.models.config import ConfigReader
+from windlass.models.family import GgufDialect, Shapes
+from windlass.weights.gguf_names import COMMON_TENSORS
 
-ARCHITECTURES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
-"""``general.architecture``, and the architecture here. Mistral's models are written as llama."""
-
-_RENAMED = {
+_INTEGERS = {
     "context_length": "max_position_embeddings",
     "embedding_length": "hidden_size",
     "feed_forward_length": "intermediate_size",
@@ -20,66 +19,60 @@ _RENAMED = {
     "attention.head_count": "num_attention_heads",
     "attention.head_count_kv": "num_key_value_heads",
     "attention.key_length": "head_dim",
-    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
-    "rope.freq_base": "rope_theta",
 }
-_SCALINGS = {"none": "default", "linear": "linear", "yarn": "yarn"}
+_NUMBERS = {"attention.layer_norm_rms_epsilon": "rms_norm_eps", "rope.freq_base": "rope_theta"}
 
 
 def from_gguf_metadata(
+    dialect: GgufDialect,
     metadata: Mapping[str, Any],
-    shapes: Mapping[str, tuple[int, ...]],
+    shapes: Shapes,
     rope_factors: list[float] | None,
     path: Path,
-) -> tuple[str, dict[str, Any]]:
-    """Return the ``model_type`` and the config.json that say the same as ``metadata``.
+) -> dict[str, Any]:
+    """Return the config.json that says the same as ``metadata``.
 
     Args:
+        dialect: how GGUF files hold this family.
         metadata: keys and values of the file.
         shapes: of all tensors, by Hugging Face's names; they tell what metadata leaves out.
         rope_factors: how much each pair of a head is slowed, where the file has that.
         path: the file, for error messages.
 
     Raises:
-        LoadError: the architecture is not supported, or a key is missing, of the wrong type, or not understood.
+        LoadError: a key is missing, of the wrong type, or not understood.
     """
-    architecture = metadata.get("general.architecture")
-    if architecture not in ARCHITECTURES:
-        supported = ", ".join(ARCHITECTURES)
-        raise LoadError(
-            path, f"general.architecture is {architecture!r}, which is not supported; supported: {supported}"
-        )
-    prefix = f"{architecture}."
+    prefix = f"{dialect.architecture}."
     reader = ConfigReader(
         {key.removeprefix(prefix): value for key, value in metadata.items() if key.startswith(prefix)}, path
     )
     config: dict[str, Any] = {}
-    for key, name in _RENAMED.items():
-        if key in ("attention.layer_norm_rms_epsilon", "rope.freq_base"):
-            if reader.has(key):
-                config[name] = reader.number(key)
-        elif reader.has(key):
+    for key, name in {**_INTEGERS, **dialect.keys}.items():
+        if reader.has(key):
             config[name] = reader.integer(key)
-    embedding = shapes.get("model.embed_tokens.weight")
+    for key, name in _NUMBERS.items():
+        if reader.has(key):
+            config[name] = reader.number(key)
+    names = {**COMMON_TENSORS, **dialect.tensors}
+    embedding = shapes.get(f"{names['token_embd']}.weight")
     if embedding is None:
         raise LoadError(path, "there is no tensor token_embd.weight")
     config["vocab_size"] = reader.integer("vocab_size", default=embedding[0])
-    config["tie_word_embeddings"] = "lm_head.weight" not in shapes
-    if architecture == "llama":
-        config["attention_bias"] = "model.layers.0.self_attn.q_proj.bias" in shapes
-        config["mlp_bias"] = "model.layers.0.mlp.gate_proj.bias" in shapes
+    config["tie_word_embeddings"] = f"{names['output']}.weight" not in shapes
+    if dialect.read is not None:
+        dialect.read(reader, config, shapes)
     _check_heads(reader, config)
     config.update(_rope(reader, rope_factors))
     reader.finish()
-    return ARCHITECTURES[architecture], config
+    return config
 
 
 def _check_heads(reader: ConfigReader, config: dict[str, Any]) -> None:
-    """Read what must agree with the size of a head."""
+    """Read what must agree with the size of a head, if the family has not read it."""
     heads = reader.integer("attention.head_count")
     head_dim = config.get("head_dim", reader.integer("embedding_length") // heads)
     for key in ("attention.value_length", "rope.dimension_count"):
-        if reader.integer(key, default=head_dim) != head_dim:
+        if reader.waits(key) and reader.integer(key) != head_dim:
             raise reader.error(key, f"is not the size of a head, {head_dim}, which is not supported")
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from windlass.models.config import ConfigReader
 from windlass.models.decoder import define_decoder, read_shape
 from windlass.models.definition import ModelDefinition
+from windlass.models.family import Family, GgufDialect, MlcDialect, Shapes
 
 
 def define(config: ConfigReader) -> ModelDefinition:
@@ -15,3 +18,22 @@ def define(config: ConfigReader) -> ModelDefinition:
     return define_decoder(
         "llama", config, shape, qkv_bias=attention_bias, output_bias=attention_bias, mlp_bias=mlp_bias
     )
+
+
+def _read_gguf(_reader: ConfigReader, config: dict[str, Any], shapes: Shapes) -> None:
+    config["attention_bias"] = "model.layers.0.self_attn.q_proj.bias" in shapes
+    config["mlp_bias"] = "model.layers.0.mlp.gate_proj.bias" in shapes
+
+
+FAMILY = Family(
+    "llama",
+    define,
+    GgufDialect(
+        "llama", paired={"attn_q": "attention.head_count", "attn_k": "attention.head_count_kv"}, read=_read_gguf
+    ),
+    MlcDialect(
+        renamed={"position_embedding_base": "rope_theta"},
+        fields=("tie_word_embeddings", "rope_scaling", "disaggregation"),
+        constants={"pipeline_parallel_stages": 1, "disaggregation": False},
+    ),
+)

@@ -12,16 +12,8 @@ from typing import Any
 
 from windlass.models.config import ConfigReader
 from windlass.models.definition import ModelDefinition
-from windlass.models.mistral import DEFAULT_WINDOW as MISTRAL_WINDOW
+from windlass.models.family import MlcDialect
 from windlass.models.rope import DEFAULT_THETA
-
-_RENAMED = {
-    "llama": {"position_embedding_base": "rope_theta"},
-    "mistral": {"position_embedding_base": "rope_theta", "sliding_window_size": "sliding_window"},
-    "qwen2": {},
-    "qwen3": {},
-}
-"""MLC's name to Hugging Face's; names that are the same are not listed."""
 
 _RUNTIME_FIELDS = (
     "prefill_chunk_size",
@@ -41,22 +33,11 @@ _SAME_FIELDS = (
     "rms_norm_eps",
     "vocab_size",
 )
-_QWEN_WINDOW_FIELDS = ("use_sliding_window", "sliding_window", "max_window_layers", "layer_types")
-_MLC_FIELDS = {
-    "llama": ("tie_word_embeddings", "rope_scaling", "disaggregation"),
-    "mistral": (),
-    "qwen2": ("tie_word_embeddings",),
-    "qwen3": ("tie_word_embeddings", "attention_bias"),
-}
-"""Fields that MLC always writes; others that are null or false are left out."""
-_MAX_PREFILL_CHUNK = {"llama": 8192, "mistral": 8192, "qwen2": 8192, "qwen3": 2048}
+_OPTIONAL_FIELDS = ("tie_word_embeddings", "attention_bias", "mlp_bias")
 
 
-def from_mlc_config(model_type: str, mlc: Mapping[str, Any], path: Path) -> tuple[dict[str, Any], int]:
+def from_mlc_config(dialect: MlcDialect, mlc: Mapping[str, Any], path: Path) -> tuple[dict[str, Any], int]:
     """Return the config.json that says the same, and the context length that MLC's fields allow.
-
-    A Mistral with ``attention_sink_size`` keeps its first tokens in view when the window slides, which is not
-    supported; its context ends where the window would begin to slide, up to where there is no difference.
 
     Raises:
         LoadError: a field is of the wrong type, or none says how long the context is.
@@ -69,18 +50,14 @@ def from_mlc_config(model_type: str, mlc: Mapping[str, Any], path: Path) -> tupl
     context = reader.integer("context_window_size", default=0, minimum=-1)
     if context <= 0:
         context = reader.integer("max_position_embeddings", default=0, minimum=0)
-    if model_type == "mistral":
-        window = reader.integer("sliding_window_size", default=-1, minimum=-1)
-        values["sliding_window_size"] = window if window > 0 else None
-        if window > 0 and (context == 0 or reader.integer("attention_sink_size", default=4, minimum=0) > 0):
-            context = min(context, window) or window
+    if dialect.read is not None:
+        context = dialect.read(reader, values, context)
     if context == 0:
         raise reader.error("context_window_size", "is missing, and so is max_position_embeddings")
     for key in ("position_embedding_base", "num_key_value_heads", "head_dim"):
         if type(values.get(key)) is int and values[key] == 0:
             del values[key]
-    renamed = _RENAMED[model_type]
-    hf = {renamed.get(key, key): value for key, value in values.items() if key not in _RUNTIME_FIELDS}
+    hf = {dialect.renamed.get(key, key): value for key, value in values.items() if key not in _RUNTIME_FIELDS}
     hf["max_position_embeddings"] = context
     scaling = hf.get("rope_scaling")
     if isinstance(scaling, Mapping):
@@ -91,38 +68,29 @@ def from_mlc_config(model_type: str, mlc: Mapping[str, Any], path: Path) -> tupl
     return hf, context
 
 
-def to_mlc_config(definition: ModelDefinition, hf: Mapping[str, Any]) -> dict[str, Any]:
+def to_mlc_config(dialect: MlcDialect, definition: ModelDefinition, hf: Mapping[str, Any]) -> dict[str, Any]:
     """Return the ``model_config`` of a model that was read from the config.json ``hf``."""
-    model_type = definition.model_type
     context = definition.context_length
     rope = dict(hf.get("rope_parameters") or hf.get("rope_scaling") or {})
     theta = rope.pop("rope_theta", None) or hf.get("rope_theta") or DEFAULT_THETA
-    mlc = {key: hf[key] for key in _SAME_FIELDS}
+    mlc = {key: hf[key] for key in _SAME_FIELDS if key in hf}
     mlc["num_key_value_heads"] = definition.program.num_kv_heads
     mlc["head_dim"] = definition.program.head_dim
     mlc["context_window_size"] = context
-    mlc["prefill_chunk_size"] = min(context, _MAX_PREFILL_CHUNK[model_type])
+    mlc["prefill_chunk_size"] = min(context, dialect.prefill_chunk_size)
     mlc["tensor_parallel_shards"] = 1
     mlc["max_batch_size"] = 1
     # theta is an integer in MLC, and Hugging Face writes 10000.0
     mlc["rope_theta"] = int(theta) if theta == int(theta) else theta
     mlc["rope_scaling"] = _mlc_rope_scaling(rope, hf)
-    mlc["tie_word_embeddings"] = bool(hf.get("tie_word_embeddings"))
-    mlc["attention_bias"] = bool(hf.get("attention_bias"))
-    mlc["mlp_bias"] = bool(hf.get("mlp_bias"))
-    if model_type == "llama":
-        mlc |= {"pipeline_parallel_stages": 1, "disaggregation": False}
-    elif model_type == "mistral":
-        window = hf.get("sliding_window", MISTRAL_WINDOW)
-        # No sinks: Hugging Face's window lets the first tokens go.
-        mlc |= {"sliding_window_size": -1 if window is None else window, "attention_sink_size": 0}
-    else:
-        mlc |= {"hidden_act": "silu", "dtype": "float32"}
-        if hf.get("use_sliding_window"):
-            mlc |= {key: hf[key] for key in _QWEN_WINDOW_FIELDS if key in hf}
-    own_fields = _MLC_FIELDS[model_type]
-    mlc = {key: value for key, value in mlc.items() if key in own_fields or not (value is None or value is False)}
-    names = {new: old for old, new in _RENAMED[model_type].items()}
+    for key in _OPTIONAL_FIELDS:
+        mlc[key] = bool(hf.get(key))
+    mlc |= {key: hf[key] for key in (*dialect.fields, *dialect.optional) if key in hf and key not in mlc}
+    mlc |= dialect.constants
+    if dialect.write is not None:
+        dialect.write(mlc, hf)
+    mlc = {key: value for key, value in mlc.items() if key in dialect.fields or not (value is None or value is False)}
+    names = {new: old for old, new in dialect.renamed.items()}
     return {names.get(key, key): value for key, value in mlc.items()}
 
 

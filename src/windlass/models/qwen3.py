@@ -5,6 +5,8 @@ from __future__ import annotations
 from windlass.models.config import ConfigReader
 from windlass.models.decoder import define_decoder, read_shape, read_windows
 from windlass.models.definition import ModelDefinition
+from windlass.models.family import Family, GgufDialect
+from windlass.models.qwen_mlc import qwen_mlc
 
 
 def define(config: ConfigReader) -> ModelDefinition:
@@ -15,3 +17,8 @@ def define(config: ConfigReader) -> ModelDefinition:
     return define_decoder(
         "qwen3", config, shape, qkv_name="c_attn", qkv_bias=bias, output_bias=bias, head_norm=True, windows=windows
     )
+
+
+FAMILY = Family(
+    "qwen3", define, GgufDialect("qwen3"), qwen_mlc("tie_word_embeddings", "attention_bias", prefill_chunk_size=2048)
+)

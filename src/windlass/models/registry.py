@@ -2,27 +2,92 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from windlass.errors import LoadError
-from windlass.models import llama, mistral, mlc_config, qwen2, qwen3
+from windlass.models import (
+    cohere,
+    gemma,
+    gemma2,
+    gemma3,
+    gpt2,
+    gpt_neox,
+    granite,
+    llama,
+    ministral3,
+    mistral,
+    mixtral,
+    mlc_config,
+    olmo2,
+    phi3,
+    quantization_config,
+    qwen2,
+    qwen2_moe,
+    qwen3,
+    qwen3_moe,
+    smollm3,
+    stablelm,
+    starcoder2,
+)
 from windlass.models.config import ConfigReader
 from windlass.models.definition import ModelDefinition
+from windlass.models.family import Family, GgufDialect, MlcDialect
 
-_ARCHITECTURES: dict[str, Callable[[ConfigReader], ModelDefinition]] = {
-    "llama": llama.define,
-    "mistral": mistral.define,
-    "qwen2": qwen2.define,
-    "qwen3": qwen3.define,
+FAMILIES: dict[str, Family] = {
+    family.model_type: family
+    for family in (
+        cohere.FAMILY,
+        cohere.FAMILY2,
+        gemma.FAMILY,
+        gemma2.FAMILY,
+        gemma3.FAMILY,
+        gemma3.TEXT_FAMILY,
+        gpt2.FAMILY,
+        gpt_neox.FAMILY,
+        granite.FAMILY,
+        llama.FAMILY,
+        ministral3.FAMILY,
+        ministral3.SEEING_FAMILY,
+        mistral.FAMILY,
+        mixtral.FAMILY,
+        olmo2.FAMILY,
+        olmo2.OLMO3_FAMILY,
+        phi3.FAMILY,
+        qwen2.FAMILY,
+        qwen2_moe.FAMILY,
+        qwen3.FAMILY,
+        qwen3_moe.FAMILY,
+        smollm3.FAMILY,
+        stablelm.FAMILY,
+        starcoder2.FAMILY,
+    )
 }
+"""Every family by its ``model_type``."""
 
 
-def supported_model_types() -> tuple[str, ...]:
-    """The values of ``model_type`` that Windlass can run."""
-    return tuple(_ARCHITECTURES)
+def find_gguf_family(metadata: Mapping[str, Any], path: Path) -> tuple[str, GgufDialect]:
+    """Return the ``model_type`` of the GGUF file at ``path``, and how such files hold the family.
+
+    Raises:
+        LoadError: the architecture is not supported.
+    """
+    architecture = metadata.get("general.architecture")
+    found = [
+        (family.model_type, family.gguf)
+        for family in FAMILIES.values()
+        if family.gguf is not None and family.gguf.architecture == architecture
+    ]
+    # Those that a key tells from the rest come first.
+    for model_type, dialect in sorted(found, key=lambda one: one[1].marker is None):
+        if dialect.marker is None or metadata.get(f"{architecture}.{dialect.marker}"):
+            return model_type, dialect
+    supported = dict.fromkeys(family.gguf.architecture for family in FAMILIES.values() if family.gguf is not None)
+    raise LoadError(
+        path, f"general.architecture is {architecture!r}, which is not supported; supported: {', '.join(supported)}"
+    )
 
 
 def define_model(
@@ -40,26 +105,31 @@ def define_model(
         LoadError: the architecture is not supported, or the configuration lacks, mistypes or contradicts something,
             or holds something that may change what the model computes and is not understood.
     """
-    define = _ARCHITECTURES.get(model_type) if isinstance(model_type, str) else None
-    if define is None:
-        raise LoadError(path, f"model_type {model_type!r} is not supported; supported: {', '.join(_ARCHITECTURES)}")
+    family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
+    if family is None:
+        raise LoadError(path, f"model_type {model_type!r} is not supported; supported: {', '.join(FAMILIES)}")
     if dialect == "mlc":
-        translated, context_length = mlc_config.from_mlc_config(model_type, config, path)
-        return replace(define(ConfigReader(translated, path)), context_length=context_length)
-    reader = ConfigReader(config, path)
-    if reader.has("quantization_config"):
-        raise reader.error(
-            "quantization_config",
-            "is there, but checkpoints that are quantized in Hugging Face's formats are not supported; "
-            "supported: float32, float16 and bfloat16 tensors, quantized while loading if wanted",
-        )
-    return define(reader)
+        mlc = _mlc_dialect(model_type, path)
+        translated, context_length = mlc_config.from_mlc_config(mlc, config, path)
+        return replace(family.define(ConfigReader(translated, path)), context_length=context_length)
+    # read_quantization says what is in that object
+    values = {key: value for key, value in config.items() if key != quantization_config.KEY}
+    return family.define(ConfigReader(values, path))
 
 
 def to_mlc_config(model_type: str, config: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """Return the ``model_config`` object of mlc-chat-config.json for a Hugging Face ``config`` read from ``path``.
 
     Raises:
-        LoadError: as ``define_model``.
+        LoadError: as ``define_model``, or MLC directories cannot hold this family.
     """
-    return mlc_config.to_mlc_config(define_model(model_type, config, path, dialect="hf"), config)
+    definition = define_model(model_type, config, path, dialect="hf")
+    return mlc_config.to_mlc_config(_mlc_dialect(model_type, path), definition, config)
+
+
+def _mlc_dialect(model_type: str, path: Path) -> MlcDialect:
+    known = {name: family.mlc for name, family in FAMILIES.items() if family.mlc is not None}
+    if isinstance(model_type, str) and model_type in known:
+        return known[model_type]
+    supported = ", ".join(known)
+    raise LoadError(path, f"model_type {model_type!r} is not supported in MLC directories; supported: {supported}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -16,7 +17,7 @@ F32: TypeAlias = NDArray[np.float32]
 
 DEFAULT_THETA = 10_000.0
 
-ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3")
+ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3", "longrope", "su")
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,14 +134,63 @@ class Llama3Rope:
 
 
 @dataclass(frozen=True, slots=True)
-class RopeConfig:
-    """What a configuration says about rotary embeddings.
+class LongRope:
+    """LongRoPE (Ding et al., 2024): each pair is slowed by a factor of its own, of one list or of another.
 
-    ``context_factor`` and ``original_length`` tell how many positions the scaled embedding was made for:
-    their product, or ``max_position_embeddings`` when ``original_length`` is None.
+    The long factors are for sequences of more than ``original_length`` tokens. Keys that are cached were rotated when
+    nobody knew how long their sequence would become, and an attention score means something only when key and query
+    were rotated with the same list. So the choice is made once, by the number of positions a table is asked for, which
+    is the context length of the engine: the long factors, for every token, when that is above ``original_length``.
+    (vLLM chooses so by its ``max_model_len``, llama.cpp by the context of a sequence.) Hugging Face chooses by the
+    tokens that a sequence has so far; the numbers are the same for sequences on the same side of ``original_length``
+    as the context length.
+    """
+
+    theta: float
+    dim: int
+    short_factors: tuple[float, ...]
+    long_factors: tuple[float, ...]
+    original_length: int
+    attention_factor: float
+
+    def cos_sin(self, positions: int) -> tuple[F32, F32]:
+        """See ``RopeTable``."""
+        factors = self.long_factors if positions > self.original_length else self.short_factors
+        cos, sin = PairFactorRope(self.theta, self.dim, factors).cos_sin(positions)
+        scale = np.float32(self.attention_factor)
+        return cos * scale, sin * scale
+
+
+@dataclass(frozen=True, slots=True)
+class QueryScaledRope:
+    """``table`` for queries that are also multiplied by 1 + beta * log(1 + floor(position / length)).
+
+    Attention over long contexts stays sharp so (Nakanishi, 2025, in the form of Llama 4's reference implementation).
+    All columns of a head must be rotated.
     """
 
     table: RopeTable
+    beta: float
+    length: int
+
+    def cos_sin(self, positions: int) -> tuple[F32, F32]:
+        """See ``RopeTable``."""
+        cos, sin = self.table.cos_sin(positions)
+        factor = 1 + self.beta * np.log1p(np.arange(positions) // self.length)
+        scale: F32 = factor.astype(np.float32)[:, None]
+        return cos * scale, sin * scale
+
+
+@dataclass(frozen=True, slots=True)
+class RopeConfig:
+    """What a configuration says about rotary embeddings.
+
+    ``rotary_dim`` columns of each head are rotated. ``context_factor`` and ``original_length`` tell how many positions
+    the scaled embedding was made for: their product, or ``max_position_embeddings`` when ``original_length`` is None.
+    """
+
+    table: RopeTable
+    rotary_dim: int
     original_length: int | None = None
     context_factor: float = 1.0
 
@@ -149,61 +199,145 @@ class RopeConfig:
         return int((self.original_length or max_position_embeddings) * self.context_factor)
 
 
-def read_rope(config: ConfigReader, *, head_dim: int, max_position_embeddings: int) -> RopeConfig:
+def read_rope(
+    config: ConfigReader,
+    *,
+    head_dim: int,
+    max_position_embeddings: int,
+    partial: bool = False,
+    theta: float = DEFAULT_THETA,
+    own_keys: Collection[str] = (),
+) -> RopeConfig:
     """Read the rotary embedding: ``rope_theta`` with ``rope_scaling``, or ``rope_parameters`` (transformers 5).
 
     ``max_position_embeddings`` is the length before scaling for linear and dynamic (so Hugging Face documents it), and
-    the length after it for llama3; for yarn, the length before it is ``original_max_position_embeddings``, which
-    defaults to ``max_position_embeddings``.
+    the length after it for llama3 and longrope; for yarn, the length before it is
+    ``original_max_position_embeddings``, which defaults to ``max_position_embeddings``.
+
+    Args:
+        config: the configuration.
+        head_dim: columns of a head.
+        max_position_embeddings: as the configuration says.
+        partial: the architecture rotates only a part of each head where ``partial_rotary_factor`` says so.
+        theta: the architecture's default.
+        own_keys: keys beside those of the rotary embedding that the architecture itself reads in the same object.
 
     Raises:
         LoadError: an unknown type, a missing, unknown or unusable key, or two places that contradict each other.
     """
-    if head_dim % 2:
-        raise config.error("head_dim", f"is {head_dim}, which rotary embeddings need to be even")
-    config.require("partial_rotary_factor", 1.0, "partial rotation is not supported")
     config.require("rope_interleaved", False, "interleaved rotation is not supported")
-    factors = config.numbers("rope_pair_factors", head_dim // 2)
+    section = rope_section(config)
+    rotary_dim = _read_rotary_dim(config, section, head_dim, partial)
+    factors = config.numbers("rope_pair_factors", rotary_dim // 2)
+    outer_theta = config.number("rope_theta", default=theta, above=1.0)
     if factors is not None:
-        return RopeConfig(PairFactorRope(config.number("rope_theta", default=DEFAULT_THETA), head_dim, tuple(factors)))
-    old, new = config.section("rope_scaling"), config.section("rope_parameters")
-    if old is not None and new is not None:
-        raise config.error("rope_scaling", "and rope_parameters are both given; one of them is enough")
-    outer_theta = config.number("rope_theta", default=DEFAULT_THETA, above=1.0)
-    section = old if old is not None else new
+        return RopeConfig(PairFactorRope(outer_theta, rotary_dim, tuple(factors)), rotary_dim)
     if section is None:
-        return RopeConfig(DefaultRope(outer_theta, head_dim))
+        return RopeConfig(DefaultRope(outer_theta, rotary_dim), rotary_dim)
     theta = section.number("rope_theta", default=outer_theta, above=1.0)
     if config.has("rope_theta") and theta != outer_theta:
         raise section.error("rope_theta", f"is {theta:g}, but rope_theta is {outer_theta:g}")
-    section.require("partial_rotary_factor", 1.0, "partial rotation is not supported")
-    result = _read_scaling(section, theta, head_dim, max_position_embeddings)
+    result = _read_scaling(config, section, theta, rotary_dim, max_position_embeddings)
+    section.finish(ignore=own_keys)
+    return result
+
+
+def read_layer_ropes(
+    config: ConfigReader, *, head_dim: int, max_position_embeddings: int, theta: float, local_theta: float | None = None
+) -> tuple[RopeConfig, RopeConfig]:
+    """Read the rotary embeddings of layers without and with a sliding window; only the first are ever scaled.
+
+    They are in ``rope_parameters`` under ``full_attention`` and ``sliding_attention`` (transformers 5), or else the
+    first is what ``read_rope`` reads and the second the unscaled one with ``rope_local_base_freq`` or, where the
+    architecture has no ``local_theta``, with the same theta.
+
+    Raises:
+        LoadError: as ``read_rope``.
+    """
+    theta = config.number("rope_theta", default=theta, above=1.0)
+    if local_theta is None:
+        local_theta = theta
+    else:
+        local_theta = config.number("rope_local_base_freq", default=local_theta, above=1.0)
+    section = config.section("rope_parameters")
+    if section is None:
+        full = read_rope(config, head_dim=head_dim, max_position_embeddings=max_position_embeddings, theta=theta)
+        return full, RopeConfig(DefaultRope(local_theta, head_dim), head_dim)
+    kinds = ((section.section("full_attention"), theta), (section.section("sliding_attention"), local_theta))
+    section.finish()
+    full, sliding = (
+        RopeConfig(DefaultRope(default, head_dim), head_dim)
+        if kind is None
+        else _read_kind(kind, default, head_dim, max_position_embeddings)
+        for kind, default in kinds
+    )
+    return full, sliding
+
+
+def rope_section(config: ConfigReader) -> ConfigReader | None:
+    """The object that describes the rotary embedding, if there is one.
+
+    Raises:
+        LoadError: there are two.
+    """
+    old, new = config.section("rope_scaling"), config.section("rope_parameters")
+    if old is not None and new is not None:
+        raise config.error("rope_scaling", "and rope_parameters are both given; one of them is enough")
+    return old if old is not None else new
+
+
+def _read_kind(section: ConfigReader, theta: float, head_dim: int, max_position_embeddings: int) -> RopeConfig:
+    theta = section.number("rope_theta", default=theta, above=1.0)
+    result = _read_scaling(section, section, theta, head_dim, max_position_embeddings)
     section.finish()
     return result
 
 
-def _read_scaling(section: ConfigReader, theta: float, dim: int, max_position_embeddings: int) -> RopeConfig:
+def _read_rotary_dim(config: ConfigReader, section: ConfigReader | None, head_dim: int, partial: bool) -> int:
+    share = 1.0
+    for reader in (config, section):
+        if reader is None:
+            continue
+        if not partial:
+            reader.require("partial_rotary_factor", 1.0, "partial rotation is not supported")
+        elif reader.has("partial_rotary_factor"):
+            share = reader.number("partial_rotary_factor")
+    rotary_dim = int(head_dim * share)
+    if share == 1.0 and head_dim % 2:
+        raise config.error("head_dim", f"is {head_dim}, which rotary embeddings need to be even")
+    if rotary_dim % 2 or not 2 <= rotary_dim <= head_dim:
+        raise config.error(
+            "partial_rotary_factor", f"is {share:g}: {rotary_dim} of {head_dim} columns cannot be rotated"
+        )
+    return rotary_dim
+
+
+def _read_scaling(
+    config: ConfigReader, section: ConfigReader, theta: float, dim: int, max_position_embeddings: int
+) -> RopeConfig:
     old_name = section.choice("type", ROPE_TYPES, default="default")
     rope_type = section.choice("rope_type", ROPE_TYPES, default=old_name)
     if section.has("type") and old_name != rope_type:
         raise section.error("type", f"is {old_name!r}, but rope_type is {rope_type!r}")
     if rope_type == "default":
-        return RopeConfig(DefaultRope(theta, dim))
+        return RopeConfig(DefaultRope(theta, dim), dim)
+    if rope_type in ("longrope", "su"):
+        return _read_longrope(config, section, theta, dim, max_position_embeddings)
     factor = section.number("factor")
     if factor < 1:
         raise section.error("factor", f"is {factor:g}, which must be at least 1")
     if rope_type == "linear":
-        return RopeConfig(DefaultRope(theta, dim, factor), context_factor=factor)
+        return RopeConfig(DefaultRope(theta, dim, factor), dim, context_factor=factor)
     if rope_type == "dynamic":
         if dim < 4:
             raise section.error("rope_type", f"dynamic needs a head_dim of at least 4, not {dim}")
-        return RopeConfig(DynamicRope(theta, dim, factor, max_position_embeddings), context_factor=factor)
+        return RopeConfig(DynamicRope(theta, dim, factor, max_position_embeddings), dim, context_factor=factor)
     if rope_type == "llama3":
         original_length = section.integer("original_max_position_embeddings")
         low, high = section.number("low_freq_factor"), section.number("high_freq_factor")
         if not low < high:
             raise section.error("low_freq_factor", f"is {low:g}, which must be less than high_freq_factor, {high:g}")
-        return RopeConfig(Llama3Rope(theta, dim, factor, low, high, original_length))
+        return RopeConfig(Llama3Rope(theta, dim, factor, low, high, original_length), dim)
     return _read_yarn(section, theta, dim, factor, max_position_embeddings)
 
 
@@ -222,7 +356,28 @@ def _read_yarn(section: ConfigReader, theta: float, dim: int, factor: float, def
     truncate = section.boolean("truncate", default=True)
     section.boolean("finetuned", default=False)  # how the model was made; the maths is the same
     table = YarnRope(theta, dim, factor, original_length, attention_factor, beta_fast, beta_slow, truncate)
-    return RopeConfig(table, original_length, factor)
+    return RopeConfig(table, dim, original_length, factor)
+
+
+def _read_longrope(
+    config: ConfigReader, section: ConfigReader, theta: float, dim: int, max_position_embeddings: int
+) -> RopeConfig:
+    # Beside the scaling in Phi-3's configurations, and then that one counts.
+    place = config if config.has("original_max_position_embeddings") else section
+    original_length = place.integer("original_max_position_embeddings", minimum=2)
+    section.integer("original_max_position_embeddings", default=original_length)
+    factor = section.number("factor", default=max_position_embeddings / original_length)
+    suggested = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original_length))
+    attention_factor = section.number("attention_factor", default=suggested)
+    short, long = (tuple(_read_factors(section, key, dim)) for key in ("short_factor", "long_factor"))
+    return RopeConfig(LongRope(theta, dim, short, long, original_length, attention_factor), dim)
+
+
+def _read_factors(section: ConfigReader, key: str, dim: int) -> list[float]:
+    factors = section.numbers(key, dim // 2)
+    if factors is None:
+        raise section.error(key, "is missing")
+    return factors
 
 
 def _yarn_attention_factor(factor: float, mscale: float) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,27 +13,11 @@ from numpy.typing import NDArray
 from windlass.errors import EngineForkedError
 from windlass.native import _core
 from windlass.native.adapter import NativeAdapter, sequence_adapters
+from windlass.native.translation import translate
 from windlass.program.adapter import Update
-from windlass.program.executor import Batch, StepCancelledError
-from windlass.program.ops import (
-    Add,
-    Attention,
-    Embed,
-    GatedActivation,
-    HeadNorm,
-    Linear,
-    Op,
-    RmsNorm,
-    Rope,
-    Value,
-    WriteKV,
-)
+from windlass.program.executor import Batch, KVDtype, StepCancelledError
 from windlass.program.program import Program, WeightSpec
 from windlass.quantization import Tensor
-
-KVDtype: TypeAlias = Literal["f32", "f16", "bf16", "int16", "int8"]
-
-_NO_WEIGHT = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +80,11 @@ class NativeExecutor:
                 there is no kernel table of that name.
             MemoryError: there is not enough memory.
         """
-        self._vocab_size = program.vocab_size
+        self._output_width = program.output_width
         self._program = program
         self._pid = os.getpid()
         self._core = _core.Executor(
-            _translate(program),
+            translate(program),
             num_pages=num_pages,
             max_tokens=max_tokens,
             max_positions=max_positions,
@@ -144,6 +128,7 @@ class NativeExecutor:
                 0 if factors is None else factors.superblock,
                 None if factors is None else factors.scales,
                 None if factors is None else factors.minima,
+                tensor.order,
             )
             del tensor
         if missing:
@@ -174,7 +159,7 @@ class NativeExecutor:
         self._core.write_header(descriptor, identity)
 
     def run(self, batch: Batch) -> NDArray[np.float32]:
-        """Run one forward step and return the logits, float32 [R, vocab_size]; see ``Executor.run``.
+        """Run one forward step and return the result, float32 [R, output_width]; see ``Executor.run``.
 
         Raises:
             StepCancelledError: ``cancel`` was called.
@@ -186,7 +171,7 @@ class NativeExecutor:
         if os.getpid() != self._pid:
             raise EngineForkedError("the executor belongs to the parent process")
         logit_rows = _indices("logit_rows", batch.logit_rows)
-        logits = np.empty((len(logit_rows), self._vocab_size), dtype=np.float32)
+        result = np.empty((len(logit_rows), self._output_width), dtype=np.float32)
         finished = self._core.run(
             _indices("token_ids", batch.token_ids),
             _indices("positions", batch.positions),
@@ -194,12 +179,12 @@ class NativeExecutor:
             _indices("page_ids", batch.page_ids),
             _indices("page_starts", batch.page_starts),
             logit_rows,
-            logits,
+            result,
             *(sequence_adapters(batch.adapters) if batch.adapters else ()),
         )
         if not finished:
             raise StepCancelledError("the step was cancelled")
-        return logits
+        return result
 
     def pack_adapter(self, updates: Iterable[Update]) -> NativeAdapter:
         """Pack an adapter for the batches of this executor; see ``Executor.pack_adapter``."""
@@ -261,54 +246,3 @@ def _indices(name: str, array: NDArray[Any]) -> NDArray[np.int32]:
     if not (isinstance(array, np.ndarray) and array.dtype == np.int32 and array.ndim == 1 and array.flags.c_contiguous):
         raise ValueError(f"{name} must be a contiguous int32 vector")
     return array
-
-
-def _columns(value: Value) -> tuple[int, int, int]:
-    return value.buffer, value.offset, value.width
-
-
-def _translate(program: Program) -> _core.Program:
-    native = _core.Program(
-        num_ropes=len(program.ropes),
-        num_layers=program.num_layers,
-        num_kv_heads=program.num_kv_heads,
-        head_dim=program.head_dim,
-        vocab_size=program.vocab_size,
-    )
-    for width in program.buffer_widths:
-        native.add_buffer(width)
-    for spec in program.weights:
-        rows, columns = (1, *spec.shape)[-2:]
-        native.add_weight(spec.name, rows, columns, len(spec.shape) == 1)
-    indices = {spec.name: index for index, spec in enumerate(program.weights)}
-    for op in program.ops:
-        _translate_op(native, op, indices, program)
-    return native
-
-
-def _translate_op(native: _core.Program, op: Op, weights: Mapping[str, int], program: Program) -> None:
-    if isinstance(op, Embed):
-        native.embed(_columns(op.out), weights[op.table])
-    elif isinstance(op, RmsNorm):
-        native.rms_norm(_columns(op.out), _columns(op.x), weights[op.weight], op.eps)
-    elif isinstance(op, HeadNorm):
-        native.head_norm(_columns(op.x), weights[op.weight], op.head_dim, op.eps)
-    elif isinstance(op, Linear):
-        bias = _NO_WEIGHT if op.bias is None else weights[op.bias]
-        native.linear(_columns(op.out), _columns(op.x), weights[op.weight], bias)
-    elif isinstance(op, Rope):
-        native.rope(_columns(op.x), op.table, op.head_dim, op.rotary_dim)
-    elif isinstance(op, WriteKV):
-        native.write_kv(op.layer, _columns(op.k), _columns(op.v))
-    elif isinstance(op, Attention):
-        if (op.num_kv_heads, op.head_dim) != (program.num_kv_heads, program.head_dim):
-            raise ValueError("program: an attention operation does not fit the KV cache")
-        native.attention(_columns(op.out), _columns(op.q), op.layer, op.num_heads, op.scale, op.window or 0)
-    elif isinstance(op, GatedActivation):
-        if op.activation != "silu":
-            raise ValueError(f"program: unknown activation {op.activation}")
-        native.silu_gate(_columns(op.out), _columns(op.x))
-    elif isinstance(op, Add):
-        native.add(_columns(op.x), _columns(op.y))
-    else:
-        native.logits(_columns(op.x), weights[op.weight])

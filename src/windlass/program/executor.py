@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from typing import Protocol
+from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,9 @@ from windlass.program.adapter import PackedAdapter, Update
 
 PAGE_SIZE = 16
 """Tokens in one page of the KV cache."""
+
+KVDtype: TypeAlias = Literal["f32", "f16", "bf16", "int16", "int8"]
+"""What keys and values are stored as."""
 
 
 class StepCancelledError(Exception):
@@ -48,7 +51,7 @@ class Executor(Protocol):
     """Runs one program over one KV cache. ``run`` is called by one thread at a time; ``cancel`` by any."""
 
     def run(self, batch: Batch) -> NDArray[np.float32]:
-        """Run one forward step and return the logits, float32 [R, vocab_size].
+        """Run one forward step and return its result, float32 [R, output_width]: logits, or hidden states.
 
         Raises:
             StepCancelledError: ``cancel`` was called since the step began (or since the last ``run`` returned).

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from windlass.program.ops import Op
+from windlass.program.ops import HiddenStates, Op
 
 
 class RopeTable(Protocol):
@@ -20,21 +20,66 @@ class RopeTable(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class RowOrder:
+    """Which rows of a stored tensor a weight takes, and in which order.
+
+    The rows are ``groups`` equal runs; of each run ``slices``, each (start, stop, step) as of a Python slice, are taken
+    one after the other. ``RowOrder(heads, EVEN_THEN_ODD)`` turns heads whose rotation pairs neighbours into heads whose
+    rotation pairs their halves.
+    """
+
+    groups: int
+    slices: tuple[tuple[int, int | None, int], ...]
+
+    def indices(self, rows: int) -> NDArray[np.int64]:
+        """Return the numbers of the rows taken, of a tensor that has ``rows``.
+
+        Raises:
+            ValueError: ``rows`` is not a multiple of ``groups``.
+        """
+        if rows % self.groups:
+            raise ValueError(f"{rows} rows are not {self.groups} equal runs")
+        run = np.arange(rows // self.groups)
+        taken = np.concatenate([run[start:stop:step] for start, stop, step in self.slices])
+        indices: NDArray[np.int64] = (np.arange(self.groups)[:, None] * len(run) + taken).ravel()
+        return indices
+
+
+EVEN_THEN_ODD = ((0, None, 2), (1, None, 2))
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A Hugging Face tensor that a weight is made of, and what happens to it first.
+
+    ``transposed`` swaps its last two axes; a tensor with three axes then becomes a matrix with the rows of all;
+    ``rows`` are taken of what that gives, and ``plus`` is added to every number. ``num_rows`` are those that a linear
+    weight gets of it, where it has several parts: without that no adapter can be for one of them.
+    """
+
+    name: str
+    rows: RowOrder | None = None
+    transposed: bool = False
+    plus: float = 0.0
+    num_rows: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class WeightSpec:
     """A weight the program needs.
 
     ``name`` is the program's name of it, and its name in an MLC directory (without the quantization suffixes).
-    ``parts`` are the Hugging Face tensors whose rows, one part below the other, make it up.
+    ``parts`` are the stored tensors whose rows, one part below the other, make it up.
     ``shape`` is [K] or [N, K]. ``role`` decides what quantization schemes do with it: ``linear`` and ``embedding`` and
-    ``head`` are matrices that may be quantized; ``plain`` (norms, biases) never is. ``part_rows`` are the rows of each
-    part; empty when there is one part, or when only the file knows.
+    ``head`` are matrices that may be quantized; ``router`` (small matrices that decide) and ``plain`` (vectors: norms,
+    biases) never are. The rows of ``experts`` > 1 equal matrices are stacked, which files may keep as three axes.
     """
 
     name: str
     shape: tuple[int, ...]
-    parts: tuple[str, ...]
+    parts: tuple[Part, ...]
     role: str = "linear"
-    part_rows: tuple[int, ...] = ()
+    experts: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +87,8 @@ class Program:
     """An immutable forward pass. Executors run it; they never change it.
 
     Invariants, checked by the builder: operations come in execution order, each reads only what an earlier one wrote,
-    ``Logits`` is last; every weight that an operation names is in ``weights`` with a fitting shape, and every weight in
-    ``weights`` is used; all layers of one program have the same num_kv_heads and head_dim.
+    ``Logits`` or ``HiddenStates`` is last; every weight that an operation names is in ``weights`` with a fitting
+    shape, and every weight in ``weights`` is used; all layers of one program have the same num_kv_heads and head_dim.
     """
 
     ops: tuple[Op, ...]
@@ -54,3 +99,9 @@ class Program:
     num_kv_heads: int
     head_dim: int
     vocab_size: int
+
+    @property
+    def output_width(self) -> int:
+        """Columns of a step's result."""
+        last = self.ops[-1]
+        return last.x.width if isinstance(last, HiddenStates) else self.vocab_size

@@ -2,25 +2,40 @@
 
 from __future__ import annotations
 
+import math
 import threading
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from windlass.program.adapter import LowRank, Update, check_update, linear_shapes
-from windlass.program.executor import PAGE_SIZE, Batch, StepCancelledError, check_batch
+from windlass.program.executor import PAGE_SIZE, Batch, KVDtype, StepCancelledError, check_batch
 from windlass.program.ops import (
+    Activation,
+    ActivationKind,
     Add,
+    AddBias,
     Attention,
     Embed,
+    EmbedPosition,
+    Experts,
     GatedActivation,
+    GateKind,
+    HeadLinear,
     HeadNorm,
+    HiddenStates,
+    JoinHeads,
+    LayerNorm,
     Linear,
+    Logits,
     Op,
     RmsNorm,
     Rope,
+    Route,
+    Scale,
+    SigmoidGate,
     Value,
     WriteKV,
 )
@@ -46,7 +61,7 @@ class ReferenceExecutor:
         num_pages: int,
         max_tokens: int,
         max_positions: int,
-        kv_dtype: Literal["f32", "f16", "bf16", "int16", "int8"] = "f32",
+        kv_dtype: KVDtype = "f32",
     ) -> None:
         """Take the weights and allocate a KV cache of ``num_pages`` pages.
 
@@ -64,8 +79,8 @@ class ReferenceExecutor:
         for name, size in (("num_pages", num_pages), ("max_tokens", max_tokens), ("max_positions", max_positions)):
             if size < 1:
                 raise ValueError(f"{name} is {size}, which must be at least 1")
-        if kv_dtype not in ("f32", "f16", "bf16", "int16", "int8"):
-            raise ValueError(f"kv_dtype is {kv_dtype!r}, which must be one of f32, f16, bf16, int16, int8")
+        if kv_dtype not in get_args(KVDtype):
+            raise ValueError(f"kv_dtype is {kv_dtype!r}, which must be one of {', '.join(get_args(KVDtype))}")
         self._program = program
         self._num_pages = num_pages
         self._max_tokens = max_tokens
@@ -80,7 +95,7 @@ class ReferenceExecutor:
         self._progress = 0
 
     def run(self, batch: Batch) -> F32:
-        """Run one forward step and return the logits, float32 [R, vocab_size]; see ``Executor.run``.
+        """Run one forward step and return the result, float32 [R, output_width]; see ``Executor.run``.
 
         Raises:
             RuntimeError: the executor is closed.
@@ -103,7 +118,7 @@ class ReferenceExecutor:
             step.apply(op)
             self._progress += 1
         self._stop_if_cancelled()
-        return step.logits
+        return step.result
 
     def pack_adapter(self, updates: Iterable[Update]) -> ReferenceAdapter:
         """Dequantize an adapter; see ``Executor.pack_adapter``."""
@@ -193,35 +208,135 @@ class _Step:
         self._kv = kv
         self._kv_dtype = kv_dtype
         self._buffers = [np.empty((tokens, width), dtype=np.float32) for width in program.buffer_widths]
-        self.logits: F32 = np.empty((0, program.vocab_size), dtype=np.float32)
+        self.result: F32 = np.empty((0, program.output_width), dtype=np.float32)
 
     def apply(self, op: Op) -> None:
         """Run one operation."""
-        if isinstance(op, Embed):
-            self._view(op.out)[:] = self._weights[op.table][self._batch.token_ids]
-        elif isinstance(op, RmsNorm):
-            self._view(op.out)[:] = _rms_norm(self._view(op.x), self._weights[op.weight], op.eps)
-        elif isinstance(op, HeadNorm):
-            heads = self._heads(op.x, op.head_dim)
-            heads[:] = _rms_norm(heads, self._weights[op.weight], op.eps)
-        elif isinstance(op, Linear):
-            bias = np.float32(0) if op.bias is None else self._weights[op.bias]
-            self._view(op.out)[:] = self._view(op.x) @ self._weights[op.weight].T + bias
-            self._adapt(op, self._batch.adapters)
-        elif isinstance(op, Rope):
-            self._rope(op)
-        elif isinstance(op, WriteKV):
-            self._write_kv(op)
-        elif isinstance(op, Attention):
-            self._attention(op)
-        elif isinstance(op, GatedActivation):
-            x = self._view(op.x)
-            gate, up = x[:, : op.out.width], x[:, op.out.width :]
-            self._view(op.out)[:] = gate * _sigmoid(gate) * up
-        elif isinstance(op, Add):
-            self._view(op.x)[:] += self._view(op.y)
-        else:  # Logits
-            self.logits = self._view(op.x)[self._batch.logit_rows] @ self._weights[op.weight].T
+        methods: dict[type[Any], Callable[[Any], None]] = {
+            Embed: self._embed,
+            EmbedPosition: self._embed_position,
+            RmsNorm: self._rms_norm,
+            LayerNorm: self._layer_norm,
+            HeadNorm: self._head_norm,
+            Linear: self._linear,
+            HeadLinear: self._head_linear,
+            JoinHeads: self._join_heads,
+            Rope: self._rope,
+            WriteKV: self._write_kv,
+            Attention: self._attention,
+            Activation: self._activation,
+            GatedActivation: self._gated_activation,
+            Route: self._route,
+            Experts: self._experts,
+            Add: self._add,
+            AddBias: self._add_bias,
+            Scale: self._scale,
+            SigmoidGate: self._sigmoid_gate,
+            Logits: self._logits,
+            HiddenStates: self._hidden_states,
+        }
+        methods[type(op)](op)
+
+    def _embed(self, op: Embed) -> None:
+        self._view(op.out)[:] = self._weights[op.table][self._batch.token_ids]
+
+    def _embed_position(self, op: EmbedPosition) -> None:
+        self._view(op.out)[:] = self._weights[op.table][self._batch.positions]
+
+    def _rms_norm(self, op: RmsNorm) -> None:
+        self._view(op.out)[:] = _rms_norm(self._view(op.x), self._weights[op.weight], op.eps)
+
+    def _layer_norm(self, op: LayerNorm) -> None:
+        x = _centered(self._view(op.x))
+        self._view(op.out)[:] = _rms_norm(x, self._weights[op.weight], op.eps) + self._bias(op.bias)
+
+    def _head_norm(self, op: HeadNorm) -> None:
+        heads = self._heads(op.x, op.head_dim)
+        weight: F32 = np.ones((1, op.head_dim), np.float32)
+        if op.weight is not None:
+            weight = self._weights[op.weight].reshape(-1, op.head_dim)
+        heads[:] = _rms_norm(_centered(heads) if op.centered else heads, weight, op.eps)
+
+    def _linear(self, op: Linear) -> None:
+        self._view(op.out)[:] = self._view(op.x) @ self._weights[op.weight].T + self._bias(op.bias)
+        for sequence, adapter in enumerate(self._batch.adapters):
+            if isinstance(adapter, ReferenceAdapter):
+                tokens = slice(*self._batch.token_starts[sequence : sequence + 2])
+                for rows, a, b in adapter.pieces(op.weight):
+                    self._view(op.out)[tokens, rows] += self._view(op.x)[tokens] @ a.T @ b.T
+
+    def _head_linear(self, op: HeadLinear) -> None:
+        weight = self._weights[op.weight]
+        x, out = self._heads(op.x, op.x.width // op.num_heads), self._heads(op.out, op.out.width // op.num_heads)
+        for head, rows in enumerate(np.split(weight, op.num_heads)):
+            out[:, head] = x[:, head, : weight.shape[1]] @ rows.T
+
+    def _join_heads(self, op: JoinHeads) -> None:
+        left, right = (self._heads(value, value.width // op.num_heads) for value in (op.left, op.right))
+        self._heads(op.out, op.out.width // op.num_heads)[:] = np.concatenate((left, right), axis=-1)
+
+    def _activation(self, op: Activation) -> None:
+        self._view(op.out)[:] = _activate(self._view(op.x), op.activation)
+
+    def _gated_activation(self, op: GatedActivation) -> None:
+        self._view(op.out)[:] = _gate(self._view(op.x), op.activation)
+
+    def _route(self, op: Route) -> None:
+        x, out = self._view(op.x), self._view(op.out)
+        bias = self._bias(op.bias)
+        out[:] = 0
+        for token in range(len(x)):
+            scores = _softmax(x[token]) if op.scores == "softmax" else _sigmoid(x[token])
+            choice = np.broadcast_to(scores + bias, scores.shape).astype(np.float32)
+            if op.num_groups > 1:
+                groups = np.sort(choice.reshape(op.num_groups, -1), axis=1)
+                best = groups[:, -1] if op.group_score == "max" else groups[:, -1] + groups[:, -2]
+                closed = np.argsort(-best, kind="stable")[op.top_groups :]
+                choice.reshape(op.num_groups, -1)[closed] = -np.inf
+            chosen = np.argsort(-choice, kind="stable")[: op.top_k]
+            shares = scores[chosen]
+            if op.normalize:
+                shares = shares / shares.sum()
+            out[token, chosen] = shares * np.float32(op.scale)
+
+    def _experts(self, op: Experts) -> None:
+        x, shares, out = self._view(op.x), self._view(op.shares), self._view(op.out)
+        experts = op.shares.width
+        gate_up = self._weights[op.gate_up].reshape(experts, -1, op.x.width)
+        down = self._weights[op.down].reshape(experts, op.out.width, -1)
+        gate_up_bias, down_bias = (
+            np.zeros((experts, 1), np.float32) if name is None else self._weights[name].reshape(experts, -1)
+            for name in (op.gate_up_bias, op.down_bias)
+        )
+        out[:] = 0
+        for expert in range(experts):
+            tokens = np.flatnonzero(shares[:, expert])
+            share = shares[tokens, expert, None]
+            rows = x[tokens] * share if op.scale_input else x[tokens]
+            inner = _gate(rows @ gate_up[expert].T + gate_up_bias[expert], op.activation)
+            result = inner @ down[expert].T + down_bias[expert]
+            out[tokens] += result if op.scale_input else result * share
+
+    def _add(self, op: Add) -> None:
+        self._view(op.x)[:] += self._view(op.y)
+
+    def _add_bias(self, op: AddBias) -> None:
+        self._view(op.x)[:] += self._weights[op.bias]
+
+    def _scale(self, op: Scale) -> None:
+        self._view(op.x)[:] *= np.float32(op.factor)
+
+    def _sigmoid_gate(self, op: SigmoidGate) -> None:
+        self._view(op.x)[:] *= _sigmoid(self._view(op.gate))
+
+    def _logits(self, op: Logits) -> None:
+        self.result = _capped(self._view(op.x)[self._batch.logit_rows] @ self._weights[op.weight].T, op.softcap)
+
+    def _hidden_states(self, op: HiddenStates) -> None:
+        self.result = self._view(op.x)[self._batch.logit_rows]
+
+    def _bias(self, name: str | None) -> Any:
+        return np.float32(0) if name is None else self._weights[name]
 
     def _view(self, value: Value) -> F32:
         return self._buffers[value.buffer][:, value.offset : value.offset + value.width]
@@ -229,13 +344,6 @@ class _Step:
     def _heads(self, value: Value, head_dim: int) -> F32:
         """A view [T, heads, head_dim]: splitting the last axis never copies."""
         return self._view(value).reshape(len(self._batch.token_ids), -1, head_dim)
-
-    def _adapt(self, op: Linear, adapters: Sequence[object]) -> None:
-        for sequence, adapter in enumerate(adapters):
-            if isinstance(adapter, ReferenceAdapter):
-                tokens = slice(*self._batch.token_starts[sequence : sequence + 2])
-                for rows, a, b in adapter.pieces(op.weight):
-                    self._view(op.out)[tokens, rows] += self._view(op.x)[tokens] @ a.T @ b.T
 
     def _rope(self, op: Rope) -> None:
         cos, sin = self._ropes[op.table]
@@ -262,13 +370,20 @@ class _Step:
             first, last = self._batch.token_starts[sequence : sequence + 2]
             for token in range(first, last):
                 position = int(self._batch.positions[token])
-                start = 0 if op.window is None else max(0, position - op.window + 1)
-                slots = self._slots(sequence, np.arange(start, position + 1))
+                start = 0
+                if op.window is not None:
+                    start = max(0, position - op.window + 1)
+                elif op.chunk is not None:
+                    start = position // op.chunk * op.chunk
+                end = position if op.causal else int(self._batch.positions[last - 1])
+                slots = self._slots(sequence, np.arange(start, end + 1))
                 keys, values = self._kv[op.layer, 0, slots], self._kv[op.layer, 1, slots]
                 for head in range(op.num_heads):
                     kv_head = head // (op.num_heads // op.num_kv_heads)
-                    weights = _softmax(keys[:, kv_head] @ q[token, head] * np.float32(op.scale))
-                    out[token, head] = weights @ values[:, kv_head]
+                    scores = _capped(keys[:, kv_head] @ q[token, head] * np.float32(op.scale), op.softcap)
+                    if op.sinks is not None:
+                        scores = np.append(scores, self._weights[op.sinks][head])
+                    out[token, head] = _softmax(scores)[: len(slots)] @ values[:, kv_head]
 
     def _slots(self, sequence: int, positions: NDArray[Any]) -> NDArray[np.int64]:
         first_page = self._batch.page_starts[sequence]
@@ -297,6 +412,42 @@ def _rms_norm(x: F32, weight: F32, eps: float) -> F32:
     root: F32 = np.sqrt(mean_square + np.float32(eps))
     normalized: F32 = x / root * weight
     return normalized
+
+
+def _centered(x: F32) -> F32:
+    centered: F32 = x - np.mean(x, axis=-1, keepdims=True, dtype=np.float32)
+    return centered
+
+
+def _capped(x: F32, cap: float | None) -> F32:
+    return x if cap is None else np.float32(cap) * np.tanh(x / np.float32(cap))
+
+
+def _activate(x: F32, activation: ActivationKind) -> F32:
+    result: F32
+    if activation == "silu":
+        result = x * _sigmoid(x)
+    elif activation == "relu":
+        result = np.maximum(x, 0)
+    elif activation == "gelu_tanh":
+        inner = np.float32(math.sqrt(2 / math.pi)) * (x + np.float32(0.044715) * x * x * x)
+        result = x * np.float32(0.5) * (1 + np.tanh(inner))
+    else:
+        result = (x * 0.5 * (1 + _erf(x / math.sqrt(2)))).astype(np.float32)
+    return result
+
+
+_erf = np.vectorize(math.erf, otypes=[np.float64])
+
+
+def _gate(x: F32, activation: GateKind) -> F32:
+    width = x.shape[1] // 2
+    gate, up = x[:, :width], x[:, width:]
+    if activation == "clamped_swiglu":
+        gate, up = np.minimum(gate, np.float32(7)), np.clip(up, np.float32(-7), np.float32(7))
+        clamped: F32 = gate * _sigmoid(gate * np.float32(1.702)) * (up + 1)
+        return clamped
+    return _activate(gate, activation) * up
 
 
 def _sigmoid(x: F32) -> F32:

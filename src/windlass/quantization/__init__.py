@@ -2,7 +2,7 @@
 
 from windlass.quantization.mlc_packing import mlc_pack, mlc_shapes, mlc_unpack
 from windlass.quantization.schemes import SCHEMES, Scheme, cast, constant_zeros, get_scheme, quantize
-from windlass.quantization.tensor import Factors, Format, Tensor, as_int8, bf16_to_f32, f32_to_bf16
+from windlass.quantization.tensor import Factors, Format, Tensor, as_int8, bf16_to_f32, f32_to_bf16, take_rows
 
 __all__ = [
     "SCHEMES",
@@ -20,4 +20,5 @@ __all__ = [
     "mlc_shapes",
     "mlc_unpack",
     "quantize",
+    "take_rows",
 ]

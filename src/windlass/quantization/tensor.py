@@ -18,11 +18,16 @@ class Format(enum.Enum):
     BF16 = "bf16"
     INT8 = "int8"
     INT4 = "int4"
+    FP8 = "fp8"
 
     @property
     def grouped(self) -> bool:
         """True when the format has one scale per group of consecutive columns."""
-        return self in (Format.INT8, Format.INT4)
+        return self in (Format.INT8, Format.INT4, Format.FP8)
+
+
+FP8_GROUP = 64
+"""Groups of a tensor of FP8 are multiples of this, or whole rows."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,12 +59,16 @@ class Tensor:
     INT8      int8 [N, K]                                              data * scale, or data * scale - minimum
     INT4      uint8 [N, ceil(K/2)], even column in the low nibble      (nibble - zero) * scale, or
                                                                        nibble * scale - minimum
+    FP8       uint8 [N, K], e4m3 (``E4M3_VALUES``)                     number * scale
     ========  =======================================================  ==========================================
 
     The group of column k is ``k // group_size``; the last group may be short. ``scales`` is float32 or float16
     [N, ceil(K/group_size)], or with ``factors`` int8, and so are ``minima``; ``zeros`` is uint8 of the same shape (INT4
     without minima; a constant zero point is a broadcast view). A group with scale 0 and no minimum is all zeros,
-    whatever its codes.
+    whatever its codes. The scales of FP8 are float32.
+
+    With an ``order``, int32 [K], the data, and so the groups, have the columns in another order: column i of the data
+    is column ``order[i]`` of the weight. INT8 and INT4 only.
     """
 
     format: Format
@@ -70,6 +79,7 @@ class Tensor:
     zeros: NDArray[np.uint8] | None = None
     minima: NDArray[Any] | None = None
     factors: Factors | None = None
+    order: NDArray[np.int32] | None = None
 
     @property
     def nbytes(self) -> int:
@@ -89,14 +99,16 @@ class Tensor:
             return bf16_to_f32(self.data)
         scales, minima = self.group_numbers()
         columns = self.shape[1]
-        numbers = self.codes().astype(np.float32)
+        numbers = E4M3_VALUES[self.data] if self.format is Format.FP8 else self.codes().astype(np.float32)
         numbers *= np.repeat(scales, self.group_size, axis=1)[:, :columns]
         if minima is not None:
             numbers -= np.repeat(minima, self.group_size, axis=1)[:, :columns]
+        if self.order is not None:
+            numbers[:, self.order] = numbers.copy()
         return numbers
 
     def codes(self) -> NDArray[np.int8]:
-        """Return what the scales are multiplied by, without zero points, as int8 [N, K].
+        """Return what the scales are multiplied by, without zero points, as int8 [N, K], columns as in the data.
 
         Raises:
             ValueError: the tensor has no codes.
@@ -129,6 +141,32 @@ class Tensor:
         return scales, minima
 
 
+def take_rows(tensor: Tensor, rows: NDArray[np.integer]) -> Tensor:
+    """Return the tensor whose row i is row ``rows[i]`` of ``tensor``.
+
+    Raises:
+        IndexError: there is no such row.
+    """
+
+    def taken(array: NDArray[Any] | None) -> Any:
+        return None if array is None else array[rows]
+
+    factors = tensor.factors
+    if factors is not None:
+        factors = Factors(factors.superblock, taken(factors.scales), taken(factors.minima))
+    return Tensor(
+        tensor.format,
+        (len(rows), *tensor.shape[1:]),
+        taken(tensor.data),
+        tensor.group_size,
+        taken(tensor.scales),
+        taken(tensor.zeros),
+        taken(tensor.minima),
+        factors,
+        tensor.order,
+    )
+
+
 def as_int8(tensor: Tensor, group_size: int) -> Tensor:
     """Return the same numbers as INT8 with float32 scales in groups of ``group_size``, which divides the tensor's own.
 
@@ -147,7 +185,22 @@ def as_int8(tensor: Tensor, group_size: int) -> Tensor:
         group_size,
         np.repeat(scales, repeat, axis=1)[:, :groups],
         minima=None if minima is None else np.repeat(minima, repeat, axis=1)[:, :groups],
+        order=tensor.order,
     )
+
+
+def _e4m3_values() -> NDArray[np.float32]:
+    codes = np.arange(256)
+    exponents, fractions = codes >> 3 & 15, codes & 7
+    magnitudes = np.where(exponents == 0, fractions * 2.0**-9, (8 + fractions) * 2.0 ** (exponents - 10.0))
+    values: NDArray[np.float32] = np.where(codes < 128, magnitudes, -magnitudes).astype(np.float32)
+    values[[0x7F, 0xFF]] = np.nan
+    return values
+
+
+E4M3_VALUES = _e4m3_values()
+"""The numbers of 8 bits: 4 of exponent, 3 of fraction, no infinities (Micikevicius et al., 2022, "FP8 Formats for Deep
+Learning", E4M3)."""
 
 
 def bf16_to_f32(data: NDArray[np.uint16]) -> NDArray[np.float32]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,7 @@ from windlass.machine import available_bytes
 from windlass.models.lora import CONFIG_NAME, LoraConfig, read_lora_config
 from windlass.program.adapter import LowRank, Update, linear_shapes
 from windlass.program.executor import Executor
-from windlass.program.program import Program
+from windlass.program.program import Program, RowOrder
 from windlass.quantization import Format, Tensor
 from windlass.serve import alive
 from windlass.weights.hub import resolve_model
@@ -48,13 +48,25 @@ class AdapterInfo:
 
 
 @dataclass(frozen=True, slots=True)
-class _Module:
-    """A linear layer of the Hugging Face model: rows of one of the program's weights."""
+class _Place:
+    """Where some rows of a linear layer are in a weight of the program: ``count`` from ``first_row`` on."""
 
     weight: str
     first_row: int
-    rows: int
+    count: int
+    order: RowOrder | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Module:
+    """A linear layer of the Hugging Face model, [rows, columns], and where the program has it."""
+
     columns: int
+    places: list[_Place] = field(default_factory=list)
+
+    @property
+    def rows(self) -> int:
+        return sum(place.count for place in self.places)
 
 
 class AdapterSource:
@@ -91,17 +103,21 @@ class AdapterSource:
         Raises:
             LoadError: a number is not finite, or the file has changed.
         """
-        by_weight: dict[str, list[str]] = {}
+        by_weight: dict[str, list[tuple[str, _Place]]] = {}
         for name, module in self._modules.items():
-            by_weight.setdefault(module.weight, []).append(name)
+            for place in module.places:
+                by_weight.setdefault(place.weight, []).append((name, place))
         with closing(WeightSource(self._file, self._tensors.values())) as source:
-            for weight, names in by_weight.items():
+            for weight, places in by_weight.items():
                 interrupt()
-                yield weight, [self._piece(source, name) for name in names]
+                yield weight, [self._piece(source, name, place) for name, place in places]
 
-    def _piece(self, source: WeightSource, module: str) -> LowRank:
+    def _piece(self, source: WeightSource, module: str, place: _Place) -> LowRank:
         a, b = (_read(source, name) for name in _tensor_names(module))
-        return LowRank(self._modules[module].first_row, a, b, self._config.scale(module))
+        if place.order is not None:
+            rows = b.data[place.order.indices(b.shape[0])]
+            b = Tensor(b.format, rows.shape, rows)
+        return LowRank(place.first_row, a, b, self._config.scale(module))
 
     def _check(self) -> None:
         wanted = {}
@@ -140,12 +156,15 @@ def _targets(program: Program, config: LoraConfig, config_path: Path) -> dict[st
         if spec.name not in shapes:
             continue
         rows, columns = shapes[spec.name]
-        part_rows = spec.part_rows or ((rows,) if len(spec.parts) == 1 else ())
         first = 0
-        for part, count in zip(spec.parts, part_rows, strict=bool(part_rows)):
-            name = part.removesuffix(".weight")
+        for part in spec.parts:
+            count = rows if len(spec.parts) == 1 else part.num_rows
+            if count is None:
+                break
+            name = part.name.removesuffix(".weight")
             if config.is_target(name):
-                found[name] = _Module(spec.name, first, count, columns)
+                place = _Place(spec.name, first, count, part.rows)
+                found.setdefault(name, _Module(columns)).places.append(place)
             first += count
     if not found:
         raise LoadError(config_path, "target_modules name no linear layer of this model; those of its blocks can be")

@@ -9,7 +9,6 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 from windlass.config import EngineConfig, Sizes, default_threads, settle_sizes
 from windlass.engine.adapters import Adapters
@@ -19,24 +18,23 @@ from windlass.engine.speculation import NgramSpeculator, Speculator
 from windlass.errors import LoadError
 from windlass.machine import available_bytes, total_bytes
 from windlass.models.definition import ModelDefinition
-from windlass.models.registry import define_model
+from windlass.models.quantization_config import read_quantization
+from windlass.models.registry import define_model, find_gguf_family
 from windlass.native.executor import NativeExecutor, kv_bytes_per_page
 from windlass.native.quantize import quantize
-from windlass.program.executor import Executor
+from windlass.program.executor import Executor, KVDtype
 from windlass.quantization import Format, Scheme, Tensor, get_scheme
 from windlass.serve import alive
 from windlass.serve.adapters import adapter_bytes, load_adapter
 from windlass.serve.kept_weights import kept_weights, load_cache
 from windlass.serve.progress import Interruptible, Progress, TerminalProgress
 from windlass.text.text_model import TextModel
-from windlass.weights.directory import ModelDirectory, open_model_directory
+from windlass.weights.directory import open_model_directory
 from windlass.weights.dummy import dummy_weights
 from windlass.weights.gguf import find_gguf, read_gguf
 from windlass.weights.hub import resolve_model
 from windlass.weights.loader import load_weights
 from windlass.weights.source import WeightSource
-
-KVStorage = Literal["f32", "f16", "bf16", "int16", "int8"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -100,7 +98,7 @@ class _Described:
     definition: ModelDefinition
     scheme: Scheme | None
     source: WeightSource | None
-    kv_dtype: KVStorage
+    kv_dtype: KVDtype
     text: TextModel
     active_vocab_size: int
     """How many ids may be drawn."""
@@ -146,7 +144,7 @@ def load_model(
         model = _describe(path, config, progress, stack)
         draft = None
         if config.draft_model is not None:
-            draft = _describe(resolve_model(config.draft_model), config, progress, stack)
+            draft = _describe(resolve_model(config.draft_model, report=progress), config, progress, stack)
             _check_draft(draft, model)
         adapters = config.adapters or {}
         sizes = _settle(config, model, draft, adapter_bytes(adapters))
@@ -186,12 +184,19 @@ def _describe(path: Path, config: EngineConfig, progress: Progress, stack: ExitS
     gguf = find_gguf(path)
     if gguf is not None:
         return _describe_gguf(gguf, config, progress, stack)
+    return _describe_directory(path, config, progress, stack)
+
+
+def _describe_directory(path: Path, config: EngineConfig, progress: Progress, stack: ExitStack) -> _Described:
     directory = open_model_directory(path)
     definition = define_model(directory.model_type, directory.config, directory.config_path, dialect=directory.dialect)
-    scheme = _wanted_scheme(directory, config)
+    scheme = _wanted_scheme(config, directory.scheme)
+    groupings = read_quantization(directory.config, directory.config_path) if directory.dialect == "hf" else None
     source = None
     if config.load_format != "dummy":
-        source = stack.enter_context(closing(directory.open_weights()))
+        source = stack.enter_context(closing(directory.open_weights(groupings)))
+        if directory.dialect == "hf":
+            source.rename(definition.stored_prefixes)
     progress("loading the tokenizer", 0, 0)
     text = TextModel.load(
         directory.path,
@@ -200,15 +205,8 @@ def _describe(path: Path, config: EngineConfig, progress: Progress, stack: ExitS
         dummy=config.load_format == "dummy",
         cache=load_cache(config),
     )
-    return _Described(
-        path=path,
-        definition=definition,
-        scheme=scheme,
-        source=source,
-        kv_dtype=_kv_storage(config, scheme, source, definition),
-        text=text,
-        active_vocab_size=_active_vocab_size(directory, definition, text),
-    )
+    active = (directory.mlc or {}).get("active_vocab_size")
+    return _described(config, path, definition, scheme, source, text, active_vocab_size=active)
 
 
 def _describe_gguf(path: Path, config: EngineConfig, progress: Progress, stack: ExitStack) -> _Described:
@@ -217,24 +215,41 @@ def _describe_gguf(path: Path, config: EngineConfig, progress: Progress, stack: 
     from windlass.weights.gguf_names import hugging_face_tensors, read_rope_factors
 
     model = read_gguf(path)
-    tensors = hugging_face_tensors(model)
+    model_type, dialect = find_gguf_family(model.metadata, path)
+    tensors = hugging_face_tensors(model, dialect.tensors, dialect.paired)
     shapes = {tensor.name: tensor.shape for tensor in tensors}
-    model_type, values = from_gguf_metadata(model.metadata, shapes, read_rope_factors(model), path)
+    values = from_gguf_metadata(dialect, model.metadata, shapes, read_rope_factors(model), path)
     definition = define_model(model_type, values, path, dialect="hf")
-    scheme = None if config.quantization is None else get_scheme(config.quantization)
+    scheme = _wanted_scheme(config, None)
     source = None
     if config.load_format != "dummy":
         source = stack.enter_context(closing(WeightSource(path, tensors)))
     progress("loading the tokenizer", 0, 0)
-    text = TextModel.from_gguf(path, model.metadata)
+    return _described(config, path, definition, scheme, source, TextModel.from_gguf(path, model.metadata))
+
+
+def _described(
+    config: EngineConfig,
+    path: Path,
+    definition: ModelDefinition,
+    scheme: Scheme | None,
+    source: WeightSource | None,
+    text: TextModel,
+    *,
+    active_vocab_size: object = None,
+) -> _Described:
+    """Settle what is found alike for every format; ``active_vocab_size`` is what the files say of it."""
+    active = active_vocab_size
+    if not isinstance(active, int) or not 0 < active <= definition.vocab_size:
+        active = min(definition.vocab_size, text.vocab_size or definition.vocab_size)
     return _Described(
         path=path,
         definition=definition,
         scheme=scheme,
         source=source,
-        kv_dtype=_kv_storage(config, scheme, source, definition),
+        kv_dtype=_kv_dtype(config, scheme, source, definition),
         text=text,
-        active_vocab_size=min(definition.vocab_size, text.vocab_size or definition.vocab_size),
+        active_vocab_size=active,
     )
 
 
@@ -246,16 +261,15 @@ def _check_draft(draft: _Described, model: _Described) -> None:
         raise LoadError(draft.path, reason)
 
 
-def _wanted_scheme(directory: ModelDirectory, config: EngineConfig) -> Scheme | None:
-    """Return the scheme the weights end in: what is asked for, or an MLC directory's own; None keeps them as stored."""
-    if config.quantization is not None:
-        return get_scheme(config.quantization)
-    return get_scheme(directory.scheme) if directory.scheme is not None else None
+def _wanted_scheme(config: EngineConfig, own: str | None) -> Scheme | None:
+    """Return the scheme the weights end in: what is asked for, or the files' own; None keeps them as stored."""
+    wanted = own if config.quantization is None else config.quantization
+    return None if wanted is None else get_scheme(wanted)
 
 
-def _kv_storage(
+def _kv_dtype(
     config: EngineConfig, scheme: Scheme | None, source: WeightSource | None, definition: ModelDefinition
-) -> KVStorage:
+) -> KVDtype:
     if config.kv_cache_dtype != "auto":
         return config.kv_cache_dtype
     return "f32" if _float_format(scheme, source, definition) is Format.F32 else "int16"
@@ -265,11 +279,11 @@ def _float_format(scheme: Scheme | None, source: WeightSource | None, definition
     """Return the format of the model's float weights: the scheme's, else that of the first stored part."""
     if scheme is not None:
         return scheme.model_dtype
-    part = definition.program.weights[0].parts[0]
+    part = definition.program.weights[0].parts[0].name
     if source is None or part not in source.names:
         return Format.BF16
     stored = source.info(part)
-    return Format.F16 if stored.kind is not None else stored.format or Format.F32
+    return Format.F16 if stored.quantized_bits is not None else stored.format or Format.F32
 
 
 def _weight_bytes(definition: ModelDefinition, scheme: Scheme | None, source: WeightSource | None) -> int:
@@ -281,8 +295,8 @@ def _weight_bytes(definition: ModelDefinition, scheme: Scheme | None, source: We
         if scheme is not None and scheme.quantizes(spec.role):
             bits = (8 if scheme.bits > 4 else 4) + float_bits / scheme.group_size
         elif source is not None:
-            kinds = [source.info(part).kind for part in spec.parts if part in source.names]
-            bits = max((kind.bits for kind in kinds if kind is not None), default=bits)
+            stored = [source.info(part.name).quantized_bits for part in spec.parts if part.name in source.names]
+            bits = max((part for part in stored if part is not None), default=bits)
         total += math.ceil(math.prod(spec.shape) * bits / 8)
     return total
 
@@ -375,7 +389,7 @@ def _make_executor(
         raise LoadError(model.path, reason) from error
 
 
-def _completed(config: EngineConfig, path: Path, sizes: Sizes, kv_dtype: KVStorage, executor: Executor) -> EngineConfig:
+def _completed(config: EngineConfig, path: Path, sizes: Sizes, kv_dtype: KVDtype, executor: Executor) -> EngineConfig:
     return dataclasses.replace(
         config,
         model=str(path),
@@ -387,11 +401,3 @@ def _completed(config: EngineConfig, path: Path, sizes: Sizes, kv_dtype: KVStora
         kv_cache_dtype=kv_dtype,
         num_threads=executor.num_threads if isinstance(executor, NativeExecutor) else 1,
     )
-
-
-def _active_vocab_size(directory: ModelDirectory, definition: ModelDefinition, text: TextModel) -> int:
-    """Return how many ids may be drawn: those that an MLC directory calls active, or that the tokenizer knows."""
-    active = (directory.mlc or {}).get("active_vocab_size")
-    if isinstance(active, int) and 0 < active <= definition.vocab_size:
-        return active
-    return min(definition.vocab_size, text.vocab_size or definition.vocab_size)

@@ -10,8 +10,8 @@ from windlass.errors import InvalidRequestError
 from windlass.protocol.checks import check_chat_arguments
 from windlass.serve.call import AsyncHost, AsyncStream, Box, Call, Host, Stream, SyncHost, wait, wait_async
 from windlass.serve.mailbox import AsyncMailbox, SyncMailbox
+from windlass.serve.prompts import prompt_ids_of, shown_tools
 from windlass.serve.submit import counted, start_call
-from windlass.serve.text_calls import prompt_ids_of, shown_tools
 
 # pydantic takes longer to import, and to make its types, than the weights take to load.
 if TYPE_CHECKING:

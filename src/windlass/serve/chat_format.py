@@ -25,11 +25,11 @@ from windlass.protocol.responses import (
 )
 from windlass.serve.call import CallInfo
 from windlass.serve.mailbox import Piece, ScoredToken
-from windlass.text.answer import AnswerParser
 from windlass.text.answer_events import (
     Answer,
     AnswerEvent,
     ContentText,
+    Parser,
     ReasoningText,
     ToolCallArguments,
     ToolCallEnded,
@@ -42,7 +42,7 @@ Finish = Literal["stop", "length", "tool_calls"]
 class ChatFormat:
     """Pieces as chat objects, each choice through a parser of its own. The first chunk of a choice carries the role."""
 
-    def __init__(self, info: CallInfo, *, new_parser: Callable[[], AnswerParser], with_logprobs: bool) -> None:
+    def __init__(self, info: CallInfo, *, new_parser: Callable[[], Parser], with_logprobs: bool) -> None:
         self._info = info
         self._with_logprobs = with_logprobs
         self._parsers = [new_parser() for _ in range(info.num_choices)]

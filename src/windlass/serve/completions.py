@@ -11,8 +11,8 @@ from windlass.protocol.checks import check_completion_arguments
 from windlass.serve.build import LoadedModel
 from windlass.serve.call import AsyncHost, AsyncStream, Box, Call, CallInfo, Host, Stream, SyncHost, wait, wait_async
 from windlass.serve.mailbox import AsyncMailbox, Piece, SyncMailbox
+from windlass.serve.prompts import check_ids, check_length
 from windlass.serve.submit import counted, start_call
-from windlass.serve.text_calls import check_ids, check_length
 
 # pydantic takes longer to import, and to make its types, than the weights take to load.
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ from typing import Any
 from windlass.errors import LoadError
 from windlass.json_files import read_json_object
 from windlass.models.definition import ModelDefinition
+from windlass.models.quantization_config import read_quantization
 from windlass.models.registry import define_model, to_mlc_config
 from windlass.quantization import Format, Scheme, Tensor, get_scheme, mlc_pack
 from windlass.serve.progress import Progress
@@ -29,9 +30,13 @@ from windlass.weights.source import StoredType, WeightSource
 _TOKENIZER_FILES = (
     "tokenizer.model",
     "tokenizer.json",
+    "tekken.json",
+    "tiktoken.model",
     "vocab.json",
     "merges.txt",
+    "vocab.txt",
     "added_tokens.json",
+    "special_tokens_map.json",
     "tokenizer_config.json",
 )
 _TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
@@ -71,7 +76,9 @@ def convert(
     if directory.dialect == "mlc":
         raise LoadError(source, f"this is an MLC directory already, stored as {directory.scheme}")
     definition = define_model(directory.model_type, directory.config, directory.config_path, dialect="hf")
-    with directory.open_weights() as weights:
+    groupings = read_quantization(directory.config, directory.config_path)
+    with directory.open_weights(groupings) as weights:
+        weights.rename(definition.stored_prefixes)
         check_weights(definition.program.weights, weights, ignored=definition.ignored_tensors)
         chat_config = _chat_config(directory, definition, scheme, conv_template)
         # Hidden and unique, and in the same file system, so that the move is one step.

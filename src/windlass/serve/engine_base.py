@@ -8,7 +8,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from typing import Any
 
@@ -26,6 +26,7 @@ from windlass.serve.adapters import AdapterInfo
 from windlass.serve.build import LoadedModel, load_model
 from windlass.serve.memory import release_frames, return_free_memory
 from windlass.serve.preparer import Preparer
+from windlass.serve.progress import Interruptible, TerminalProgress
 from windlass.text.text_model import TextModel
 from windlass.weights.hub import resolve_model
 
@@ -438,7 +439,9 @@ def _load(settings: EngineConfig, interrupt: Callable[[], None]) -> LoadedModel:
     """Load the model that ``settings`` name, or the demo model."""
     if settings.model is None:
         return load_model(DEMO_NAME, model_directory(), settings, interrupt=interrupt)
-    return load_model(settings.model, resolve_model(settings.model), settings, interrupt=interrupt)
+    with closing(TerminalProgress(enabled=settings.verbose)) as progress:
+        path = resolve_model(settings.model, report=Interruptible(progress, interrupt))
+    return load_model(settings.model, path, settings, interrupt=interrupt)
 
 
 def check_device(device: str) -> None:

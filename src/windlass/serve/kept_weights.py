@@ -90,6 +90,6 @@ def kept_weights(
     if cache is None or size < LEAST_BYTES:
         return None
     digest = hashlib.sha256(source.fingerprint())
-    specs = [(spec.name, spec.shape, spec.parts, spec.role) for spec in definition.program.weights]
+    specs = definition.program.weights
     digest.update(repr((_REVISION, scheme, specs)).encode())
     return KeptWeights(cache, digest.digest(), size)

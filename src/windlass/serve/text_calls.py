@@ -5,16 +5,14 @@ Each runs in the engine's preparing thread (``AsyncMLCEngine._run_prepared``), s
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from windlass.errors import ContextLengthError, InvalidRequestError
+from windlass.errors import InvalidRequestError
+from windlass.serve.prompts import check_ids, check_length, encode_messages, for_template
 
 if TYPE_CHECKING:
-    from windlass.protocol.arguments import ChatArguments
-    from windlass.serve.build import LoadedModel
     from windlass.serve.call import Host
 
 _OF_MESSAGES = ("tools", "chat_template_kwargs")
@@ -49,9 +47,12 @@ def tokenize(host: Host, fields: Mapping[str, Any]) -> Tokens:
                 "add_special_tokens: is for prompt; the template has those of a conversation",
                 param="add_special_tokens",
             )
-        conversation = _conversation(checked)
-        check_length(model, chain.from_iterable(map(_texts, conversation["messages"])), param="messages")
-        ids = model.text.encode_chat(**conversation)
+        ids = encode_messages(
+            model,
+            checked["messages"],
+            tools=checked.get("tools"),
+            template_kwargs=checked.get("chat_template_kwargs"),
+        )
     else:
         for name in _OF_MESSAGES:
             if name in checked:
@@ -91,68 +92,9 @@ def apply_template(host: Host, fields: Mapping[str, Any]) -> str:
     from windlass.protocol.text_arguments import ConversationFields
 
     _, model = host._parts()
-    return model.text.write_chat(**_conversation(check_fields(ConversationFields, fields)))
-
-
-def prompt_ids_of(model: LoadedModel, arguments: ChatArguments) -> list[int]:
-    """Return the prompt of a chat call.
-
-    Args:
-        arguments: checked, without None.
-
-    Raises:
-        InvalidRequestError: the template refuses the conversation; ``param`` names the argument at fault.
-        ContextLengthError: it is far too long.
-    """
-    text = model.text
-    template_kwargs = arguments.get("chat_template_kwargs") or {}
-    if (effort := arguments.get("reasoning_effort")) is not None:
-        template_kwargs = {**text.effort_arguments(effort), **template_kwargs}
-    messages = [for_template(message) for message in arguments["messages"]]
-    check_length(model, chain.from_iterable(map(_texts, messages)), param="messages")
-    return text.encode_chat(messages, tools=shown_tools(arguments), template_kwargs=template_kwargs)
-
-
-def check_length(model: LoadedModel, texts: Iterable[str], *, param: str) -> None:
-    """Raise ContextLengthError when ``texts`` are together too long for a prompt, without tokenizing them."""
-    context = model.sizes.max_single_sequence_length
-    num_bytes = sum(len(text.encode(errors="surrogatepass")) for text in texts)
-    if model.text.cannot_fit(num_bytes, context):
-        raise ContextLengthError(
-            f"this model's maximum context length is {context} tokens: {num_bytes} bytes of text do not fit",
-            param=param,
-        )
-
-
-def shown_tools(arguments: ChatArguments) -> list[dict[str, Any]] | None:
-    """Return the tools that the model of a chat call is shown, and may call."""
-    return arguments.get("tools") if arguments.get("tool_choice") != "none" else None
-
-
-def _texts(message: Mapping[str, Any]) -> list[str]:
-    """A message's text, alone or in parts."""
-    content = message.get("content")
-    parts = content if isinstance(content, list) else [{"text": content}]
-    texts = (part.get("text") for part in parts if isinstance(part, dict))
-    return [text for text in texts if isinstance(text, str)]
-
-
-def check_ids(ids: Sequence[int], model: LoadedModel, *, param: str) -> None:
-    """Raise InvalidRequestError unless all ``ids`` are in the vocabulary."""
-    vocab_size = model.definition.vocab_size
-    outside = next((token_id for token_id in ids if token_id >= vocab_size), None)
-    if outside is not None:
-        raise InvalidRequestError(f"token id {outside} is not in the vocabulary of {vocab_size} tokens", param=param)
-
-
-def for_template(message: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the message as templates take it: OpenAI's newer name of the system role is one that they do not know."""
-    return {**message, "role": "system"} if message["role"] == "developer" else {**message}
-
-
-def _conversation(checked: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "messages": [for_template(message) for message in checked["messages"]],
-        "tools": checked.get("tools"),
-        "template_kwargs": checked.get("chat_template_kwargs"),
-    }
+    checked = check_fields(ConversationFields, fields)
+    return model.text.write_chat(
+        [for_template(message) for message in checked["messages"]],
+        tools=checked.get("tools"),
+        template_kwargs=checked.get("chat_template_kwargs"),
+    )

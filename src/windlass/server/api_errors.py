@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from windlass.errors import (
-    ContextLengthError,
     EngineError,
     EngineFailedError,
     EngineOverloadedError,
@@ -100,41 +99,45 @@ def api_error_of(error: BaseException) -> ApiError:
     """Return how a client is told of ``error``. What it does not know becomes 500 without a word of the cause."""
     if isinstance(error, ApiError):
         return error
-    if isinstance(error, (InvalidRequestError, ContextLengthError)):
+    if isinstance(error, InvalidRequestError):
         status = 404 if error.code == "model_not_found" else 400
         return ApiError(status, str(error), code=error.code, param=error.param)
     if isinstance(error, EngineOverloadedError):
-        return ApiError(
-            429, str(error), kind="rate_limit_error", code="overloaded", headers=_retry_after(error.retry_after)
-        )
+        return overloaded(str(error), error.retry_after)
     if isinstance(error, RequestTimeoutError):
         return ApiError(504, str(error), kind="timeout_error", code="timeout", headers=_NEVER_AGAIN)
     if isinstance(error, RequestAbortedError):
-        return _unavailable(str(error), "request_cancelled")
+        return unavailable(str(error), "request_cancelled")
     if isinstance(error, EngineFailedError):
         return ApiError(503, "the engine failed", kind="server_error", code="engine_dead", headers=_NEVER_AGAIN)
     if isinstance(error, EngineTerminatedError):
         return shutting_down()
     if isinstance(error, EngineUnloadedError):
-        return _unavailable("the model is not loaded", "model_not_ready")
+        return unavailable("the model is not loaded", "model_not_ready")
     if isinstance(error, EngineError):
-        return _unavailable(str(error), "engine_unavailable")
+        return unavailable(str(error), "engine_unavailable")
     return ApiError(500, "the server failed to answer this request", kind="server_error", code="internal_error")
 
 
 def shutting_down() -> ApiError:
     """Return how a client is told that the server ends. Its connection does, too: the next one may find another."""
-    error = _unavailable("the server is shutting down", "draining")
+    error = unavailable("the server is shutting down", "draining")
     error.headers["connection"] = "close"
     return error
 
 
 def not_ready(name: str) -> ApiError:
     """Return how a client is told that the model ``name`` is still loading."""
-    return _unavailable(f"the model {name!r} is loading", "model_not_ready")
+    return unavailable(f"the model {name!r} is loading", "model_not_ready")
 
 
-def _unavailable(message: str, code: str) -> ApiError:
+def overloaded(message: str, seconds: float = RETRY_SECONDS) -> ApiError:
+    """Return how a client is told that there is too much to do, and to come again after ``seconds``."""
+    return ApiError(429, message, kind="rate_limit_error", code="overloaded", headers=_retry_after(seconds))
+
+
+def unavailable(message: str, code: str) -> ApiError:
+    """Return how a client is told that the server cannot answer now, but soon may."""
     return ApiError(503, message, kind="server_error", code=code, headers=_retry_after(RETRY_SECONDS))
 
 

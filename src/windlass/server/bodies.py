@@ -11,7 +11,7 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from windlass.server.api_errors import RETRY_SECONDS, ApiError, ClientGone
+from windlass.server.api_errors import ApiError, ClientGone, overloaded
 
 Result = TypeVar("Result")
 
@@ -51,13 +51,7 @@ class BodyLimit:
             if size <= max(held, PARSED_AT_ONCE):
                 return
             if self._held + size - held > self._together:
-                raise ApiError(
-                    429,
-                    "the server is busy with other large bodies; try again later",
-                    kind="rate_limit_error",
-                    code="overloaded",
-                    headers={"retry-after": str(RETRY_SECONDS)},
-                )
+                raise overloaded("the server is busy with other large bodies; try again later")
             self._held += size - held
             held = size
 

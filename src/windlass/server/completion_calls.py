@@ -14,7 +14,6 @@ from windlass.serve.call import AsyncStream
 from windlass.serve.engine import AsyncMLCEngine
 from windlass.server.answers import DONE, EventStream, answer, data_event
 from windlass.server.api_errors import ApiError, api_error_of
-from windlass.server.bodies import read_json
 from windlass.server.context import Context
 from windlass.server.notes import RequestNote, note_of
 from windlass.server.openai_fields import FieldRules
@@ -35,10 +34,8 @@ async def respond(request: Request, context: Context, create: Create, rules: Fie
         ClientGone: the client left before it was answered.
     """
     settings = context.settings
-    body = await read_json(request)
-    choice = context.served.choose(body.get("model"), body.get("lora"))
+    body, choice = await context.read(request)
     note = note_of(request.scope)
-    note.model = choice.name
     arguments = rules.apply(body)
     stream = arguments.pop("stream", False)
     if not isinstance(stream, bool):
@@ -53,7 +50,7 @@ async def respond(request: Request, context: Context, create: Create, rules: Fie
     arguments["model"] = choice.name
     if choice.adapter is not None:
         arguments.setdefault("lora", choice.adapter)
-    given = await answer(request, _call(create, choice.model.engine, stream, arguments))
+    given = await answer(request, _call(create, choice.engine, stream, arguments))
     if isinstance(given, AsyncStream):
         return EventStream(_events(noted(given, note)), send_timeout=settings.send_timeout)
     note_answer(given, note)

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, cast
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from windlass.server.api_errors import RETRY_SECONDS, ApiError
+from windlass.server.api_errors import ApiError, unavailable
 from windlass.server.settings import ServerSettings
 
 ABORT = "windlass.abort"
@@ -39,13 +39,7 @@ _HEAD, _BODY = "head", "body"
 log = logging.getLogger("windlass.server.connections")
 log.setLevel(logging.ERROR)  # uvicorn warns of each malformed request
 
-_TOO_MANY = ApiError(
-    503,
-    "the server has too many connections",
-    kind="server_error",
-    code="overloaded",
-    headers={"retry-after": str(RETRY_SECONDS)},
-)
+_TOO_MANY = unavailable("the server has too many connections", "overloaded")
 _TOO_SLOW = ApiError(408, "the request did not come in time", code="request_timeout")
 _MALFORMED = {
     400: ApiError(400, "this is not a valid HTTP request", code="malformed_request"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from reprlib import repr as short
 from typing import Any, TypeVar, cast
 
@@ -22,6 +22,7 @@ from windlass.protocol.messages_api import (
     Tool,
 )
 from windlass.protocol.validation import validate
+from windlass.server.translated import text_content
 
 Body = TypeVar("Body", bound=PromptBody)
 
@@ -144,7 +145,7 @@ def _assistant(blocks: Blocks, names: dict[str, str]) -> list[dict[str, Any]]:
     thoughts = [cast(InputThinking, block)["thinking"] for block in blocks if block["type"] == "thinking"]
     calls = [cast(InputToolUse, block) for block in blocks if block["type"] == "tool_use"]
     names.update({call["id"]: call["name"] for call in calls})
-    message: dict[str, Any] = {"role": "assistant", "content": _content(texts) if texts else None}
+    message: dict[str, Any] = {"role": "assistant", "content": text_content(texts) if texts else None}
     if any(thoughts):
         message["reasoning_content"] = "\n".join(thoughts)
     if calls:
@@ -164,21 +165,15 @@ def _others(role: str, blocks: Blocks, names: Mapping[str, str], at: str) -> lis
             texts.append(block["text"])
             continue
         if texts:
-            messages.append({"role": role, "content": _content(texts)})
+            messages.append({"role": role, "content": text_content(texts)})
             texts = []
         result = cast(InputToolResult, block)
         call_id = result["tool_use_id"]
         if call_id not in names:
             raise InvalidRequestError(f"{at}: there is no tool_use with the id {short(call_id)} before it", param=at)
         parts = _blocks(result.get("content") or "", INPUT_BLOCKS["system"], f"{at}.content")
-        content = _content([part["text"] for part in parts])
+        content = text_content([part["text"] for part in parts])
         messages.append({"role": "tool", "tool_call_id": call_id, "name": names[call_id], "content": content})
     if texts or not messages:
-        messages.append({"role": role, "content": _content(texts)})
+        messages.append({"role": role, "content": text_content(texts)})
     return messages
-
-
-def _content(texts: Sequence[str]) -> str | Blocks:
-    if len(texts) == 1:
-        return texts[0]
-    return [{"type": "text", "text": text} for text in texts]

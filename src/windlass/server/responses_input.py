@@ -19,6 +19,7 @@ from windlass.protocol.responses_api import (
     ResponsesBody,
 )
 from windlass.protocol.validation import validate
+from windlass.server.translated import text_content
 
 _NOTHING_KEPT = "this server keeps nothing between requests"
 _TEXT_PARTS = {"input_text": "text", "output_text": "text", "text": "text", "refusal": "refusal"}
@@ -169,7 +170,7 @@ class _Conversation:
         if role == "assistant":
             if self._turn is not None and (self._turn.get("content") or "tool_calls" in self._turn):
                 self._end_turn()
-            self._assistant()["content"] = _content(texts)
+            self._assistant()["content"] = text_content(texts)
             return
         self._end_turn()
         first = self._messages[0] if len(self._messages) == 1 else None
@@ -179,7 +180,7 @@ class _Conversation:
         elif role in ("system", "developer") and not self._messages:
             self._messages.append({"role": "system", "content": "\n\n".join(texts)})
         else:
-            self._messages.append({"role": role, "content": _content(texts)})
+            self._messages.append({"role": role, "content": text_content(texts)})
 
     def add(self, item: dict[str, Any], at: str) -> None:
         """Add an item, which stands in the request at ``at``."""
@@ -223,7 +224,7 @@ class _Conversation:
             reason = f"{at}: there is no function_call with the call_id {short(call_id)} before it"
             raise InvalidRequestError(f"{reason}; {_NOTHING_KEPT}", param=at)
         self._end_turn()
-        content = _content(_texts(item["output"], f"{at}.output"))
+        content = text_content(_texts(item["output"], f"{at}.output"))
         self._messages.append(
             {"role": "tool", "tool_call_id": call_id, "name": self._names[call_id], "content": content}
         )
@@ -251,9 +252,3 @@ def _texts(content: str | list[dict[str, Any]], at: str) -> list[str]:
             raise InvalidRequestError(reason, param=at.partition(".")[0])
         texts.append(part[field])
     return texts
-
-
-def _content(texts: Sequence[str]) -> str | list[dict[str, Any]]:
-    if len(texts) == 1:
-        return texts[0]
-    return [{"type": "text", "text": text} for text in texts]

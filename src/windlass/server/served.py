@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -14,6 +13,7 @@ from windlass.errors import EngineError
 from windlass.serve.engine import AsyncMLCEngine
 from windlass.serve.engine_base import DEMO_NAME
 from windlass.server.api_errors import ApiError, not_ready, shutting_down
+from windlass.weights.gguf import stem_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,16 +35,13 @@ class ModelSpec:
     enable_tracing: bool = False
 
 
-_FILE = re.compile(r"(-\d{5}-of-\d{5})?\.gguf$")
-
-
 def default_name(model: str | None) -> str:
     """Return what a model is called unless somebody says otherwise: that of its repository, directory or file."""
     if model is None:
         return DEMO_NAME
     if model.startswith("HF://"):
         return model.removeprefix("HF://").strip("/")
-    return _FILE.sub("", PurePath(model).name) or model
+    return stem_of(PurePath(model).name) or model
 
 
 class ServedModel:
@@ -146,6 +143,15 @@ class Choice:
         """What responses, lists and logs call it."""
         return self.model.name if self.adapter is None else f"{self.model.name}:{self.adapter}"
 
+    @property
+    def engine(self) -> AsyncMLCEngine:
+        """The model's engine.
+
+        Raises:
+            ApiError: it is not loaded yet.
+        """
+        return self.model.engine
+
 
 class ServedModels:
     """All models of a server; the first is the one that requests mean which name none."""
@@ -178,11 +184,6 @@ class ServedModels:
     def all(self) -> tuple[ServedModel, ...]:
         """The models, the default one first."""
         return tuple(self._models.values())
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """What they are called, the default one first."""
-        return tuple(self._models)
 
     @property
     def state(self) -> EngineState:

@@ -1,8 +1,8 @@
-"""Streams of chat chunks as the events of another interface."""
+"""What other interfaces share on the way to a chat call and back: messages of texts, and chunks as their events."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any, Protocol
 
@@ -39,6 +39,13 @@ def with_adapter(arguments: ChatArguments, choice: Choice) -> ChatArguments:
     if choice.adapter is not None:
         arguments["lora"] = choice.adapter
     return arguments
+
+
+def text_content(texts: Sequence[str]) -> str | list[dict[str, Any]]:
+    """Return the content of a chat message with these texts, of which most have one only."""
+    if len(texts) == 1:
+        return texts[0]
+    return [{"type": "text", "text": text} for text in texts]
 
 
 async def create_chat(

@@ -3,6 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Protocol
+
+
+class Parser(Protocol):
+    """Takes the text of one answer apart while it comes."""
+
+    def push(self, text: str) -> list[AnswerEvent]:
+        """The events that ``text`` completes, in order; often none."""
+
+    def flush(self) -> list[AnswerEvent]:
+        """What was held back, when the text has ended. The parser is spent then."""
 
 
 class AnswerEvent:

@@ -13,7 +13,13 @@ from typing import Any
 
 from windlass.errors import LoadError
 
-_SUPPORTED = "ByteLevel, ByteFallback, Replace, Fuse, Strip (of leading spaces) and Metaspace"
+_SUPPORTED = "ByteLevel, ByteFallback, Replace, Fuse, Strip (of leading spaces), Metaspace and WordPiece"
+
+# What the library's WordPiece step does to each token when it tidies up; the space is the one before the token.
+_TIDIED = (
+    *((" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" n't", "n't"), (" 'm", "'m")),
+    *((" do not", " don't"), (" 's", "'s"), (" 've", "'ve"), (" 're", "'re")),
+)
 
 
 def byte_level_alphabet() -> dict[str, int]:
@@ -38,6 +44,8 @@ class ByteDecoding:
         replacements: (old, new) pairs applied to every entry, in order.
         strip_spaces: number of spaces dropped from the start of a text, if it has them.
         first_drops: a string that the first token of a text loses wholly (Metaspace), or "".
+        inner_prefix: begins the tokens within a word, and is dropped; other tokens get a space before them, but for
+            the first of a text (WordPiece). Or "".
     """
 
     byte_level: bool = False
@@ -45,6 +53,12 @@ class ByteDecoding:
     replacements: tuple[tuple[str, str], ...] = ()
     strip_spaces: int = 0
     first_drops: str = ""
+    inner_prefix: str = ""
+
+    @property
+    def first_differs(self) -> bool:
+        """Whether a token is other bytes where it begins a text; not for a space of the whole text."""
+        return bool(self.first_drops or self.inner_prefix)
 
     def token_bytes(self, entry: str, *, first: bool = False) -> bytes:
         """The bytes of the token whose vocabulary entry is ``entry``; ``first`` when it begins a text."""
@@ -55,6 +69,9 @@ class ByteDecoding:
                 pass
         if first and self.first_drops:
             entry = entry.replace(self.first_drops, "")
+        if self.inner_prefix and not first:
+            inner = entry.startswith(self.inner_prefix)
+            entry = entry[len(self.inner_prefix) :] if inner else f" {entry}"
         for old, new in self.replacements:
             entry = entry.replace(old, new)
         if self.byte_level:
@@ -111,6 +128,9 @@ def _add_step(
         mark = step["replacement"]
         drops = "" if step.get("prepend_scheme") == "never" or step.get("add_prefix_space") is False else mark
         return replace(decoding, replacements=(*decoding.replacements, (mark, " ")), first_drops=drops)
+    if kind == "WordPiece" and step["prefix"]:
+        tidied = _TIDIED if step["cleanup"] else ()
+        return replace(decoding, inner_prefix=step["prefix"], replacements=(*decoding.replacements, *tidied))
     raise LoadError(
         path, f"the tokenizer's decoder step {json.dumps(step)} is not supported; accepted are {_SUPPORTED}"
     )

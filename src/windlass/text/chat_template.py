@@ -118,6 +118,11 @@ class ChatTemplate:
 
         return knows_thinking("".join(self.sources.values()))
 
+    @cached_property
+    def is_harmony(self) -> bool:
+        """Whether the models of this template answer in OpenAI's harmony format."""
+        return all(mark in "".join(self.sources.values()) for mark in ("<|start|>", "<|channel|>", "<|message|>"))
+
     def effort_arguments(self, effort: str) -> dict[str, Any]:
         """What tells the template how much the model shall think: those of its variables that are known to say so."""
         values = {"enable_thinking": effort != "none", "reasoning_effort": effort}
@@ -229,6 +234,8 @@ class ChatTemplate:
             message["content"] = [{"type": "text", "text": text} for text in text_parts(content)]
         else:
             message["content"] = joined_text(content)
+        if self.is_harmony and "reasoning" in message and not (content and "tool_calls" in message):
+            message["thinking"] = message["reasoning"]  # such a template takes one text before a call
         if "tool_calls" in message:
             message["tool_calls"] = parse_arguments(message["tool_calls"])
             if not habits.object_arguments:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from codecs import utf_8_decode
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from windlass.text.byte_decoding import ByteDecoding
@@ -36,10 +36,14 @@ class IncrementalDetokenizer:
         tokenizer: the model's tokenizer.
         prompt_tail_ids: the prompt, or its last ids, when the text continues the prompt's (text completions): a
             leading space is then kept and a character begun in the prompt is completed. Leave empty for chat.
+        shown: special tokens that do give text, and which.
     """
 
-    def __init__(self, tokenizer: TokenTexts, prompt_tail_ids: Sequence[int] = ()) -> None:
+    def __init__(
+        self, tokenizer: TokenTexts, prompt_tail_ids: Sequence[int] = (), shown: Mapping[int, str] | None = None
+    ) -> None:
         self._tokenizer = tokenizer
+        self._shown = shown or {}
         self._strip = tokenizer.decoding.strip_spaces
         self._first = True
         self._pending = b""
@@ -50,7 +54,7 @@ class IncrementalDetokenizer:
         """The text that ``token_id`` completes; often empty."""
         data = self._tokenizer.text_bytes(token_id, first=self._first)
         if data is None:
-            return ""
+            return self.flush() + self._shown[token_id] if token_id in self._shown else ""
         self._first = False
         while self._strip and data:
             self._strip = self._strip - 1 if data.startswith(b" ") else 0

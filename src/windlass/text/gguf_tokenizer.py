@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from windlass.errors import LoadError
+from windlass.text.byte_ranks import LLAMA_3, QWEN_2
 from windlass.text.library_tokenizer import LibraryEncoder, read_library_json
+from windlass.text.sentencepiece_model import CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
+from windlass.text.sentencepiece_tokenizer import merges_by_score
+from windlass.text.split_patterns import GPT2
+from windlass.text.tokenizer_config import MAX_TOKENS
 from windlass.text.tokenizer_facts import TokenizerFacts
 
-MAX_TOKENS = 1 << 20
-
-_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)  # tokenizer.ggml.token_type
 _NAMED = {
     "bos_token": "bos_token_id",
     "eos_token": "eos_token_id",
@@ -25,31 +27,24 @@ _NAMED = {
 _NONE = 0xFFFFFFFF
 """An id that stands for none."""
 
-_CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
-_REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_LLAMA_3 = rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}{{1,3}}|{_REST}"
-_QWEN_2 = rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}|{_REST}"
-_GPT_2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-
 _SPLITS: dict[str, tuple[str, ...]] = {
-    "gpt-2": (_GPT_2,),
-    "phi-2": (_GPT_2,),
-    "mpt": (_GPT_2,),
-    "olmo": (_GPT_2,),
-    "jais": (_GPT_2,),
-    "llama-bpe": (_LLAMA_3,),
-    "llama3": (_LLAMA_3,),
-    "llama-v3": (_LLAMA_3,),
-    "dbrx": (_LLAMA_3,),
-    "smaug-bpe": (_LLAMA_3,),
-    "qwen2": (_QWEN_2,),
-    "deepseek-r1-qwen": (_QWEN_2,),
-    "stablelm2": (_QWEN_2,),
-    "smollm": (r"\p{N}", _GPT_2),
-    "starcoder": (r"\p{N}", _GPT_2),
-    "refact": (r"\p{N}", _GPT_2),
-    "command-r": (r"\p{N}", _GPT_2),
+    "gpt-2": (GPT2,),
+    "phi-2": (GPT2,),
+    "mpt": (GPT2,),
+    "olmo": (GPT2,),
+    "jais": (GPT2,),
+    "llama-bpe": (LLAMA_3,),
+    "llama3": (LLAMA_3,),
+    "llama-v3": (LLAMA_3,),
+    "dbrx": (LLAMA_3,),
+    "smaug-bpe": (LLAMA_3,),
+    "qwen2": (QWEN_2,),
+    "deepseek-r1-qwen": (QWEN_2,),
+    "stablelm2": (QWEN_2,),
+    "smollm": (r"\p{N}", GPT2),
+    "starcoder": (r"\p{N}", GPT2),
+    "refact": (r"\p{N}", GPT2),
+    "command-r": (r"\p{N}", GPT2),
 }
 """``tokenizer.ggml.pre``, and the patterns that cut a text into words, each applied to what the one before left."""
 
@@ -148,27 +143,24 @@ def _added_tokens(tokens: list[str], types: list[int]) -> list[dict[str, Any]]:
             "lstrip": False,
             "rstrip": False,
             "normalized": False,
-            "special": kind in (_CONTROL, _UNKNOWN),
+            "special": kind in (CONTROL, UNKNOWN),
         }
         for token_id, (token, kind) in enumerate(zip(tokens, types, strict=True))
-        if kind in (_CONTROL, _UNKNOWN, _USER_DEFINED) and token
+        if kind in (CONTROL, UNKNOWN, USER_DEFINED) and token
     ]
 
 
 def _sentence_piece(reader: _Reader) -> dict[str, Any]:
     """SentencePiece's merging by scores as BPE with byte fallback: pairs merge by the scores of their results."""
     tokens = reader.tokens
-    types = reader.numbers("token_type", int, _NORMAL)
+    types = reader.numbers("token_type", int, NORMAL)
     scores = reader.numbers("scores", float, 0.0)
     vocab = {token: token_id for token_id, token in enumerate(tokens)}
-    merges: list[tuple[float, int, int, str, str]] = []
-    for token, kind, score in zip(tokens, types, scores, strict=True):
-        if kind in (_NORMAL, _USER_DEFINED, _UNUSED):
-            for cut in range(1, len(token)):
-                left, right = token[:cut], token[cut:]
-                if left in vocab and right in vocab:
-                    merges.append((-score, vocab[left], vocab[right], left, right))
-    merges.sort()
+    merging = {
+        token: score
+        for token, kind, score in zip(tokens, types, scores, strict=True)
+        if kind in (NORMAL, USER_DEFINED, UNUSED)
+    }
     normalizers: list[dict[str, Any]] = [{"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]
     prefix = reader.value("add_space_prefix", bool, True)
     if prefix:
@@ -194,7 +186,7 @@ def _sentence_piece(reader: _Reader) -> dict[str, Any]:
             "fuse_unk": True,
             "byte_fallback": True,
             "vocab": vocab,
-            "merges": [[left, right] for *_, left, right in merges],
+            "merges": merges_by_score(merging, vocab),
         },
     }
 
@@ -202,7 +194,7 @@ def _sentence_piece(reader: _Reader) -> dict[str, Any]:
 def _byte_level(reader: _Reader) -> dict[str, Any]:
     """GPT-2's byte-level BPE, with the way of cutting words that ``tokenizer.ggml.pre`` names."""
     tokens = reader.tokens
-    types = reader.numbers("token_type", int, _NORMAL)
+    types = reader.numbers("token_type", int, NORMAL)
     merges = reader.value("merges", list)
     if not all(isinstance(merge, str) and merge.count(" ") == 1 for merge in merges):
         raise reader.error("merges", "must be strings of two entries with a space between them")

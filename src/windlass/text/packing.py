@@ -16,6 +16,7 @@ from windlass.text.byte_decoding import byte_level_alphabet
 from windlass.text.library_unicode import NO_NORMALIZATION, character_tables, normal_tables
 from windlass.text.packed_bpe import padded
 from windlass.text.split_patterns import UnknownPatternError, read_cuts, tables_of
+from windlass.text.tokenizer_facts import NO_TEXT
 
 _NO_ID = (1 << 32) - 1
 
@@ -88,7 +89,10 @@ def _vocabulary_tables(model: Mapping[str, Any], entries: Sequence[str | None]) 
     if model.get("type") != "BPE" or not plain:
         raise UnknownPatternError("another model")
     vocab: dict[str, int] = model["vocab"]
-    if any(not entry or token_id >= len(entries) or entries[token_id] != entry for entry, token_id in vocab.items()):
+    if any(
+        not entry or token_id >= len(entries) or (entries[token_id] != entry and not entry.startswith(NO_TEXT))
+        for entry, token_id in vocab.items()
+    ):
         raise UnknownPatternError("an entry that is hidden by another")
     pairs: dict[int, int] = {}  # left id in the upper half -> rank in the upper half, what it becomes
     for rank, merge in enumerate(model["merges"]):
@@ -98,7 +102,8 @@ def _vocabulary_tables(model: Mapping[str, Any], entries: Sequence[str | None]) 
     outcomes = [pairs[pair] for pair in ordered]
     counts = Counter(pair >> 32 for pair in ordered)
     written = [(entry or "").encode() for entry in entries]
-    whole_words = sorted(vocab.values(), key=written.__getitem__) if model.get("ignore_merges") else []
+    words = (token_id for entry, token_id in vocab.items() if not entry.startswith(NO_TEXT))
+    whole_words = sorted(words, key=written.__getitem__) if model.get("ignore_merges") else []
     letters = {byte: vocab.get(letter, _NO_ID) for letter, byte in byte_level_alphabet().items()}
     return {
         "letters": array("I", [letters[byte] for byte in range(256)]),

@@ -17,7 +17,7 @@ from windlass.text.text_pack import TextCache, TextPack
 from windlass.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from windlass.text.answer import AnswerParser
+    from windlass.text.answer_events import Parser
 
 # How many bytes normalization may make one of.
 _MOST_SHRINKING = 4
@@ -68,6 +68,7 @@ class TextModel:
         stop_token_ids: all tokens that end an answer: the end ids of the files and the template's end of turn.
         stop_strings: texts that end an answer, for templates whose end of turn is no token.
         prompts_begin_with_bos: text completions get the tokenizer's own BOS.
+        marks: special tokens of the format of answers (harmony), and what its parser takes them as.
     """
 
     tokenizer: Tokenizer | PlaceholderTokenizer
@@ -77,6 +78,7 @@ class TextModel:
     stop_token_ids: frozenset[int]
     stop_strings: tuple[str, ...]
     prompts_begin_with_bos: bool
+    marks: Mapping[int, str]
 
     @classmethod
     def load(
@@ -115,14 +117,16 @@ class TextModel:
             pack.keep(None if made is None else made.findings)
             tokenizer = pack.tokenizer
         defaults = read_generation_defaults(directory, config, mlc_config, tokenizer.eos_id)
+        marks, ends = _harmony_marks(template, tokenizer)
         return cls(
             tokenizer=tokenizer,
             template=template,
             tools_template=tools_template,
             defaults=defaults,
-            stop_token_ids=defaults.stop_token_ids.union(template.stop_token_ids if template else ()),
+            stop_token_ids=defaults.stop_token_ids.union(template.stop_token_ids if template else (), ends),
             stop_strings=template.stop_strings if template else (),
             prompts_begin_with_bos=mlc_config is None,
+            marks=marks,
         )
 
     @classmethod
@@ -137,14 +141,16 @@ class TextModel:
         tokenizer = Tokenizer(*read_gguf_tokenizer(path, metadata))
         template = gguf_chat_template(metadata, tokenizer, path)
         stop_ids = read_stop_ids(path, metadata)
+        marks, ends = _harmony_marks(template, tokenizer)
         return cls(
             tokenizer=tokenizer,
             template=template,
             tools_template=None,
             defaults=GenerationDefaults(stop_token_ids=stop_ids),
-            stop_token_ids=stop_ids.union(template.stop_token_ids if template else ()),
+            stop_token_ids=stop_ids.union(template.stop_token_ids if template else (), ends),
             stop_strings=template.stop_strings if template else (),
             prompts_begin_with_bos=True,
+            marks=marks,
         )
 
     @property
@@ -217,8 +223,12 @@ class TextModel:
         with_tools = self.tools_template if tools and self.tools_template is not None else self.template
         return self.tokenizer, with_tools
 
-    def answer_parser(self, prompt_ids: Sequence[int], *, tools: bool, parallel_tool_calls: bool) -> AnswerParser:
+    def answer_parser(self, prompt_ids: Sequence[int], *, tools: bool, parallel_tool_calls: bool) -> Parser:
         """A new parser for one answer to a conversation that ends with ``prompt_ids``."""
+        if self.marks:
+            from windlass.text.harmony import HarmonyParser  # for these models only
+
+            return HarmonyParser(tools=tools, parallel_tool_calls=parallel_tool_calls)
         from windlass.text.answer import AnswerParser, ends_in_reasoning  # for chat only
 
         thinks = self.template is not None and self.template.thinks
@@ -239,13 +249,28 @@ class TextModel:
         return self.tokenizer.token_bytes(token_id)
 
     def detokenizer(self, prompt_ids: Sequence[int] = ()) -> IncrementalDetokenizer:
-        """A new detokenizer for one stream; for text completions give it the prompt's ids, for chat none."""
-        return IncrementalDetokenizer(self.tokenizer, prompt_ids)
+        """A new detokenizer for one stream; for text completions give it the prompt's ids, for chat none.
+
+        For chat it shows the marks that ``answer_parser`` goes by, where these are special tokens.
+        """
+        return IncrementalDetokenizer(self.tokenizer, prompt_ids, {} if prompt_ids else self.marks)
 
     def stop_ids_of(self, stops: Iterable[str]) -> frozenset[int]:
         """The ids of those stop strings that are single special tokens; such tokens never show in the text."""
         ids = (self.tokenizer.added_token_id(text) for text in stops)
         return frozenset(token_id for token_id in ids if token_id is not None)
+
+
+def _harmony_marks(
+    template: PromptTemplate | None, tokenizer: Tokenizer | PlaceholderTokenizer
+) -> tuple[dict[int, str], list[int]]:
+    """The marks of harmony by their ids, and the ids that end an answer; none for a template of another format."""
+    if not isinstance(template, ChatTemplate) or not template.is_harmony:
+        return {}, []
+    from windlass.text.harmony import ENDS, MARKS  # for these models only
+
+    ids = {name: token_id for name in MARKS if (token_id := tokenizer.added_token_id(name)) is not None}
+    return {token_id: MARKS[name] for name, token_id in ids.items()}, [ids[name] for name in ENDS if name in ids]
 
 
 def load_prompt_template(

@@ -16,26 +16,18 @@ from typing import Any, Protocol
 from windlass.text.chat_template import Findings
 from windlass.text.tokenizer import Tokenizer
 from windlass.text.tokenizer_facts import TokenizerFacts
+from windlass.text.tokenizer_files import BESIDE, find_tokenizer
 
 LEAST_BYTES = 1 << 20
 """Tokenizers in smaller files are read in a moment."""
 
-_REVISION = 2
+_REVISION = 3
 """To be raised when the same files give another pack than before."""
 
 _MAGIC = b"WLTEXT01"
 _HEAD = struct.Struct("=8sIIQ")  # magic, checksum of what follows it, bytes of JSON, bytes of tables
 
-_FILES = (
-    "tokenizer.json",
-    "vocab.json",
-    "merges.txt",
-    "added_tokens.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "chat_template.json",
-)
+_TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
 
 
 class TextCache(Protocol):
@@ -117,8 +109,10 @@ def _name(directory: Path) -> str | None:
     size = 0
     try:
         digest.update(repr((_REVISION, _installed("tokenizers"), _installed("jinja2"))).encode())
+        vocabulary = find_tokenizer(directory)
         for file in [
-            *(directory / name for name in _FILES),
+            *((vocabulary,) if vocabulary is not None else ()),
+            *(directory / name for name in (*BESIDE, *_TEMPLATE_FILES)),
             *sorted(directory.glob("additional_chat_templates/*.jinja")),
         ]:
             try:

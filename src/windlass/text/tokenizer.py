@@ -15,6 +15,7 @@ from typing import Protocol
 from windlass.errors import InvalidRequestError
 from windlass.text.byte_decoding import ByteDecoding
 from windlass.text.tokenizer_facts import BOUNDARY, MARK, TokenizerFacts
+from windlass.text.tokenizer_files import find_tokenizer
 
 
 class Encoder(Protocol):
@@ -59,14 +60,14 @@ class Tokenizer:
 
     @classmethod
     def from_directory(cls, directory: str | Path) -> Tokenizer:
-        """Reads ``tokenizer.json``, or builds a byte-level BPE from ``vocab.json`` and ``merges.txt``.
+        """Reads the tokenizer of a directory, from whichever of ``tokenizer_files.ACCEPTED`` it has.
 
         Raises:
             LoadError: no tokenizer that this engine can read, or a broken one.
         """
-        from windlass.text.library_tokenizer import read_library_tokenizer  # the library takes 30 ms to import
+        from windlass.text.read_tokenizer import read_tokenizer  # the library takes 30 ms to import
 
-        return cls(*read_library_tokenizer(Path(directory)))
+        return cls(*read_tokenizer(Path(directory)))
 
     @property
     def facts(self) -> TokenizerFacts:
@@ -81,8 +82,7 @@ class Tokenizer:
     @staticmethod
     def is_in(directory: Path) -> bool:
         """Whether the directory has files that :meth:`from_directory` reads."""
-        files = {path.name for path in directory.iterdir()}
-        return "tokenizer.json" in files or {"vocab.json", "merges.txt"} <= files
+        return find_tokenizer(directory) is not None
 
     def encode(self, text: str, *, bos: bool = False) -> list[int]:
         """Token ids of plain text; strings of special tokens in it stay plain text.
@@ -135,10 +135,10 @@ class Tokenizer:
 
         Args:
             token_id: any id that is not negative.
-            first: the token begins the text; differs for few tokenizers (Metaspace). A leading space that a decoder
-                strips from the whole text is kept here.
+            first: the token begins the text; differs for few tokenizers (Metaspace, WordPiece). A leading space that a
+                decoder strips from the whole text is kept here.
         """
-        if first and self.decoding.first_drops:
+        if first and self.decoding.first_differs:
             entry = None if token_id in self.special_ids else self._entry(token_id)
             return None if entry is None else self.decoding.token_bytes(entry, first=True)
         try:
@@ -192,10 +192,10 @@ class Tokenizer:
 
     @cached_property
     def _special_pattern(self) -> re.Pattern[str]:
-        return _alternatives(self._facts.specials)
-
-
-def _alternatives(texts: Iterable[str]) -> re.Pattern[str]:
-    """Matches the longest of ``texts`` at the leftmost place, and nothing when there are none."""
-    ordered = sorted(texts, key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, ordered)) if ordered else r"(?!)")
+        """Matches the longest special token at the leftmost place, and nothing when there are none."""
+        specials = self._facts.specials
+        ordered = sorted(specials, key=len, reverse=True)
+        words = (
+            rf"(?<!\w){re.escape(text)}(?!\w)" if specials[text].single_word else re.escape(text) for text in ordered
+        )
+        return re.compile("|".join(words) if ordered else r"(?!)")

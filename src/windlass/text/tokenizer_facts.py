@@ -13,14 +13,18 @@ from windlass.text.byte_decoding import ByteDecoding
 BOUNDARY = "\ufdd0"
 MARK = "\ufdd1"
 
+NO_TEXT = "\ufdd2"
+"""Begins an encoder's own names for tokens that no text can become."""
+
 
 @dataclass(frozen=True, slots=True)
 class SpecialToken:
-    """A special token: its id, and whether it swallows the white space before and behind it."""
+    """A special token: its id, whether it swallows the white space before and behind it, and is none within a word."""
 
     token_id: int
-    lstrip: bool
-    rstrip: bool
+    lstrip: bool = False
+    rstrip: bool = False
+    single_word: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

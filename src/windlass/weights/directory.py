@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +11,7 @@ from windlass.errors import LoadError
 from windlass.json_files import json_type, read_json_object
 from windlass.quantization import get_scheme
 from windlass.weights.mlc import open_mlc
+from windlass.weights.quantized import Grouping
 from windlass.weights.safetensors import open_safetensors
 from windlass.weights.source import WeightSource
 
@@ -38,8 +40,11 @@ class ModelDirectory:
         """The file that ``config`` was read from."""
         return self.path / (HF_CONFIG_NAME if self.dialect == "hf" else MLC_CONFIG_NAME)
 
-    def open_weights(self) -> WeightSource:
+    def open_weights(self, groupings: Sequence[Grouping] | None = None) -> WeightSource:
         """Open the weights; only headers and tables are read. Close the source after use.
+
+        Args:
+            groupings: what the matrices of a quantized Hugging Face directory may be; None when it is not quantized.
 
         Raises:
             LoadError: there are no weights, or a file breaks a rule of its format.
@@ -47,7 +52,7 @@ class ModelDirectory:
         try:
             if self.scheme is not None:
                 return open_mlc(self.path, get_scheme(self.scheme))
-            return open_safetensors(self.path)
+            return open_safetensors(self.path, groupings)
         except OSError as error:
             raise LoadError(self.path, f"cannot be read: {error.strerror}") from error
 

@@ -45,7 +45,7 @@ _SCALARS: dict[int, struct.Struct] = {
 _LEAST_BYTES = {_STRING: 8, _ARRAY: 12, **{kind: scalar.size for kind, scalar in _SCALARS.items()}}
 _FLOATS: dict[str, StoredType] = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _OTHER_MODELS = ("config.json", "mlc-chat-config.json")
-_SPLIT_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
+_FILE_NAME = re.compile(r"(?P<stem>.+?)(-(?P<number>\d{5})-of-(?P<count>\d{5}))?\.gguf")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,6 +63,31 @@ class GgufModel:
     tensors: list[StoredTensor]
 
 
+def first_files(directory: Path) -> list[Path]:
+    """Return the GGUF files of ``directory`` that a model begins with, in order: not the rest of a split one.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    names = ((file, _FILE_NAME.fullmatch(file.name)) for file in sorted(directory.glob("*.gguf")))
+    return [file for file, name in names if name is None or int(name["number"] or 1) == 1]
+
+
+def stem_of(file_name: str) -> str:
+    """Return the name of a GGUF file without its ending and its number among the files of a split model."""
+    name = _FILE_NAME.fullmatch(file_name)
+    return file_name if name is None else name["stem"]
+
+
+def split_names(file_name: str) -> tuple[str, ...]:
+    """Return the names of all files of the model that a GGUF file is one of, by its name alone, the first one first."""
+    name = _FILE_NAME.fullmatch(file_name)
+    if name is None or not 1 <= int(name["number"] or 0) <= int(name["count"] or 0) <= MAX_SPLITS:
+        return (file_name,)
+    stem, count = name["stem"], name["count"]
+    return tuple(f"{stem}-{number:05}-of-{count}.gguf" for number in range(1, int(count) + 1))
+
+
 def find_gguf(path: Path) -> Path | None:
     """Return the GGUF file that ``path`` is, or that a directory without another model has; None when there is none.
 
@@ -75,11 +100,9 @@ def find_gguf(path: Path) -> Path | None:
                 return path if opened.read(4) == MAGIC or path.suffix == ".gguf" else None
         if not path.is_dir() or any((path / name).is_file() for name in _OTHER_MODELS):
             return None
-        files = sorted(path.glob("*.gguf"))
+        first = first_files(path)
     except OSError as error:
         raise LoadError(path, f"cannot be read: {error.strerror}") from error
-    splits = [_SPLIT_NAME.fullmatch(file.name) for file in files]
-    first = [file for file, split in zip(files, splits, strict=True) if split is None or int(split["number"]) == 1]
     if len(first) > 1:
         raise LoadError(path, f"has several models; name one of {', '.join(file.name for file in first)}")
     return first[0] if first else None
@@ -101,8 +124,8 @@ def read_gguf(path: Path) -> GgufModel:
 
 
 def _read_splits(path: Path, metadata: dict[str, Any], tensors: list[StoredTensor], count: int) -> list[StoredTensor]:
-    named = _SPLIT_NAME.fullmatch(path.name)
-    if metadata.get("split.no") != 0 or named is None or int(named["count"]) != count or int(named["number"]) != 1:
+    named = _FILE_NAME.fullmatch(path.name)
+    if metadata.get("split.no") != 0 or named is None or (named["number"], named["count"]) != ("00001", f"{count:05}"):
         raise LoadError(path, f"the model is split into {count} files: give the first, ...-00001-of-{count:05}.gguf")
     known = {tensor.name: tensor for tensor in tensors}
     for number in range(1, count):

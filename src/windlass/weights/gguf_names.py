@@ -11,52 +11,65 @@ from windlass.errors import LoadError
 from windlass.weights.gguf import GgufModel
 from windlass.weights.source import StoredTensor, WeightSource
 
-_OUTER = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
-_INNER = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
+COMMON_TENSORS = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+    "attn_norm": "model.layers.{layer}.input_layernorm",
+    "attn_q": "model.layers.{layer}.self_attn.q_proj",
+    "attn_k": "model.layers.{layer}.self_attn.k_proj",
+    "attn_v": "model.layers.{layer}.self_attn.v_proj",
+    "attn_output": "model.layers.{layer}.self_attn.o_proj",
+    "attn_q_norm": "model.layers.{layer}.self_attn.q_norm",
+    "attn_k_norm": "model.layers.{layer}.self_attn.k_norm",
+    "ffn_norm": "model.layers.{layer}.post_attention_layernorm",
+    "ffn_gate": "model.layers.{layer}.mlp.gate_proj",
+    "ffn_up": "model.layers.{layer}.mlp.up_proj",
+    "ffn_down": "model.layers.{layer}.mlp.down_proj",
 }
+"""What most families call the same; those with ``{layer}`` come after ``blk.`` and the layer's number."""
+
 ROPE_FACTORS = "rope_freqs.weight"
 """How much each pair of a head is slowed; it goes into the configuration, not into the weights."""
 
 MAX_FACTOR_BYTES = 1 << 16
 
 _NAME = re.compile(r"(?:blk\.(?P<layer>\d+)\.)?(?P<stem>\w+)\.(?P<suffix>weight|bias)")
-_PAIRED = {"attn_q": "attention.head_count", "attn_k": "attention.head_count_kv"}
-"""In files of the architecture llama these rows are ordered for rotation in pairs; the key says how many heads."""
 
 
-def hugging_face_tensors(model: GgufModel) -> list[StoredTensor]:
-    """Return the model's tensors under Hugging Face's names. Names that are not known stay as they are."""
-    paired = _PAIRED if model.metadata.get("general.architecture") == "llama" else {}
-    return [_renamed(tensor, model, paired) for tensor in model.tensors if tensor.name != ROPE_FACTORS]
+def hugging_face_tensors(model: GgufModel, tensors: Mapping[str, str], paired: Mapping[str, str]) -> list[StoredTensor]:
+    """Return the model's tensors under Hugging Face's names. Names that are not known stay as they are.
+
+    Args:
+        model: the file.
+        tensors: templates of Hugging Face's names by the stems of GGUF's, beyond ``COMMON_TENSORS``.
+        paired: stems whose rows are ordered for rotation in pairs, and the key that says how many heads they have.
+
+    Raises:
+        LoadError: the rows of a tensor are not those of so many heads.
+    """
+    names = {**COMMON_TENSORS, **tensors}
+    return [_renamed(tensor, model, names, paired) for tensor in model.tensors if tensor.name != ROPE_FACTORS]
 
 
-def _renamed(tensor: StoredTensor, model: GgufModel, paired: Mapping[str, str]) -> StoredTensor:
+def _renamed(
+    tensor: StoredTensor, model: GgufModel, names: Mapping[str, str], paired: Mapping[str, str]
+) -> StoredTensor:
     found = _NAME.fullmatch(tensor.name)
     if found is None:
         return tensor
     layer, stem, suffix = found["layer"], found["stem"], found["suffix"]
-    known = _OUTER.get(stem) if layer is None else _INNER.get(stem)
-    if known is None:
+    known = names.get(stem)
+    if known is None or ("{layer}" in known) != (layer is not None):
         return tensor
-    name = f"{known}.{suffix}" if layer is None else f"model.layers.{layer}.{known}.{suffix}"
-    heads = _heads(model, paired[stem], tensor) if layer is not None and stem in paired else 0
-    return dataclasses.replace(tensor, name=name, paired_heads=heads)
+    heads = _heads(model, paired[stem], tensor) if stem in paired else 0
+    return dataclasses.replace(tensor, name=f"{known.format(layer=layer)}.{suffix}", paired_heads=heads)
 
 
 def _heads(model: GgufModel, key: str, tensor: StoredTensor) -> int:
-    default: Any = model.metadata.get("llama.attention.head_count")
-    heads = model.metadata.get(f"llama.{key}", default)
+    prefix = model.metadata.get("general.architecture")
+    default: Any = model.metadata.get(f"{prefix}.attention.head_count")
+    heads = model.metadata.get(f"{prefix}.{key}", default)
     if type(heads) is not int or heads < 1 or tensor.shape[0] % (2 * heads):
         raise LoadError(model.path, f"{tensor.name}: {tensor.shape[0]} rows cannot be those of {heads!r} heads")
     return heads

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from windlass.errors import LoadError
-from windlass.quantization import Format, Scheme, Tensor, as_int8, cast, mlc_shapes, mlc_unpack, quantize
-from windlass.quantization.ggml import to_tensor
+from windlass.quantization import Format, Scheme, Tensor, as_int8, cast, mlc_shapes, mlc_unpack, quantize, take_rows
+from windlass.quantization.checkpoints import fp8_group
 from windlass.weights.source import StoredTensor, WeightSource
 
 Progress: TypeAlias = Callable[[int, int], None]
@@ -22,6 +22,38 @@ Progress: TypeAlias = Callable[[int, int], None]
 
 Quantizer: TypeAlias = Callable[[Tensor, Scheme], Tensor]
 """Does what ``windlass.quantization.quantize`` does."""
+
+
+class RowOrder(Protocol):
+    """Which rows are taken, in which order; see ``windlass.program.RowOrder``."""
+
+    def indices(self, rows: int) -> NDArray[np.int64]:
+        """Return the numbers of the rows taken, of ``rows``. ValueError when they cannot be taken."""
+        ...
+
+
+class Part(Protocol):
+    """A stored tensor and what happens to it; see ``windlass.program.Part``."""
+
+    @property
+    def name(self) -> str:
+        """The tensor's Hugging Face name."""
+        ...
+
+    @property
+    def rows(self) -> RowOrder | None:
+        """The rows that are taken; None for all."""
+        ...
+
+    @property
+    def transposed(self) -> bool:
+        """Its last two axes are swapped first."""
+        ...
+
+    @property
+    def plus(self) -> float:
+        """What is added to every number."""
+        ...
 
 
 class WeightSpec(Protocol):
@@ -38,13 +70,18 @@ class WeightSpec(Protocol):
         ...
 
     @property
-    def parts(self) -> tuple[str, ...]:
+    def parts(self) -> Sequence[Part]:
         """The Hugging Face tensors whose rows make it up."""
         ...
 
     @property
     def role(self) -> str:
-        """One of linear, embedding, head, plain."""
+        """One of linear, embedding, head, router, plain."""
+        ...
+
+    @property
+    def experts(self) -> int:
+        """How many equal matrices are stacked; with more than one, files may have an axis more."""
         ...
 
 
@@ -103,7 +140,7 @@ def check_weights(specs: Sequence[WeightSpec], source: WeightSource, *, ignored:
     left_over = [
         name
         for name in sorted(source.names - needed)
-        if not unused.fullmatch(re.sub(r"\.q_(weight|scale)$", ".weight", name))
+        if not unused.fullmatch(re.sub(r"\.q_(weight|scale)$", ".weight", name)) and not _adds_nothing(name, source)
     ]
     if left_over:
         raise LoadError(source.path, f"{_count(left_over)} left over, unknown to this architecture: {_some(left_over)}")
@@ -145,24 +182,46 @@ def _load(
 def _read(spec: WeightSpec, source: WeightSource) -> list[Tensor]:
     """Read the parts of one weight in the format they are stored in."""
     names = _stored_names(spec, source)
-    if source.scheme is not None and len(names) == 2:
+    if source.scheme is None:
+        return [_prepared(_stored(source.info(part.name), source), part, spec) for part in spec.parts]
+    if len(names) == 2:
         rows, columns = spec.shape
-        words, scales = source.read(names[0]), source.read(names[1])
+        words, scales = (_flat(source.read(name), 2) for name in names)
         return [mlc_unpack(words, scales, (rows, columns), source.scheme, role=spec.role)]
-    return [_stored(source.info(name), source) for name in names]
+    tensor = _stored(source.info(names[0]), source)
+    return [dataclasses.replace(tensor, shape=spec.shape, data=tensor.data.reshape(spec.shape))]
+
+
+def _prepared(tensor: Tensor, part: Part, spec: WeightSpec) -> Tensor:
+    """Do to a stored tensor what a part says. ValueError when that cannot be done to codes."""
+    if tensor.format.grouped and (part.transposed or part.plus):
+        raise ValueError("it is quantized in the file, along the rows; the columns would be needed")
+    if not tensor.format.grouped:
+        data = np.ascontiguousarray(tensor.data.swapaxes(-1, -2)) if part.transposed else tensor.data
+        data = _flat(data, len(spec.shape))
+        tensor = dataclasses.replace(tensor, shape=data.shape, data=data)
+    if part.rows is not None:
+        tensor = take_rows(tensor, part.rows.indices(tensor.shape[0]))
+    if part.plus:
+        tensor = Tensor(Format.F32, tensor.shape, tensor.dequantize() + np.float32(part.plus))
+    return tensor
+
+
+def _flat(data: NDArray[Any], axes: int) -> NDArray[Any]:
+    """Join the leading axes until there are ``axes``."""
+    return data.reshape((-1, *data.shape[data.ndim - axes + 1 :])) if data.ndim > axes else data
 
 
 def _stored(info: StoredTensor, source: WeightSource) -> Tensor:
     """Read one tensor in the format it is stored in, or in the one that has exactly its numbers."""
-    data = source.read(info.name)
-    if info.kind is None:
-        return Tensor(_float_format(info), info.shape, data)
-    with np.errstate(over="ignore", invalid="ignore"):  # of damaged scales
-        tensor = to_tensor(info.kind, data, info.shape)
-        numbers = [tensor.data] if tensor.scales is None else tensor.group_numbers()
-    if not all(np.isfinite(array).all() for array in numbers if array is not None):
-        raise LoadError(info.file, f"tensor {info.name}: a number is not finite")
-    return tensor
+    if info.quantized_bits is None:
+        return Tensor(_float_format(info), info.shape, source.read(info.name))
+    try:
+        return source.read_quantized(info.name)
+    except ValueError as error:
+        reason = str(error)
+    # Raised here: an error that someone keeps must not keep the mapped file through its frames.
+    raise LoadError(info.file, f"tensor {info.name}: {reason}")
 
 
 def _converted(
@@ -180,8 +239,7 @@ def _joined(parts: list[Tensor]) -> Tensor:
     if len(parts) == 1:
         return parts[0]
     if len({_kind(part) for part in parts}) > 1:
-        grouped = all(part.format.grouped for part in parts)
-        parts = _plain(parts) if grouped else [_as_f32(part) for part in parts]
+        parts = _plain(parts)
     first = parts[0]
     shape = (sum(part.shape[0] for part in parts), *first.shape[1:])
     factors = None
@@ -195,22 +253,33 @@ def _joined(parts: list[Tensor]) -> Tensor:
         np.concatenate([part.data for part in parts]),
         first.group_size,
         _stacked([part.scales for part in parts]),
-        None if first.zeros is None else np.broadcast_to(first.zeros[:1, :1], (shape[0], first.zeros.shape[1])),
+        _stacked_zeros([part.zeros for part in parts]),
         _stacked([part.minima for part in parts]),
         factors,
+        first.order,
     )
 
 
 def _kind(part: Tensor) -> tuple[object, ...]:
     """What parts that are put together must have in common."""
     scales = None if part.scales is None else part.scales.dtype
-    zero = None if part.zeros is None else int(part.zeros[0, 0])
-    return part.format, part.group_size, scales, zero, part.minima is None, part.factors is None
+    order = None if part.order is None else part.order.tobytes()
+    return part.format, part.group_size, scales, part.minima is None, part.factors is None, order
 
 
 def _plain(parts: Sequence[Tensor]) -> list[Tensor]:
-    """Grouped tensors as int8 with scales of float32, and with minima where one of them has those."""
+    """The parts in one format that has the numbers of all.
+
+    Codes with the same order of columns become int8 with scales of float32, and with minima where one of them has
+    those; fp8 gets groups that all of them are made of; else it is float32.
+    """
     group = math.gcd(*(part.group_size for part in parts))
+    formats = {part.format for part in parts}
+    if formats == {Format.FP8} and fp8_group(parts[0].shape[1], group):
+        return [_regrouped(part, group) for part in parts]
+    orders = {None if part.order is None else part.order.tobytes() for part in parts}
+    if not formats <= {Format.INT8, Format.INT4} or len(orders) > 1:
+        return [_as_f32(part) for part in parts]
     plain = [as_int8(part, group) for part in parts]
     if all(part.minima is None for part in plain):
         return plain
@@ -218,6 +287,25 @@ def _plain(parts: Sequence[Tensor]) -> list[Tensor]:
         part if part.minima is not None else dataclasses.replace(part, minima=np.zeros_like(part.scales))
         for part in plain
     ]
+
+
+def _regrouped(part: Tensor, group: int) -> Tensor:
+    scales, _ = part.group_numbers()
+    columns = -(-part.shape[1] // group)
+    return dataclasses.replace(
+        part, group_size=group, scales=np.repeat(scales, part.group_size // group, axis=1)[:, :columns]
+    )
+
+
+def _stacked_zeros(arrays: Sequence[NDArray[np.uint8] | None]) -> NDArray[np.uint8] | None:
+    """The zero points below each other: as a view of one byte where all of them are that."""
+    found = [array for array in arrays if array is not None]
+    if not found:
+        return None
+    first = found[0]
+    if all(array.strides == (0, 0) and array[0, 0] == first[0, 0] for array in found):
+        return np.broadcast_to(first[0, 0], (sum(array.shape[0] for array in found), first.shape[1]))
+    return np.concatenate(found)
 
 
 def _stacked(arrays: Sequence[NDArray[Any] | None]) -> Any:
@@ -233,7 +321,7 @@ def _as_f32(part: Tensor) -> Tensor:
 def _stored_names(spec: WeightSpec, source: WeightSource) -> tuple[str, ...]:
     """Return the stored tensors that make up a weight; of an MLC directory one, or two: the words and the scales."""
     if source.scheme is None:
-        return spec.parts
+        return tuple(dict.fromkeys(part.name for part in spec.parts))
     stem = spec.name.removesuffix(".weight")
     packed = (f"{stem}.q_weight", f"{stem}.q_scale")
     if spec.name in source.names or not (packed[0] in source.names or source.scheme.quantizes(spec.role)):
@@ -241,20 +329,52 @@ def _stored_names(spec: WeightSpec, source: WeightSource) -> tuple[str, ...]:
     return packed
 
 
+def _adds_nothing(name: str, source: WeightSource) -> bool:
+    """True for a bias of zeros beside a packed matrix: AutoGPTQ gave one to every matrix once."""
+    stem, _, kind = name.rpartition(".")
+    matrix, info = f"{stem}.weight", source.info(name)
+    if kind != "bias" or matrix not in source.names or source.info(matrix).packing is None:
+        return False
+    return len(info.shape) == 1 and info.format is not None and not source.read(name).any()
+
+
 def _check_shapes(spec: WeightSpec, source: WeightSource) -> None:
     names = _stored_names(spec, source)
-    infos = [source.info(name) for name in names]
-    if source.scheme is not None and len(infos) == 2:
-        _check_packed(spec, infos[0], infos[1], source.scheme)
+    if source.scheme is not None and len(names) == 2:
+        _check_packed(spec, source.info(names[0]), source.info(names[1]), source.scheme)
         return
-    for info in infos:
-        if info.kind is None:
+    parts: Sequence[Part | None] = spec.parts if source.scheme is None else (None,)
+    infos = [source.info(names[0] if part is None else part.name) for part in parts]
+    rows = 0
+    for info, part in zip(infos, parts, strict=True):
+        if info.quantized_bits is None:
             _float_format(info)
-        if info.shape[1:] != spec.shape[1:] or len(info.shape) != len(spec.shape):
+        shape = _prepared_shape(info.shape, part, spec)
+        if shape is None or shape[1:] != spec.shape[1:]:
             raise LoadError(info.file, f"tensor {info.name!r} has shape {list(info.shape)}, {_wanted(spec, names)}")
-    if sum(info.shape[0] for info in infos) != spec.shape[0]:
+        rows += shape[0]
+    if rows != spec.shape[0]:
         shapes = ", ".join(str(list(info.shape)) for info in infos)
         raise LoadError(infos[0].file, f"tensor {_some(list(names))} has shape {shapes}, {_wanted(spec, names)}")
+
+
+def _prepared_shape(shape: tuple[int, ...], part: Part | None, spec: WeightSpec) -> tuple[int, ...] | None:
+    """The shape that ``_prepared`` gives, or None when it cannot."""
+    axes = len(spec.shape)
+    if not axes <= len(shape) <= (axes + 1 if spec.experts > 1 or axes == 1 else axes):
+        return None
+    if part is not None and part.transposed:
+        if len(shape) < 2:
+            return None
+        shape = (*shape[:-2], shape[-1], shape[-2])
+    if len(shape) > axes:
+        shape = (shape[0] * shape[1], *shape[2:])
+    if part is not None and part.rows is not None:
+        try:
+            shape = (len(part.rows.indices(shape[0])), *shape[1:])
+        except ValueError:
+            return None
+    return shape
 
 
 def _check_packed(spec: WeightSpec, words: StoredTensor, scales: StoredTensor, scheme: Scheme) -> None:
@@ -263,7 +383,10 @@ def _check_packed(spec: WeightSpec, words: StoredTensor, scales: StoredTensor, s
     if words.dtype != "uint32":
         raise LoadError(words.file, f"tensor {words.name!r} has dtype {words.dtype}, uint32 is needed")
     _float_format(scales)
-    for info, shape in zip((words, scales), mlc_shapes(spec.shape, scheme, role=spec.role), strict=True):
+    for info, matrix in zip((words, scales), mlc_shapes(spec.shape, scheme, role=spec.role), strict=True):
+        shape: tuple[int, ...] = matrix
+        if spec.experts > 1:
+            shape = (spec.experts, matrix[0] // spec.experts, matrix[1])
         if info.shape != shape:
             raise LoadError(
                 info.file,

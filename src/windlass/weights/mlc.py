@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,7 @@ from windlass.weights.source import StoredTensor, StoredType, WeightSource, chec
 
 CACHE_NAMES = ("tensor-cache.json", "ndarray-cache.json")
 
-_DTYPES: tuple[StoredType, ...] = get_args(StoredType)
+_DTYPES: tuple[StoredType, ...] = ("float32", "float16", "bfloat16", "uint32")
 _SHARD_BYTES = 32 << 20
 
 

@@ -3,35 +3,49 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from windlass.errors import LoadError
 from windlass.json_files import MAX_JSON_BYTES, parse_json_object, read_json_object
 from windlass.weights.files import sibling
+from windlass.weights.quantized import Grouping, quantized_tensors
 from windlass.weights.source import StoredTensor, StoredType, WeightSource, check_extents, file_size, parse_shape
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 
 _DTYPES: dict[str, StoredType] = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_QUANTIZED_DTYPES: dict[str, StoredType] = {
+    **_DTYPES,
+    "F8_E4M3": "float8",
+    "I64": "int64",
+    "I32": "int32",
+    "I8": "int8",
+}
+"""Those of quantized checkpoints."""
+
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
-def open_safetensors(directory: Path) -> WeightSource:
+def open_safetensors(directory: Path, groupings: Sequence[Grouping] | None = None) -> WeightSource:
     """Open the weights of a Hugging Face directory: the shards its index names, or else its one file.
 
     Only headers are read here.
 
+    Args:
+        directory: where they are.
+        groupings: what quantized matrices may be; None for a checkpoint that is not quantized.
+
     Raises:
         LoadError: there are none, or they break a rule of the format; nothing is loaded from pickle files.
     """
-    index = directory / INDEX_NAME
-    if index.is_file():
-        return WeightSource(index, _read_index(index))
-    single = directory / SINGLE_NAME
-    if single.is_file():
-        return WeightSource(single, read_header(single))
+    dtypes = _DTYPES if groupings is None else _QUANTIZED_DTYPES
+    for path, read in ((directory / INDEX_NAME, _read_index), (directory / SINGLE_NAME, read_header)):
+        if path.is_file():
+            tensors = read(path, dtypes)
+            return WeightSource(path, tensors if groupings is None else quantized_tensors(path, tensors, groupings))
     pickled = sorted(entry.name for entry in directory.iterdir() if entry.suffix in _PICKLE_SUFFIXES)
     if pickled:
         raise LoadError(
@@ -42,11 +56,11 @@ def open_safetensors(directory: Path) -> WeightSource:
     raise LoadError(directory, f"there are no weights: neither {SINGLE_NAME} nor {INDEX_NAME}")
 
 
-def read_header(path: Path) -> list[StoredTensor]:
+def read_header(path: Path, dtypes: Mapping[str, StoredType] = _DTYPES) -> list[StoredTensor]:
     """Read and check the header of one safetensors file.
 
     Raises:
-        LoadError: the file is not one, is truncated, or has a tensor of another dtype than F32, F16 and BF16.
+        LoadError: the file is not one, is truncated, or has a tensor of another dtype than those of ``dtypes``.
     """
     size = file_size(path)
     try:
@@ -67,7 +81,7 @@ def read_header(path: Path) -> list[StoredTensor]:
     header = parse_json_object(path, text, what="the header", unique_keys=True)
     header.pop("__metadata__", None)
     start = 8 + length
-    tensors = [_parse_tensor(path, name, entry, start) for name, entry in header.items()]
+    tensors = [_parse_tensor(path, name, entry, start, dtypes) for name, entry in header.items()]
     check_extents(path, tensors, start, size)
     used = sum(tensor.nbytes for tensor in tensors)
     if used != size - start:
@@ -75,13 +89,13 @@ def read_header(path: Path) -> list[StoredTensor]:
     return tensors
 
 
-def _parse_tensor(path: Path, name: str, entry: object, start: int) -> StoredTensor:
+def _parse_tensor(path: Path, name: str, entry: object, start: int, dtypes: Mapping[str, StoredType]) -> StoredTensor:
     """Return one entry of a header whose data begins at ``start``."""
     if not isinstance(entry, dict):
         raise LoadError(path, f"the header's entry for tensor {name!r} is not an object")
     dtype = entry.get("dtype")
-    if not isinstance(dtype, str) or dtype not in _DTYPES:
-        raise LoadError(path, f"tensor {name!r} has dtype {dtype!r}; supported: {', '.join(_DTYPES)}")
+    if not isinstance(dtype, str) or dtype not in dtypes:
+        raise LoadError(path, f"tensor {name!r} has dtype {dtype!r}; supported: {', '.join(dtypes)}")
     offsets = entry.get("data_offsets")
     if (
         not isinstance(offsets, list)
@@ -96,11 +110,11 @@ def _parse_tensor(path: Path, name: str, entry: object, start: int) -> StoredTen
         offset=start + offsets[0],
         nbytes=offsets[1] - offsets[0],
         shape=parse_shape(path, name, entry.get("shape")),
-        dtype=_DTYPES[dtype],
+        dtype=dtypes[dtype],
     )
 
 
-def _read_index(index: Path) -> list[StoredTensor]:
+def _read_index(index: Path, dtypes: Mapping[str, StoredType]) -> list[StoredTensor]:
     """Read the index and the headers of its shards; each tensor must be where the index says, and only there."""
     weight_map = read_json_object(index, unique_keys=True).get("weight_map")
     if not isinstance(weight_map, dict):
@@ -108,7 +122,7 @@ def _read_index(index: Path) -> list[StoredTensor]:
     shards = {shard: sibling(index, shard) for shard in dict.fromkeys(map(_shard_name, weight_map.values()))}
     found: dict[str, StoredTensor] = {}
     for shard, path in shards.items():
-        for tensor in read_header(path):
+        for tensor in read_header(path, dtypes):
             listed = weight_map.get(tensor.name)
             if listed != shard:
                 where = "does not list it" if listed is None else f"says it is in {listed}"

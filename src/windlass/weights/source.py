@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import math
 import mmap
 import os
-from collections.abc import Iterable, KeysView
-from dataclasses import dataclass
+from collections.abc import Iterable, KeysView, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -17,17 +18,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from windlass.errors import LoadError
-from windlass.quantization import Format, Scheme, bf16_to_f32
-from windlass.quantization.ggml import GgmlType
+from windlass.quantization import Format, Scheme, Tensor, bf16_to_f32
+from windlass.quantization.checkpoints import Packing
+from windlass.quantization.ggml import GgmlType, to_tensor
 
-StoredType = Literal["float32", "float16", "bfloat16", "uint32", "blocks"]
+StoredType = Literal["float32", "float16", "bfloat16", "float8", "uint32", "int64", "int32", "int8", "blocks", "pieces"]
 
 _NUMPY_TYPES: dict[StoredType, str] = {
     "float32": "<f4",
     "float16": "<f2",
     "bfloat16": "<u2",
+    "float8": "u1",
     "uint32": "<u4",
+    "int64": "<i8",
+    "int32": "<i4",
+    "int8": "i1",
     "blocks": "u1",
+    "pieces": "u1",
 }
 _FORMATS: dict[StoredType, Format] = {"float32": Format.F32, "float16": Format.F16, "bfloat16": Format.BF16}
 _MAX_DIMENSIONS = 8
@@ -44,6 +51,9 @@ class StoredTensor:
     bfloat16 and ``dtype`` is float32. Numbers of a GGUF file in ``blocks`` of ``kind`` are read as bytes, [N, bytes of
     a row]. With ``paired_heads`` the file has the rows of each of so many heads in the order for rotation in pairs
     (0, 1), (2, 3), ...; they are read in that for rotation by halves.
+
+    A matrix of a quantized checkpoint stands for its ``pieces``, stored tensors by the last part of their names, of
+    which ``packing`` makes it: the first one's file and offset, the bytes of all.
     """
 
     name: str
@@ -55,11 +65,20 @@ class StoredTensor:
     widened: bool = False
     kind: GgmlType | None = None
     paired_heads: int = 0
+    packing: Packing | None = None
+    pieces: Mapping[str, StoredTensor] = field(default_factory=dict)
 
     @property
     def format(self) -> Format | None:
         """The format of a float tensor, None for others."""
         return _FORMATS.get(self.dtype)
+
+    @property
+    def quantized_bits(self) -> float | None:
+        """Bits that a number takes in memory, None for a tensor that is not quantized in its file."""
+        if self.packing is not None:
+            return self.packing.bits
+        return None if self.kind is None else self.kind.bits
 
 
 class WeightSource:
@@ -86,6 +105,22 @@ class WeightSource:
         """Return what is known of a tensor. KeyError when there is none of this name."""
         return self._tensors[name]
 
+    def rename(self, prefixes: Sequence[tuple[str, str]]) -> None:
+        """Have each tensor whose name begins with the first of a pair go by a name that begins with the second.
+
+        The first pair that fits a name counts.
+
+        Raises:
+            LoadError: two tensors would have one name.
+        """
+        tensors: dict[str, StoredTensor] = {}
+        for name, tensor in self._tensors.items():
+            new = next((to + name[len(of) :] for of, to in prefixes if name.startswith(of)), name)
+            if new in tensors:
+                raise LoadError(tensor.file, f"tensor {name!r} and another would both be {new!r}")
+            tensors[new] = dataclasses.replace(tensor, name=new)
+        self._tensors = tensors
+
     def read(self, name: str) -> NDArray[Any]:
         """Return a tensor, read-only, aligned to its item size; a view of the mapped file where that is possible.
 
@@ -95,7 +130,33 @@ class WeightSource:
             LoadError: the file cannot be mapped, or has shrunk since the table was made.
             ValueError: the source is closed.
         """
-        tensor = self._tensors[name]
+        return self._read(self._tensors[name])
+
+    def read_quantized(self, name: str) -> Tensor:
+        """Return the tensor of exactly the numbers of one that is quantized in its file.
+
+        Raises:
+            LoadError: as ``read``.
+            ValueError: the source is closed, the tensor is not quantized, or a number is impossible or not finite.
+        """
+        stored = self._tensors[name]
+        with np.errstate(over="ignore", invalid="ignore"):  # of damaged scales
+            if stored.packing is not None:
+                tensor = stored.packing.tensor({key: self._read_piece(piece) for key, piece in stored.pieces.items()})
+            elif stored.kind is not None:
+                tensor = to_tensor(stored.kind, self._read(stored), stored.shape)
+            else:
+                raise ValueError(f"{name} is not quantized")
+            numbers = [tensor.data] if tensor.scales is None else tensor.group_numbers()
+        if not all(np.isfinite(array).all() for array in numbers if array is not None):
+            raise ValueError("a number is not finite")
+        return tensor
+
+    def _read_piece(self, piece: StoredTensor) -> NDArray[Any]:
+        data = self._read(piece)
+        return bf16_to_f32(data) if piece.dtype == "bfloat16" else data
+
+    def _read(self, tensor: StoredTensor) -> NDArray[Any]:
         stored = np.dtype("<u2" if tensor.widened else _NUMPY_TYPES[tensor.dtype])
         count = tensor.nbytes // stored.itemsize
         array: NDArray[Any] = np.empty(0, stored)  # an empty file cannot be mapped
@@ -123,19 +184,17 @@ class WeightSource:
         digest = hashlib.sha256()
         by_file: dict[Path, list[StoredTensor]] = {}
         for tensor in self._tensors.values():
-            by_file.setdefault(tensor.file, []).append(tensor)
+            if tensor.packing is not None:
+                digest.update(repr((tensor.name, tensor.packing)).encode())
+            for stored in tensor.pieces.values() if tensor.packing is not None else (tensor,):
+                by_file.setdefault(stored.file, []).append(stored)
         for file, tensors in sorted(by_file.items()):
             try:
                 with file.open("rb", buffering=0) as opened:
                     status = os.fstat(opened.fileno())
                     digest.update(repr((file.name, status.st_size, status.st_mtime_ns)).encode())
                     for tensor in tensors:
-                        table = repr(
-                            (tensor.name, tensor.offset, tensor.nbytes, tensor.shape, tensor.dtype, tensor.widened)
-                        )
-                        if tensor.kind is not None or tensor.paired_heads:
-                            table += repr((tensor.kind and tensor.kind.name, tensor.paired_heads))
-                        digest.update(table.encode())
+                        digest.update(_entry(tensor).encode())
                         digest.update(os.pread(opened.fileno(), _SAMPLE, tensor.offset + tensor.nbytes // 2))
             except OSError as error:
                 raise LoadError(file, f"cannot be read: {error.strerror}") from error
@@ -144,6 +203,12 @@ class WeightSource:
     def let_go(self, name: str) -> None:
         """Give the memory of a tensor that was read back to the system. Views of it stay valid: they are read again."""
         tensor = self._tensors[name]
+        for piece in tensor.pieces.values():
+            self._let_go(piece)
+        if tensor.packing is None:
+            self._let_go(tensor)
+
+    def _let_go(self, tensor: StoredTensor) -> None:
         mapping = self._mappings.get(tensor.file)
         if tensor.nbytes and mapping is not None and hasattr(mmap, "MADV_DONTNEED"):
             start = tensor.offset // mmap.PAGESIZE * mmap.PAGESIZE
@@ -179,6 +244,13 @@ class WeightSource:
         if tensor.offset + tensor.nbytes > len(mapping):
             raise LoadError(tensor.file, f"the file has shrunk while it was read; {tensor.name} is no longer in it")
         return mapping
+
+
+def _entry(tensor: StoredTensor) -> str:
+    """Say all that is known of a tensor but its file."""
+    kind = tensor.kind and tensor.kind.name
+    facts = (tensor.name, tensor.offset, tensor.nbytes, tensor.shape, tensor.dtype, tensor.widened)
+    return repr((*facts, kind, tensor.paired_heads))
 
 
 def _by_halves(rows: NDArray[Any], heads: int) -> NDArray[Any]:

@@ -13,7 +13,7 @@ import pytest
 from support.tiny_models import CASES, tensor_shapes
 from windlass.errors import LoadError
 from windlass.models.definition import ModelDefinition
-from windlass.models.registry import define_model, supported_model_types
+from windlass.models.registry import FAMILIES, define_model
 from windlass.program.ops import Attention, HeadNorm, Linear, Logits
 
 FILE = Path("some/config.json")
@@ -33,19 +33,19 @@ def windows(definition: ModelDefinition) -> list[int | None]:
 
 
 def test_supported_types() -> None:
-    assert supported_model_types() == ("llama", "mistral", "qwen2", "qwen3")
-    with pytest.raises(LoadError, match="'gpt2' is not supported; supported: llama, mistral, qwen2, qwen3"):
-        define_model("gpt2", {}, FILE, dialect="hf")
+    assert {family.model_type for family in FAMILIES.values()} == FAMILIES.keys()
+    with pytest.raises(LoadError, match="'gpt1' is not supported; supported: llama, mistral, qwen2, qwen3"):
+        define_model("gpt1", {}, FILE, dialect="hf")
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_every_tensor_of_the_checkpoint_is_used_once_and_fits(name: str) -> None:
     definition = define(CASES[name].config)
     shapes = tensor_shapes(CASES[name].config)
-    parts = [part for spec in definition.program.weights for part in spec.parts]
+    parts = [part.name for spec in definition.program.weights for part in spec.parts]
     assert sorted(parts) == sorted(shapes)
     for spec in definition.program.weights:
-        assert spec.shape == (sum(shapes[part][0] for part in spec.parts), *shapes[spec.parts[0]][1:])
+        assert spec.shape == (sum(shapes[part.name][0] for part in spec.parts), *shapes[spec.parts[0].name][1:])
 
 
 def test_what_a_definition_tells() -> None:
@@ -173,7 +173,7 @@ REFUSED: list[tuple[str, str, dict[str, Any]]] = [
     ("llama2", "unknown keys: logit_scale, residual_multiplier; ", {"residual_multiplier": 0.2, "logit_scale": 2}),
     ("llama2", "unknown keys: auto_map; ", {"auto_map": {"AutoModelForCausalLM": "modeling.Own"}}),
     ("llama2", "unknown keys: sliding_window; ", {"sliding_window": 128}),
-    ("llama2", "quantization_config is there, but", {"quantization_config": {"quant_method": "gptq"}}),
+    ("llama2", "quantization_config is 'gptq', which must be an object", {"quantization_config": "gptq"}),
     ("llama2", "is_encoder_decoder is True: only decoders", {"is_encoder_decoder": True}),
     ("mistral", "unknown keys: attention_bias; ", {"attention_bias": True}),
     ("mistral", "sliding_window is 0, which", {"sliding_window": 0}),

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from windlass.program.builder import ProgramBuilder, ProgramError
 from windlass.program.ops import Attention, Linear, Logits, Value
-from windlass.program.program import Program, WeightSpec
+from windlass.program.program import Part, Program, WeightSpec
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,11 @@ def test_a_whole_program() -> None:
     b.logits(x, "head")
     program = b.build()
     assert program.weights == (
-        WeightSpec("embed.weight", (10, 8), ("embed.weight",), "embedding"),
-        WeightSpec("norm.weight", (8,), ("norm.weight",), "plain"),
-        WeightSpec("qkv.weight", (16, 8), ("q.weight", "k.weight", "v.weight"), "linear"),
-        WeightSpec("qkv.bias", (16,), ("q.bias", "k.bias", "v.bias"), "plain"),
-        WeightSpec("head.weight", (10, 8), ("head.weight",), "head"),
+        WeightSpec("embed.weight", (10, 8), (Part("embed.weight"),), "embedding"),
+        WeightSpec("norm.weight", (8,), (Part("norm.weight"),), "plain"),
+        WeightSpec("qkv.weight", (16, 8), (Part("q.weight"), Part("k.weight"), Part("v.weight")), "linear"),
+        WeightSpec("qkv.bias", (16,), (Part("q.bias"), Part("k.bias"), Part("v.bias")), "plain"),
+        WeightSpec("head.weight", (10, 8), (Part("head.weight"),), "head"),
     )
     assert program.buffer_widths == (8, 8, 16, 8)
     assert Linear(Value(2, 0, 16), Value(1, 0, 8), "qkv.weight", "qkv.bias") in program.ops

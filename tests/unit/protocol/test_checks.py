@@ -35,7 +35,7 @@ VALUES = st.one_of(
 NAMES = ("prompt", "messages", "max_tokens", "max_completion_tokens", "temperature", "seed", "top_p", "unknown")
 
 
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(st.dictionaries(st.sampled_from(NAMES), VALUES, max_size=4))
 def test_both_checks_agree(arguments: dict[str, Any]) -> None:
     for kind, tests, required in (

@@ -75,11 +75,11 @@ MANY = 300_000
     ],
 )
 def test_the_worst_is_refused_at_once(kind: type, value: dict[str, Any], param: str) -> None:
-    begin = time.perf_counter()
+    begin = time.thread_time()
     with pytest.raises(InvalidRequestError) as caught:
         validate(kind, value)
     # Each error would take some microseconds.
-    assert time.perf_counter() - begin < 0.5
+    assert time.thread_time() - begin < 0.5
     assert caught.value.param == param
 
 

@@ -10,11 +10,11 @@ import re
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 
 import pytest
 
+from support.lifecycle import wait_for
 from windlass.server import logs
 from windlass.server.logs import LEVELS, JsonFormatter, LineWriter, TextFormatter, logging_to
 
@@ -118,8 +118,7 @@ def test_dropped_lines_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(5):
         writer.handle(record(str(number)))
     stream.opened.set()
-    while writer._pending:
-        time.sleep(0.001)
+    assert wait_for(lambda: not writer._pending)
     writer.handle(record("last"))
     writer.close()
     lines = [json.loads(line) for line in stream.getvalue().splitlines()]

@@ -11,38 +11,16 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from support.answer_parts import Parts, merged
 from windlass.text.answer import AnswerParser, ends_in_reasoning, knows_thinking
 from windlass.text.answer_events import (
     Answer,
-    AnswerEvent,
     ContentText,
     ReasoningText,
     ToolCallArguments,
-    ToolCallBroken,
     ToolCallEnded,
     ToolCallStarted,
 )
-
-Parts = list[tuple[str, ...]]
-
-
-def merged(events: Iterable[AnswerEvent]) -> Parts:
-    """The events in short, neighbours of the same kind joined; ids, which are random, left out."""
-    parts: Parts = []
-    for event in events:
-        if isinstance(event, ToolCallStarted):
-            part: tuple[str, ...] = (f"start {event.index}", event.name)
-        elif isinstance(event, ToolCallEnded):
-            part = (f"end {event.index}",)
-        elif isinstance(event, ToolCallBroken):
-            part = (f"broken {event.index}", event.source)
-        else:
-            assert isinstance(event, (ContentText, ReasoningText, ToolCallArguments))
-            assert event.text
-            kind = {ContentText: "content", ReasoningText: "reasoning"}.get(type(event), "arguments")
-            part = (kind, parts.pop()[1] + event.text) if parts and parts[-1][0] == kind else (kind, event.text)
-        parts.append(part)
-    return parts
 
 
 def parse(pieces: Iterable[str], *, tools: bool = True, reasoning: bool = True, **options: bool) -> Parts:
@@ -283,14 +261,14 @@ def cut(text: str, positions: list[int]) -> list[str]:
     return [text[start:end] for start, end in itertools.pairwise(bounds)]
 
 
-@settings(max_examples=1000)
+@settings(max_examples=300)
 @given(text=texts, positions=st.lists(st.integers(0), max_size=8), options=options)
 def test_any_cutting_gives_the_same(text: str, positions: list[int], options: dict[str, bool]) -> None:
     assert parse(cut(text, positions), **options) == parse([text], **options)
     assert parse(text, **options) == parse([text], **options)
 
 
-@settings(max_examples=1000)
+@settings(max_examples=300)
 @example(text="<think>a</think>b" + call("f", "{}"), options={"tools": True, "reasoning": True})
 @given(text=texts, options=options)
 def test_nothing_is_lost_or_given_twice(text: str, options: dict[str, bool]) -> None:
@@ -333,7 +311,7 @@ def test_the_whole_answer_keeps_every_broken_call(text: str, options: dict[str, 
         assert whole.content == text
 
 
-@settings(max_examples=500)
+@settings(max_examples=200)
 @given(text=texts, options=options)
 def test_nothing_that_cannot_be_part_of_a_marker_is_held_back(text: str, options: dict[str, bool]) -> None:
     parser = AnswerParser(**{**options, "tools": False})
@@ -348,23 +326,23 @@ def test_nothing_that_cannot_be_part_of_a_marker_is_held_back(text: str, options
 @pytest.mark.parametrize(
     "text",
     [
-        "<tool_call>" * 100_000,
-        "<" * 500_000,
-        "\n" * 500_000,
-        "<tool_call>{" * 60_000,
-        ('<tool_call>{"arguments":{"' * 40_000),
-        call("f", '{"a":' * 50_000 + "1" + "}" * 50_000) * 3,
-        "<think>" * 50_000 + "</think" * 50_000,
-        '<tool_call>{"name": "' + "x" * 500_000,
-        call("f", "{}") * 10_000,
+        "<tool_call>" * 50_000,
+        "<" * 250_000,
+        "\n" * 250_000,
+        "<tool_call>{" * 30_000,
+        ('<tool_call>{"arguments":{"' * 20_000),
+        call("f", '{"a":' * 25_000 + "1" + "}" * 25_000) * 3,
+        "<think>" * 25_000 + "</think" * 25_000,
+        '<tool_call>{"name": "' + "x" * 250_000,
+        call("f", "{}") * 5_000,
     ],
     ids=lambda text: text[:30],
 )
 def test_time_is_linear(text: str) -> None:
-    started = time.perf_counter()
+    started = time.thread_time()
     parse([text])
     parse(text[index : index + 5] for index in range(0, len(text), 5))
-    assert time.perf_counter() - started < 15.0
+    assert time.thread_time() - started < 3.75
 
 
 def test_which_templates_think() -> None:

@@ -206,7 +206,7 @@ def test_other_threads_go_on_meanwhile(qwen2_packed: Tokenizer) -> None:
 
 
 @pytest.mark.parametrize("pair", [False, True], indirect=True, ids=["merges", "whole-words"])
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.text(alphabet="aab ", max_size=60))
 def test_merges_that_compete(pair: tuple[Tokenizer, Tokenizer], text: str) -> None:
     assert pair[1].encode(text) == pair[0].encode(text)
@@ -222,7 +222,7 @@ PIECES = st.sampled_from(
 
 
 @pytest.mark.parametrize("cutter", sorted(PRE_TOKENIZERS), indirect=True)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.lists(PIECES, max_size=30).map("".join))
 def test_every_pattern_cuts_as_the_library_does(cutter: tuple[Tokenizer, Tokenizer], text: str) -> None:
     assert cutter[1].encode(text) == cutter[0].encode(text)
@@ -287,7 +287,7 @@ MARKS = st.sampled_from(
 )
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.text(MARKS, max_size=24))
 def test_normalization_of_marks(normalizing: Callable[[str], str], text: str) -> None:
     assert normalizing(text) == normalizers.NFC().normalize_str(text)

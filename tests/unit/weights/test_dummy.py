@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from windlass.program.program import WeightSpec
+from windlass.program.program import Part, WeightSpec
 from windlass.quantization import SCHEMES, Format, get_scheme, mlc_pack
 from windlass.weights import dummy_weights
 
 SPECS = (
-    WeightSpec("embed.weight", (96, 200), ("embed.weight",), "embedding"),
-    WeightSpec("l.weight", (300, 201), ("l.weight",), "linear"),
-    WeightSpec("l.bias", (300,), ("l.bias",), "plain"),
-    WeightSpec("norm.weight", (200,), ("norm.weight",), "plain"),
+    WeightSpec("embed.weight", (96, 200), (Part("embed.weight"),), "embedding"),
+    WeightSpec("l.weight", (300, 201), (Part("l.weight"),), "linear"),
+    WeightSpec("l.bias", (300,), (Part("l.bias"),), "plain"),
+    WeightSpec("norm.weight", (200,), (Part("norm.weight"),), "plain"),
 )
 
 

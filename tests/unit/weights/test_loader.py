@@ -12,7 +12,7 @@ import pytest
 
 from support.weight_files import open_in, write_mlc, write_safetensors
 from windlass.errors import LoadError
-from windlass.program.program import WeightSpec
+from windlass.program.program import Part, WeightSpec
 from windlass.quantization import SCHEMES, Format, Tensor, f32_to_bf16, get_scheme, mlc_pack, quantize
 from windlass.weights import check_weights, count_parameters, load_weights, open_mlc, open_safetensors
 
@@ -27,11 +27,11 @@ HF: dict[str, Any] = {
     "lm_head.weight": RNG.standard_normal((10, 64)).astype(np.float32),
 }
 SPECS = (
-    WeightSpec("embed.weight", (10, 64), ("embed.weight",), "embedding"),
-    WeightSpec("l.qk.weight", (12, 64), ("l.q.weight", "l.k.weight"), "linear"),
-    WeightSpec("l.qk.bias", (12,), ("l.q.bias", "l.k.bias"), "plain"),
-    WeightSpec("norm.weight", (64,), ("norm.weight",), "plain"),
-    WeightSpec("lm_head.weight", (10, 64), ("lm_head.weight",), "head"),
+    WeightSpec("embed.weight", (10, 64), (Part("embed.weight"),), "embedding"),
+    WeightSpec("l.qk.weight", (12, 64), (Part("l.q.weight"), Part("l.k.weight")), "linear"),
+    WeightSpec("l.qk.bias", (12,), (Part("l.q.bias"), Part("l.k.bias")), "plain"),
+    WeightSpec("norm.weight", (64,), (Part("norm.weight"),), "plain"),
+    WeightSpec("lm_head.weight", (10, 64), (Part("lm_head.weight"),), "head"),
 )
 FUSED = {
     "embed.weight": HF["embed.weight"],
@@ -68,7 +68,7 @@ def test_the_stored_dtype_is_kept_without_a_scheme(tmp_path: Path) -> None:
             loaded = dict(load_weights(SPECS, source))
         assert list(loaded) == [spec.name for spec in SPECS]
         for spec in SPECS:
-            expected = np.concatenate([tensors[part] for part in spec.parts])
+            expected = np.concatenate([tensors[part.name] for part in spec.parts])
             assert loaded[spec.name].format is form
             assert loaded[spec.name].shape == spec.shape
             assert np.array_equal(loaded[spec.name].data, expected)
@@ -283,6 +283,25 @@ def test_a_bad_number_names_its_tensor_and_keeps_nothing_open(tmp_path: Path) ->
         assert open_in(tmp_path) == (0, 0)
 
 
+def test_tensors_go_by_the_names_that_the_program_has(tmp_path: Path) -> None:
+    (tmp_path / "prefixed").mkdir()
+    with (
+        hf(tmp_path / "prefixed", {f"text.{name}": array for name, array in HF.items()}) as source,
+        hf(tmp_path) as own,
+    ):
+        source.rename([("vision.", ""), ("text.l.", "l."), ("text.", "")])
+        loaded = dict(load_weights(SPECS, source))
+        assert all(same(loaded[name], tensor) for name, tensor in load_weights(SPECS, own))
+
+
+def test_two_tensors_of_one_name_are_refused(tmp_path: Path) -> None:
+    with (
+        hf(tmp_path, {**HF, "text.norm.weight": HF["norm.weight"]}) as source,
+        pytest.raises(LoadError, match=r"'text.norm.weight' and another would both be 'norm.weight'"),
+    ):
+        source.rename([("text.", "")])
+
+
 def test_counting() -> None:
     assert count_parameters(SPECS) == 10 * 64 + 12 * 64 + 12 + 64 + 10 * 64
 
@@ -295,7 +314,7 @@ def test_a_load_holds_the_pages_of_one_tensor_at_a_time(tmp_path: Path) -> None:
     """Of the mapped file too: pages that were read are let go of, and come back when they are read again."""
     arrays = {f"{i}.weight": np.full((1 << 11, 1 << 10), i, np.float32) for i in range(16)}  # 8 MiB each
     with hf(tmp_path, arrays) as source:
-        specs = [WeightSpec(name, array.shape, (name,)) for name, array in arrays.items()]
+        specs = [WeightSpec(name, array.shape, (Part(name),)) for name, array in arrays.items()]
         kept = []
         before = resident_bytes()
         for i, (_, tensor) in enumerate(load_weights(specs, source)):

@@ -52,7 +52,7 @@ def make_router(context: Context) -> APIRouter:
         """Load a LoRA adapter beside a model, whose requests go on meanwhile."""
         choice, fields = await chosen(request, LoadAdapterFields)
         with _refusals():
-            await _done(request, choice, choice.model.engine.load_adapter(fields["lora_name"], fields["lora_path"]))
+            await _done(request, choice, choice.engine.load_adapter(fields["lora_name"], fields["lora_path"]))
         return card(choice, int(time.time()))
 
     @router.post(
@@ -64,7 +64,7 @@ def make_router(context: Context) -> APIRouter:
         """Refuse new requests with a LoRA adapter, wait for those that use it, and free its memory."""
         choice, fields = await chosen(request, UnloadAdapterFields)
         with _refusals():
-            await _done(request, choice, choice.model.engine.unload_adapter(fields["lora_name"]))
+            await _done(request, choice, choice.engine.unload_adapter(fields["lora_name"]))
         return Unloaded(id=choice.name)
 
     return router

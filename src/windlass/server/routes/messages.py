@@ -12,10 +12,10 @@ from starlette.responses import Response
 from windlass.protocol.arguments import ChatArguments
 from windlass.protocol.messages_api import CountBody, Message, MessageEvent, MessagesBody, MessagesError, TokenCount
 from windlass.protocol.responses import ChatCompletion
-from windlass.serve.text_calls import prompt_ids_of
+from windlass.serve.prompts import prompt_ids_of
 from windlass.server.answers import EventStream, answer
 from windlass.server.api_errors import ApiError
-from windlass.server.bodies import digest, read_json
+from windlass.server.bodies import digest
 from windlass.server.completion_calls import note_answer
 from windlass.server.context import Context
 from windlass.server.messages_input import chat_arguments, check_messages_body, prompt_arguments
@@ -41,16 +41,14 @@ def make_router(context: Context) -> APIRouter:
     async def create_message(request: Request) -> Response:
         """Answer a conversation, at once or as a stream of server-sent events."""
         settings = context.settings
-        given = await read_json(request)
-        choice = context.served.choose(given.get("model"))
-        engine = choice.model.engine
+        given, choice = await context.read(request)
+        engine = choice.engine
 
         def understand() -> tuple[MessagesBody, ChatArguments]:
             body = check_messages_body(MessagesBody, given)
             return body, with_adapter(chat_arguments(body), choice)
 
         note = note_of(request.scope)
-        note.model = choice.name
         body, arguments = await digest(request, understand)
         answered = await answer(request, create_chat(engine, arguments, body.get("stream") or False))
         if isinstance(answered, ChatCompletion):
@@ -67,9 +65,7 @@ def make_router(context: Context) -> APIRouter:
     @router.post("/count_tokens", responses=_ERRORS, openapi_extra=request_body(CountBody, example=EXAMPLE))
     async def count_tokens(request: Request) -> TokenCount:
         """Count the tokens of a prompt."""
-        given = await read_json(request)
-        model = context.served.find(given.get("model"))
-        note_of(request.scope).model = model.name
+        given, model = await context.read(request)
         engine = model.engine
 
         def count() -> int:

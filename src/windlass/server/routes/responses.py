@@ -17,7 +17,7 @@ from windlass.serve.call import AsyncStream
 from windlass.serve.engine import AsyncMLCEngine
 from windlass.server.answers import EventStream, answer
 from windlass.server.api_errors import ApiError
-from windlass.server.bodies import digest, read_json
+from windlass.server.bodies import digest
 from windlass.server.completion_calls import note_answer
 from windlass.server.context import Context
 from windlass.server.notes import note_of
@@ -42,9 +42,8 @@ def make_router(context: Context) -> APIRouter:
     async def create_response(request: Request) -> HttpResponse:
         """Answer a conversation, at once or as a stream of server-sent events. Nothing of it is kept."""
         settings = context.settings
-        given = await read_json(request)
-        choice = context.served.choose(given.get("model"))
-        engine = choice.model.engine
+        given, choice = await context.read(request)
+        engine = choice.engine
         text = engine.tokenizer
 
         def understand() -> tuple[Response, ChatArguments, bool]:
@@ -60,7 +59,6 @@ def make_router(context: Context) -> APIRouter:
             return response, arguments, body.get("stream") or False
 
         note = note_of(request.scope)
-        note.model = choice.name
         response, arguments, streams = await digest(request, understand)
         answered = await answer(request, _create(engine, arguments, streams))
         if isinstance(answered, ChatCompletion):

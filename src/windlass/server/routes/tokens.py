@@ -15,9 +15,7 @@ from windlass.protocol.text_arguments import ConversationFields, DetokenizeField
 from windlass.serve.call import Host
 from windlass.serve.text_calls import apply_template, detokenize, tokenize
 from windlass.server.answers import answer
-from windlass.server.bodies import read_json
 from windlass.server.context import Context
-from windlass.server.notes import note_of
 from windlass.server.openapi import errors, request_body
 
 Result = TypeVar("Result")
@@ -46,9 +44,7 @@ def make_router(context: Context) -> APIRouter:
     router = APIRouter(tags=["text"])
 
     async def run(request: Request, call: Callable[[Host, Mapping[str, Any]], Result]) -> Result:
-        fields = await read_json(request)
-        model = context.served.find(fields.get("model"))
-        note_of(request.scope).model = model.name
+        fields, model = await context.read(request)
         engine = model.engine
         return await answer(request, engine._run_prepared(partial(call, engine, fields)))
 

@@ -1,0 +1,99 @@
+"""Mixtures of experts: the layer in which a router sends each token to a few of many MLPs (Shazeer et al., 2017)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from windlass.models.config import ConfigReader
+from windlass.program.builder import ProgramBuilder
+from windlass.program.ops import Value
+from windlass.program.program import Part
+
+ROW_MULTIPLE = 32
+"""The matrices of the experts are stacked, and executors ask that each begins at a row with such a number."""
+
+MAX_EXPERTS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Mixture:
+    """How many experts there are, how wide, and how a token's are chosen; see ``Route``."""
+
+    num_experts: int
+    top_k: int
+    intermediate_size: int
+    scores: Literal["softmax", "sigmoid"] = "softmax"
+    normalize: bool = True
+    scale: float = 1.0
+    num_groups: int = 1
+    top_groups: int = 1
+    group_score: Literal["max", "top2_sum"] = "max"
+
+    def route(self, b: ProgramBuilder, logits: Value, *, bias: str | None = None) -> Value:
+        """The shares of the experts, from their logits; ``bias`` as in ``ProgramBuilder.route``."""
+        return b.route(
+            logits,
+            top_k=self.top_k,
+            scores=self.scores,
+            normalize=self.normalize,
+            scale=self.scale,
+            bias=bias,
+            num_groups=self.num_groups,
+            top_groups=self.top_groups,
+            group_score=self.group_score,
+        )
+
+
+def read_experts(
+    config: ConfigReader, hidden_size: int, *, count: str, width: str, top_k: int | None = None
+) -> tuple[int, int, int]:
+    """Read how many experts there are (at the key ``count``), how many a token gets, and how wide they are (``width``).
+
+    Raises:
+        LoadError: a size is missing or cannot be.
+    """
+    num_experts = config.integer(count, maximum=MAX_EXPERTS)
+    taken = config.integer("num_experts_per_tok", default=top_k)
+    if taken > num_experts:
+        raise config.error("num_experts_per_tok", f"is {taken}, but there are {num_experts} experts")
+    intermediate_size = config.integer(width)
+    for key, rows in (("hidden_size", hidden_size), (width, 2 * intermediate_size)):
+        if rows % ROW_MULTIPLE:
+            multiple = ROW_MULTIPLE // 2 if key == width else ROW_MULTIPLE
+            raise config.error(key, f"is {config.integer(key)}, which must be a multiple of {multiple} in a mixture")
+    return num_experts, taken, intermediate_size
+
+
+def stacked_experts(
+    name: str, count: int, *, gate: str = "gate_proj", up: str = "up_proj", down: str = "down_proj"
+) -> tuple[list[Part], list[Part]]:
+    """The parts of ``gate_up`` and ``down`` where each expert has three tensors of its own."""
+    experts = [f"{name}.{number}" for number in range(count)]
+    return (
+        [Part(f"{expert}.{half}.weight") for expert in experts for half in (gate, up)],
+        [Part(f"{expert}.{down}.weight") for expert in experts],
+    )
+
+
+def qwen_mixture(b: ProgramBuilder, x: Value, name: str, mixture: Mixture, *, bias: str | None = None) -> Value:
+    """The mixture as Qwen and DeepSeek call its tensors: ``gate``, and ``experts`` with three projections each."""
+    logits = b.linear(x, f"{name}.gate", mixture.num_experts, role="router")
+    gate_up, down = stacked_experts(f"{name}.experts", mixture.num_experts)
+    return b.experts(
+        x,
+        mixture.route(b, logits, bias=bias),
+        gate_up=f"{name}.moe_gate_up_proj.weight",
+        down=f"{name}.moe_down_proj.weight",
+        intermediate_size=mixture.intermediate_size,
+        gate_up_parts=gate_up,
+        down_parts=down,
+    )
+
+
+def read_sparse_layers(config: ConfigReader, num_layers: int) -> Sequence[bool]:
+    """Read which layers have experts: every ``decoder_sparse_step``-th, but for ``mlp_only_layers``."""
+    step = config.integer("decoder_sparse_step", default=1)
+    dense = config.integers("mlp_only_layers") or []
+    return [layer not in dense and (layer + 1) % step == 0 for layer in range(num_layers)]

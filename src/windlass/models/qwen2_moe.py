@@ -1,0 +1,38 @@
+"""Qwen1.5-MoE and Qwen2-57B-A14B (Yang et al., 2024)."""
+
+from __future__ import annotations
+
+from windlass.models.config import ConfigReader
+from windlass.models.decoder import define_decoder, gated_mlp, read_shape, read_windows
+from windlass.models.definition import ModelDefinition
+from windlass.models.family import Family
+from windlass.models.mixture import Mixture, qwen_mixture, read_experts, read_sparse_layers
+from windlass.program.builder import ProgramBuilder
+from windlass.program.ops import Value
+
+
+def define(config: ConfigReader) -> ModelDefinition:
+    """Qwen2, with experts in place of the MLP, and beside them one that every token gets as far as its gate opens."""
+    shape = read_shape(config)
+    sizes = read_experts(config, shape.hidden_size, count="num_experts", width="moe_intermediate_size", top_k=4)
+    mixture = Mixture(*sizes, normalize=config.boolean("norm_topk_prob", default=False))
+    shared_size = config.integer("shared_expert_intermediate_size")
+    sparse = read_sparse_layers(config, shape.num_layers)
+    config.require("use_sliding_window", False, "sliding windows are not supported in this architecture")
+    read_windows(config, shape.num_layers)
+
+    def mlp(b: ProgramBuilder, x: Value, layer: int) -> Value:
+        name = f"model.layers.{layer}.mlp"
+        if not sparse[layer]:
+            return gated_mlp(b, x, name, shape.intermediate_size)
+        out = qwen_mixture(b, x, name, mixture)
+        shared = gated_mlp(b, x, f"{name}.shared_expert", shared_size)
+        b.sigmoid_gate(shared, b.linear(x, f"{name}.shared_expert_gate", 1, role="router"))
+        b.add(out, shared)
+        return out
+
+    bias = config.boolean("qkv_bias", default=True)
+    return define_decoder("qwen2_moe", config, shape, qkv_name="c_attn", qkv_bias=bias, mlp=mlp)
+
+
+FAMILY = Family("qwen2_moe", define)

@@ -1,0 +1,21 @@
+"""What MLC directories of Qwen's models have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from windlass.models.family import MlcDialect
+
+_WINDOW_KEYS = ("use_sliding_window", "sliding_window", "max_window_layers", "layer_types")
+
+
+def qwen_mlc(*fields: str, prefill_chunk_size: int = 8192) -> MlcDialect:
+    """Return the dialect of a Qwen that always writes ``fields``; see ``MlcDialect``."""
+    constants = {"hidden_act": "silu", "dtype": "float32"}
+    return MlcDialect(fields=fields, constants=constants, prefill_chunk_size=prefill_chunk_size, write=_write)
+
+
+def _write(mlc: dict[str, Any], hf: Mapping[str, Any]) -> None:
+    if hf.get("use_sliding_window"):
+        mlc.update({key: hf[key] for key in _WINDOW_KEYS if key in hf})
