@@ -41,7 +41,7 @@ def adapter_tensors(
         rank = next((rank for key, rank in wanted.items() if len(shape) == 2 and key in module), None)
         if rank is None:
             continue
-        rows, columns = shape
+        rows, columns = shape if config["model_type"] != "gpt2" else reversed(shape)
         a = uniform(generator, rank * columns).reshape(rank, columns) / columns**0.5
         tensors[f"{PREFIX}{module}.lora_A.weight"] = a.astype(np.float32)
         b = uniform(generator, rows * rank).reshape(rows, rank) * size
@@ -139,6 +139,26 @@ ADAPTER_CASES = {
             f"1.{block}.{name}_proj": RANK
             for block, name in (("self_attn", "q"), ("self_attn", "o"), ("mlp", "up"), ("mlp", "down"))
         },
+    ),
+    "transposed": AdapterCase(
+        "gpt2",
+        7,
+        {"target_modules": ["c_attn", "c_fc", "mlp.c_proj"], "fan_in_fan_out": True},
+        dict.fromkeys(("c_attn", "c_fc", "mlp.c_proj"), RANK),
+    ),
+    "rows-by-head": AdapterCase(
+        "gpt-neox",
+        8,
+        {"target_modules": ["query_key_value", "dense", "dense_4h_to_h"]},
+        dict.fromkeys(("query_key_value", "attention.dense", "dense_4h_to_h"), RANK),
+    ),
+    "rows-in-order": AdapterCase("cohere", 9, {}),
+    "fused": AdapterCase(
+        "phi3",
+        10,
+        {"target_modules": "all-linear"},
+        dict.fromkeys(("qkv_proj", "o_proj", "gate_up_proj", "down_proj"), RANK),
+        "BF16",
     ),
 }
 """What adapter_config.json can say of modules, ranks and scales; every format of numbers."""
