@@ -5,7 +5,7 @@ started=$(date +%s)
 user_cxx=${CXX:-}
 
 # Other people's settings must not leak in: a PYTHONPATH would shadow the installed package.
-unset PYTHONPATH PYTHONHOME
+unset PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1 PYTHONNOUSERSITE=1
 
 headline() { printf '\n== %s\n' "$*"; }

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
 import gc
 import os
 from collections.abc import Generator, Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
+
+from support.room import room
 
 
 def pytest_collection_finish() -> None:
@@ -21,20 +21,11 @@ def pytest_collection_finish() -> None:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     """Run a test that is marked as ``alone`` while no other process of the same run (``pytest -n``) is in a test."""
-    with _room(item) if hasattr(item.config, "workerinput") else ExitStack():
+    if not hasattr(item.config, "workerinput"):
         return (yield)
-
-
-@contextmanager
-def _room(item: pytest.Item) -> Iterator[None]:
-    factory: pytest.TempPathFactory = item.config._tmp_path_factory  # type: ignore[attr-defined]
-    shared = factory.getbasetemp().parent
-    with (shared / "door").open("w") as door, (shared / "room").open("w") as room:
-        # Who waits for an empty room keeps the door closed, or it would never be empty.
-        fcntl.flock(door, fcntl.LOCK_EX)
-        fcntl.flock(room, fcntl.LOCK_EX if item.get_closest_marker("alone") else fcntl.LOCK_SH)
-        fcntl.flock(door, fcntl.LOCK_UN)
-        yield
+    own: Path = item.config._tmp_path_factory.getbasetemp()  # type: ignore[attr-defined]
+    with room(own.parent, alone=item.get_closest_marker("alone") is not None):
+        return (yield)
 
 
 @pytest.fixture(scope="session", autouse=True)

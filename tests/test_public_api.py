@@ -35,7 +35,17 @@ ASYNC_METHODS = {
     "load": "(model: 'str | None' = None, device: 'str' = 'auto', **arguments: 'Any') -> 'Self'",
 }
 
-PROPERTIES = {"adapters", "chat", "completions", "engine_config", "health", "state", "tokenizer", "trace_recorder"}
+PROPERTIES = {
+    "adapters",
+    "chat",
+    "completions",
+    "embeddings",
+    "engine_config",
+    "health",
+    "state",
+    "tokenizer",
+    "trace_recorder",
+}
 
 COMMON_ARGUMENTS = {
     "debug_config",

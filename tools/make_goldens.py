@@ -25,6 +25,7 @@ import transformers
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests")]
 
+from support.tiny_embedding import EMBEDDING_CASES  # noqa: E402
 from support.tiny_models import CASES, TinyModel, write_hf_directory  # noqa: E402
 
 GOLDENS = ROOT / "tests" / "conformance" / "goldens"
@@ -163,6 +164,19 @@ def compute_ropes() -> dict[str, np.ndarray]:
     return result
 
 
+@torch.no_grad()
+def compute_embeddings(case: TinyModel) -> dict[str, np.ndarray]:
+    """Hidden states of the last layer, [tokens, width], of several prompts."""
+    result: dict[str, Any] = {"digest": case.digest()}
+    with tempfile.TemporaryDirectory() as directory:
+        path = write_hf_directory(case, Path(directory))
+        model = transformers.AutoModel.from_pretrained(path, dtype=torch.float32, attn_implementation="eager").eval()
+        for i, prompt in enumerate(prompts(case)):
+            hidden = model(torch.tensor([prompt])).last_hidden_state[0].numpy()
+            result |= {f"prompt_{i}": np.array(prompt), f"hidden_{i}": hidden}
+    return {key: np.asarray(value) for key, value in result.items()}
+
+
 def compare(name: str, new: dict[str, np.ndarray]) -> list[str]:
     """What differs between ``new`` and the file of that name."""
     with np.load(GOLDENS / f"{name}.npz") as old:
@@ -190,6 +204,7 @@ def main() -> int:
     GOLDENS.mkdir(parents=True, exist_ok=True)
     problems = []
     jobs = {name: lambda case=case: compute(case) for name, case in CASES.items()} | {"rope": compute_ropes}
+    jobs |= {name: lambda case=case: compute_embeddings(case) for name, case in EMBEDDING_CASES.items()}
     for name in arguments.cases or jobs:
         print(name)
         new = jobs[name]()

@@ -85,6 +85,32 @@ ArrayView matrix_view(const char* what, const AnyArray& array, nb::dlpack::dtype
     return view;
 }
 
+// Of a source that has its groups.
+void set_factors(SourceTensor& source, std::int64_t superblock, const AnyArray& scale_factors,
+                 const std::optional<AnyArray>& minimum_factors) {
+    if (source.group < 1 || superblock < 1 || kActivationColumns % source.group != 0 ||
+        superblock % kActivationColumns != 0 || source.columns % superblock != 0) {
+        throw std::invalid_argument("groups must divide " + std::to_string(kActivationColumns) +
+                                    ", which must divide superblocks, of which a row must be made");
+    }
+    source.superblock = superblock;
+    const std::int64_t blocks = (source.columns - 1) / superblock + 1;
+    const nb::dlpack::dtype type = data_type(Format::kF16);
+    source.scale_factors = matrix_view("scale factors", scale_factors, type, source.rows, blocks);
+    if (source.has_minima) {
+        source.minimum_factors = matrix_view("minimum factors", *minimum_factors, type, source.rows, blocks);
+    }
+}
+
+const std::int32_t* checked_order(const Indices& order, std::int64_t columns) {
+    const auto fits = [&](std::int32_t column) { return column >= 0 && column < columns; };
+    if (static_cast<std::int64_t>(order.size()) != columns ||
+        !std::all_of(order.data(), order.data() + order.size(), fits)) {
+        throw std::invalid_argument("the order of a weight has the number of each column");
+    }
+    return order.data();
+}
+
 void set_weight(Executor& self, std::int64_t index, const std::string& format, std::int64_t rows, std::int64_t columns,
                 const AnyArray& data, std::int64_t group, const std::optional<AnyArray>& scales,
                 const std::optional<AnyArray>& zeros, const std::optional<AnyArray>& minima, std::int64_t superblock,
@@ -96,16 +122,16 @@ void set_weight(Executor& self, std::int64_t index, const std::string& format, s
     source.columns = columns;
     if (rows < 1 || columns < 1) throw std::invalid_argument("a weight is empty");
     const bool int4 = source.format == Format::kInt4;
-    const bool grouped = int4 || source.format == Format::kInt8;
-    const bool has_zeros = zeros.has_value(), has_minima = minima.has_value();
     const bool fp8 = source.format == Format::kFp8;
-    const bool fits = fp8       ? scales.has_value() && group >= 1 && !has_zeros && !has_minima && superblock == 0
-                      : grouped ? scales.has_value() && group >= 1 && has_zeros == (int4 && !has_minima)
-                                : !scales.has_value() && !has_zeros && !has_minima;
+    const bool grouped = int4 || fp8 || source.format == Format::kInt8;
+    const bool has_zeros = zeros.has_value(), has_minima = minima.has_value();
+    const bool fits = grouped ? scales.has_value() && group >= 1 && has_zeros == (int4 && !has_minima) &&
+                                    !(fp8 && (has_minima || superblock != 0 || order.has_value()))
+                              : !scales.has_value() && !has_zeros && !has_minima && !order.has_value();
     if (!fits) {
         throw std::invalid_argument(
-            "int8, int4 and fp8 weights have groups and scales, int8 and int4 minima or, if int4, zeros; others have "
-            "none of these");
+            "int8, int4 and fp8 weights have groups and scales, and of these int8 and int4 may have an order, and have "
+            "minima or, if int4, zeros; others have none of these");
     }
     if (fp8 && group % kBlockColumns != 0 && group < columns) {
         throw std::invalid_argument("groups of fp8 weights must be whole rows, or multiples of " +
@@ -119,8 +145,8 @@ void set_weight(Executor& self, std::int64_t index, const std::string& format, s
     if (grouped) {
         source.group = group;
         const std::int64_t groups = (columns - 1) / group + 1;
-        const bool half = scales->dtype() == data_type(Format::kF16);
-        source.scale_type = superblock != 0 ? ScaleType::kProduct : half ? ScaleType::kF16 : ScaleType::kF32;
+        const bool half = !fp8 && scales->dtype() == data_type(Format::kF16);
+        if (!fp8) source.scale_type = superblock != 0 ? ScaleType::kProduct : half ? ScaleType::kF16 : ScaleType::kF32;
         const nb::dlpack::dtype type =
             superblock != 0 ? nb::dtype<std::int8_t>() : data_type(half ? Format::kF16 : Format::kF32);
         source.scales = matrix_view("scales", *scales, type, rows, groups);
@@ -128,30 +154,8 @@ void set_weight(Executor& self, std::int64_t index, const std::string& format, s
         source.has_minima = has_minima;
         if (has_minima) source.minima = matrix_view("minima", *minima, type, rows, groups);
     }
-    if (superblock != 0) {
-        if (!grouped || superblock < 1 || kActivationColumns % group != 0 || superblock % kActivationColumns != 0 ||
-            columns % superblock != 0) {
-            throw std::invalid_argument("groups must divide " + std::to_string(kActivationColumns) +
-                                        ", which must divide superblocks, of which a row must be made");
-        }
-        source.superblock = superblock;
-        const std::int64_t blocks = (columns - 1) / superblock + 1;
-        const nb::dlpack::dtype type = data_type(Format::kF16);
-        source.scale_factors = matrix_view("scale factors", *scale_factors, type, rows, blocks);
-        if (has_minima) source.minimum_factors = matrix_view("minimum factors", *minimum_factors, type, rows, blocks);
-    }
-    if (fp8) {
-        source.group = group;
-        source.scales = matrix_view("scales", *scales, data_type(Format::kF32), rows, (columns - 1) / group + 1);
-    }
-    if (order.has_value()) {
-        const auto fits_row = [&](std::int32_t column) { return column >= 0 && column < columns; };
-        if (!grouped || static_cast<std::int64_t>(order->size()) != columns ||
-            !std::all_of(order->data(), order->data() + order->size(), fits_row)) {
-            throw std::invalid_argument("an order is for int8 and int4 weights, and has the number of each column");
-        }
-        source.order = order->data();
-    }
+    if (superblock != 0) set_factors(source, superblock, *scale_factors, minimum_factors);
+    if (order.has_value()) source.order = checked_order(*order, columns);
     const FaultScope fallible;
     const nb::gil_scoped_release released;
     self.set_weight(index, source);

@@ -60,6 +60,10 @@ void bind_program(nb::module_& module) {
                              bool centered) { self.ops.push_back(HeadNorm{view(x), weight, head_dim, eps, centered}); })
         .def("linear", [](Program& self, Triple out, Triple x, int weight,
                           int bias) { self.ops.push_back(Linear{view(out), view(x), weight, bias}); })
+        .def("head_linear",
+             [](Program& self, Triple out, Triple x, int weight, std::int64_t num_heads) {
+                 self.ops.push_back(HeadLinear{view(out), view(x), weight, num_heads});
+             })
         .def("join_heads",
              [](Program& self, Triple out, Triple left, Triple right, std::int64_t num_heads) {
                  self.ops.push_back(JoinHeads{view(out), view(left), view(right), num_heads});
@@ -70,8 +74,9 @@ void bind_program(nb::module_& module) {
                             Triple v) { self.ops.push_back(WriteKV{layer, view(k), view(v)}); })
         .def("attention",
              [](Program& self, Triple out, Triple q, std::int64_t layer, int num_heads, float scale,
-                std::int64_t window) {
-                 self.ops.push_back(Attention{view(out), view(q), layer, num_heads, scale, window});
+                std::int64_t window, std::int64_t chunk, float softcap, int sinks, bool causal) {
+                 self.ops.push_back(
+                     Attention{view(out), view(q), layer, num_heads, scale, window, chunk, softcap, sinks, causal});
              })
         .def("activation",
              [](Program& self, Triple out, Triple x, const std::string& kind) {
@@ -80,6 +85,18 @@ void bind_program(nb::module_& module) {
         .def("gated_activation",
              [](Program& self, Triple out, Triple x, const std::string& kind) {
                  self.ops.push_back(GatedActivation{view(out), view(x), kind_named(kind)});
+             })
+        .def("route",
+             [](Program& self, Triple out, Triple x, std::int64_t top_k, bool sigmoid, bool normalize, float scale,
+                int bias, std::int64_t num_groups, std::int64_t top_groups, bool top2_sum) {
+                 self.ops.push_back(Route{view(out), view(x), top_k, sigmoid, normalize, scale, bias, num_groups,
+                                          top_groups, top2_sum});
+             })
+        .def("experts",
+             [](Program& self, Triple out, Triple x, Triple shares, int gate_up, int down, const std::string& kind,
+                int gate_up_bias, int down_bias, bool scale_input) {
+                 self.ops.push_back(Experts{view(out), view(x), view(shares), gate_up, down, kind_named(kind),
+                                            gate_up_bias, down_bias, scale_input});
              })
         .def("add", [](Program& self, Triple x, Triple y) { self.ops.push_back(Add{view(x), view(y)}); })
         .def("add_bias", [](Program& self, Triple x, int bias) { self.ops.push_back(AddBias{view(x), bias}); })

@@ -29,6 +29,10 @@ class OwningEncoder {
     OwningEncoder(const nb::dict& arrays, bool normalizes) {
         BpeTables tables;
         take(arrays, "letters", tables.letters);
+        take(arrays, "characters", tables.characters);
+        take(arrays, "character_ids", tables.character_ids);
+        take(arrays, "unknown", tables.unknown);
+        take(arrays, "spaces", tables.spaces);
         take(arrays, "pair_starts", tables.pair_starts);
         take(arrays, "pair_rights", tables.pair_rights);
         take(arrays, "pair_ranks", tables.pair_ranks);

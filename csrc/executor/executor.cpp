@@ -32,6 +32,15 @@ const ExecutorOptions& checked(const ExecutorOptions& options) {
     return options;
 }
 
+// That tokens of a sequence can see one another: none came in an earlier batch.
+void check_whole(const BatchView& batch) {
+    for (std::int64_t s = 0; s < batch.sequences(); ++s) {
+        if (batch.positions[batch.token_starts[s]] != 0) {
+            throw std::invalid_argument("positions must begin at 0 in every sequence: attention is not causal");
+        }
+    }
+}
+
 std::size_t whole_lines(std::size_t floats) { return (floats + 15) / 16 * 16; }
 
 std::uint64_t next_id() {
@@ -65,15 +74,21 @@ Executor::Executor(Program program, const ExecutorOptions& options)
     resources->cache =
         KVCache({program_.num_layers, program_.num_kv_heads, program_.head_dim, options.kv_type}, options.num_pages);
     resources->arena = Mapping(plan_.arena_floats * sizeof(float));
-    state_floats_ =
-        kernels_.attention_state(program_.head_dim) * static_cast<std::size_t>(plan_.most_heads_per_kv_head);
+    state_floats_ = kernels_.attention_state(program_.head_dim) *
+                    static_cast<std::size_t>(std::min(plan_.most_heads_per_kv_head, kUnitHeads));
     scratch_floats_ =
-        whole_lines(std::max({kernels_.linear_scratch, static_cast<std::size_t>(plan_.widest),
+        whole_lines(std::max({kernels_.linear_scratch, static_cast<std::size_t>(plan_.row_floats),
                               kernels_.attention_scratch(program_.head_dim) + 2 * kQueryTokens * state_floats_}));
     resources->scratch = Mapping(scratch_floats_ * sizeof(float) * static_cast<std::size_t>(options.num_threads));
     const std::int64_t segments = (options.max_positions - 1) / (kSegmentPages * kPageSize) + 1;
     resources->partial_states =
         Mapping(static_cast<std::size_t>(segments * most_split_units()) * state_floats_ * sizeof(float));
+    const auto expert_memory = [&](std::int64_t stride) {
+        return Mapping(static_cast<std::size_t>(plan_.expert_rows * stride) * sizeof(float));
+    };
+    resources->expert_inner = expert_memory(plan_.expert_inner);
+    resources->expert_outputs = expert_memory(plan_.expert_outputs);
+    resources->row_groups.reserve(plan_.most_groups, plan_.most_rows, kExpertTokens);
     resources->weights.resize(program_.weights.size());
     resources->ropes.resize(static_cast<std::size_t>(program_.num_ropes));
     resources->query_tiles.reserve(static_cast<std::size_t>(options.max_tokens));
@@ -81,7 +96,8 @@ Executor::Executor(Program program, const ExecutorOptions& options)
     resources->adapter_tokens.reserve(static_cast<std::size_t>(options.max_tokens));
     resources->adapter_groups.reserve(static_cast<std::size_t>(options.max_tokens));
     // An odd number of cache lines, as the plan has it for its buffers.
-    adapter_row_floats_ = static_cast<std::int64_t>(whole_lines(static_cast<std::size_t>(plan_.widest)) | 16);
+    const std::int64_t widest = *std::max_element(program_.buffer_widths.begin(), program_.buffer_widths.end());
+    adapter_row_floats_ = static_cast<std::int64_t>(whole_lines(static_cast<std::size_t>(widest)) | 16);
     const std::size_t adapter_bytes =
         static_cast<std::size_t>(options.max_tokens * adapter_row_floats_) * sizeof(float);
     resources->adapter_x = Mapping(adapter_bytes);
@@ -126,7 +142,7 @@ void Executor::set_weight(std::int64_t index, const SourceTensor& source) {
         weight = Weight::pack_vector(source);
     } else {
         Weight packed = Weight::pack_matrix(source, *resources_->pool);
-        reserve_tiles(packed.matrix());
+        reserve_tiles(static_cast<std::size_t>(index), packed.matrix());
         weight = std::move(packed);
     }
     weight_bytes_ += weight.bytes();
@@ -140,8 +156,9 @@ bool Executor::map_weights(int descriptor, const PackIdentity& identity) {
     std::optional<MappedPack> pack = PackFile::map(descriptor, program_.weights, identity);
     if (!pack) return false;
     std::size_t bytes = 0;
-    for (const Weight& weight : pack->weights) {
-        if (!weight.layout().is_vector) reserve_tiles(weight.matrix());
+    for (std::size_t i = 0; i < pack->weights.size(); ++i) {
+        const Weight& weight = pack->weights[i];
+        if (!weight.layout().is_vector) reserve_tiles(i, weight.matrix());
         bytes += weight.bytes();
     }
     auto prefault = std::make_unique<Prefault>(pack->memory.data(), pack->memory.size());
@@ -167,10 +184,12 @@ void Executor::write_header(int descriptor, const PackIdentity& identity) {
     PackFile(resources_->weights).write_header(descriptor, identity);
 }
 
-void Executor::reserve_tiles(const PackedMatrix& matrix) {
+void Executor::reserve_tiles(std::size_t index, const PackedMatrix& matrix) {
     if (matrix.scale_type == ScaleType::kNone) return;
     const int tokens = kernels_.tile_tokens(matrix);
-    const std::int64_t tiles = (options_.max_tokens - 1) / tokens + 1;
+    // Each group may end with a tile that is not full.
+    const Plan::Activations& most = plan_.activations[index];
+    const std::int64_t tiles = std::min(most.rows, most.rows / tokens + most.groups);
     const std::size_t bytes = kernels_.tile_bytes(matrix, tokens) * static_cast<std::size_t>(tiles);
     if (bytes > resources_->tiles.size()) resources_->tiles = Mapping(bytes);
 }
@@ -219,6 +238,7 @@ bool Executor::run(const BatchView& batch, float* result) {
     const std::int64_t max_positions = std::min(options_.max_positions, plan_.most_positions);
     check_batch(batch, {options_.max_tokens, max_positions, options_.num_pages, program_.vocab_size, id_},
                 resources_->slots);
+    if (plan_.whole_sequences) check_whole(batch);
     if (cancel_.exchange(false)) return false;
     if (Step(*this, batch, result).run()) return true;
     cancel_.store(false);

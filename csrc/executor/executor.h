@@ -15,6 +15,7 @@
 #include "executor/pack_file.h"
 #include "executor/plan.h"
 #include "executor/program.h"
+#include "executor/row_groups.h"
 #include "executor/weight.h"
 #include "kernels/table.h"
 #include "runtime/memory.h"
@@ -26,6 +27,8 @@ namespace windlass {
 // What adapters add is summed for so many panels, and up to kLinearTokens tokens, at a time.
 inline constexpr std::int64_t kAdapterPanels = 2;
 inline constexpr std::int64_t kAdapterSums = kAdapterPanels * kPanelRows * kLinearTokens;
+// Query heads of one KV head that attend together; with more they are shared out.
+inline constexpr int kUnitHeads = 16;
 
 struct ExecutorOptions {
     std::int64_t num_pages = 0;
@@ -113,10 +116,13 @@ class Executor {
         Mapping scratch;
         Mapping partial_states;              // of attention whose segments are shared out
         Mapping tiles;                       // quantized activations of one operation
+        Mapping expert_inner;                // between the two products of experts
+        Mapping expert_outputs;              // their results, one row for each token of each
         Mapping pack;                        // the file that `weights` borrow from, if they do
         std::unique_ptr<Prefault> prefault;  // of `pack`
         std::vector<Weight> weights;
         std::vector<RopeTable> ropes;
+        RowGroups row_groups;
         std::vector<QueryTile> query_tiles;  // has room for max_tokens
         std::vector<std::int64_t> slots;     // likewise
         // Likewise, for batches with adapters. Of these mappings memory is taken as far as they are used: inputs of
@@ -145,8 +151,8 @@ class Executor {
 
     void check_weights() const;
     void check_complete() const;
-    // Makes room for the activations of `matrix`.
-    void reserve_tiles(const PackedMatrix& matrix);
+    // Makes room for the activations of `matrix`, the weight of that number.
+    void reserve_tiles(std::size_t index, const PackedMatrix& matrix);
 
     const Program program_;
     const ExecutorOptions options_;
@@ -156,7 +162,7 @@ class Executor {
     const std::uint64_t id_;                // no other executor of the process has it
     std::size_t scratch_floats_ = 0;        // per thread
     std::int64_t adapter_row_floats_ = 0;   // from row to row of what adapters work on
-    std::size_t state_floats_ = 0;          // of the attention of one token and KV head
+    std::size_t state_floats_ = 0;          // of the attention of one token and the heads of a unit
     std::unique_ptr<Resources> resources_;  // null once closed
     bool complete_ = false;                 // all weights and tables are there
     std::atomic<bool> in_use_{false};

@@ -11,13 +11,21 @@ namespace windlass {
 namespace {
 
 constexpr std::int64_t kLineFloats = 16;
+constexpr std::int64_t kMostExperts = 1 << 16;
 
 [[noreturn]] void refuse(const std::string& reason) { throw std::invalid_argument("program: " + reason); }
+
+// An odd number of cache lines, so that the rows of a tile do not compete for the same sets of the L1 cache.
+std::int64_t row_stride(std::int64_t width) { return (((width + kLineFloats - 1) / kLineFloats) | 1) * kLineFloats; }
 
 // Visits every operation: checks shapes, and notes when each buffer is first and last used.
 class Checker {
   public:
-    explicit Checker(const Program& program) : program_(program), uses_(program.buffer_widths.size()) {
+    Checker(const Program& program, std::int64_t max_tokens)
+        : program_(program),
+          max_tokens_(max_tokens),
+          uses_(program.buffer_widths.size()),
+          routes_(program.buffer_widths.size(), nullptr) {
         if (program.num_layers < 1 || program.num_kv_heads < 1 || program.head_dim < 1 || program.vocab_size < 1) {
             refuse("the numbers of layers, KV heads, head columns and vocabulary entries must be positive");
         }
@@ -27,7 +35,9 @@ class Checker {
         for (const Program::WeightShape& weight : program.weights) {
             if (weight.rows < 1 || weight.columns < 1) refuse("weight " + weight.name + " is empty");
         }
-        rope_half_.resize(static_cast<std::size_t>(program.num_ropes), 0);
+        plan_.rope_half.resize(static_cast<std::size_t>(program.num_ropes), 0);
+        plan_.activations.resize(program.weights.size(), {1, max_tokens});
+        for (const std::int64_t width : program.buffer_widths) needs_row(width);
     }
 
     void check() {
@@ -35,7 +45,7 @@ class Checker {
             std::visit([this](const auto& one) { check(one); }, op);
             ++now_;
         }
-        if (output_width_ == 0) refuse("the last operation is neither Logits nor HiddenStates");
+        if (plan_.output_width == 0) refuse("the last operation is neither Logits nor HiddenStates");
     }
 
     struct Use {
@@ -43,10 +53,8 @@ class Checker {
         std::size_t last = 0;
     };
     const std::vector<Use>& uses() const { return uses_; }
-    const std::vector<std::int64_t>& rope_half() const { return rope_half_; }
-    int most_heads_per_kv_head() const { return most_heads_; }
-    std::int64_t output_width() const { return output_width_; }
-    std::int64_t most_positions() const { return most_positions_; }
+    // What is known of the plan from the operations alone.
+    const Plan& plan() const { return plan_; }
 
   private:
     void view(const View& v) {
@@ -61,8 +69,16 @@ class Checker {
         uses_[buffer].last = now_;
     }
 
+    // Columns that are written. Nothing but a Route may write what Experts takes from it.
+    void written(const View& v) {
+        view(v);
+        routes_[static_cast<std::size_t>(v.buffer)] = nullptr;
+    }
+
+    void needs_row(std::int64_t floats) { plan_.row_floats = std::max(plan_.row_floats, floats); }
+
     void separate(const View& out, const View& x) {
-        view(out);
+        written(out);
         view(x);
         if (out.buffer == x.buffer) refuse("an operation reads the buffer it writes");
     }
@@ -86,7 +102,7 @@ class Checker {
     }
 
     void heads(const View& x, std::int64_t head_dim) {
-        view(x);
+        written(x);
         if (head_dim < 1 || x.width % head_dim != 0) refuse("a value is not a whole number of heads");
     }
 
@@ -95,14 +111,14 @@ class Checker {
     }
 
     void check(const Embed& op) {
-        view(op.out);
+        written(op.out);
         weight(op.table, program_.vocab_size, op.out.width, false);
     }
     void check(const EmbedPosition& op) {
-        view(op.out);
+        written(op.out);
         const std::int64_t positions = shape_of(op.table).rows;
         weight(op.table, positions, op.out.width, false);
-        most_positions_ = std::min(most_positions_, positions);
+        plan_.most_positions = std::min(plan_.most_positions, positions);
     }
     void row_by_row(const View& out, const View& x, const char* what) {
         separate(out, x);
@@ -126,6 +142,28 @@ class Checker {
         weight(op.weight, op.out.width, op.x.width, false);
         vector(op.bias, op.out.width);
     }
+    void check(const HeadLinear& op) {
+        separate(op.out, op.x);
+        const std::int64_t columns = shape_of(op.weight).columns;
+        weight(op.weight, op.out.width, columns, false);
+        if (op.num_heads < 1 || op.out.width % op.num_heads != 0 || op.x.width % op.num_heads != 0 ||
+            columns > op.x.width / op.num_heads) {
+            refuse("HeadLinear has values that are not so many heads");
+        }
+        stacked(op.weight, op.num_heads, op.num_heads * std::min(max_tokens_, kHeadTokens));
+    }
+    // A weight that has so many matrices one below the other, which meet so many rows.
+    void stacked(int index, std::int64_t matrices, std::int64_t rows) {
+        const Program::WeightShape shape = shape_of(index);
+        if (shape.rows / matrices % kPanelRows != 0) {
+            refuse("the matrices of weight " + shape.name + " have " + std::to_string(shape.rows / matrices) +
+                   " rows, which must be a multiple of " + std::to_string(kPanelRows));
+        }
+        Plan::Activations& own = plan_.activations[static_cast<std::size_t>(index)];
+        own = {std::max(own.groups, matrices), std::max(own.rows, rows)};
+        plan_.most_groups = std::max(plan_.most_groups, matrices);
+        plan_.most_rows = std::max(plan_.most_rows, rows);
+    }
     void check(const JoinHeads& op) {
         separate(op.out, op.left);
         separate(op.out, op.right);
@@ -138,7 +176,7 @@ class Checker {
         heads(op.x, op.head_dim);
         if (op.table < 0 || op.table >= program_.num_ropes) refuse("there is no rotary table");
         if (op.rotary_dim < 2 || op.rotary_dim % 2 != 0 || op.rotary_dim > op.head_dim) refuse("odd rotary size");
-        std::int64_t& half = rope_half_[static_cast<std::size_t>(op.table)];
+        std::int64_t& half = plan_.rope_half[static_cast<std::size_t>(op.table)];
         if (half != 0 && half != op.rotary_dim / 2) refuse("one rotary table is used with two sizes");
         half = op.rotary_dim / 2;
     }
@@ -154,10 +192,16 @@ class Checker {
         layer(op.layer);
         const std::int64_t width = std::int64_t{op.num_heads} * program_.head_dim;
         if (op.num_heads < 1 || op.num_heads % program_.num_kv_heads != 0 || op.q.width != width ||
-            op.out.width != width || op.window < 0) {
+            op.out.width != width) {
             refuse("an attention operation does not fit the KV cache");
         }
-        most_heads_ = std::max(most_heads_, op.num_heads / program_.num_kv_heads);
+        if (op.window < 0 || op.chunk < 0 || (op.window > 0) + (op.chunk > 0) + !op.causal > 1) {
+            refuse("attention has a window, or a chunk, or is not causal");
+        }
+        if (!(op.softcap >= 0)) refuse("a softcap is negative");
+        vector(op.sinks, op.num_heads);
+        plan_.whole_sequences = plan_.whole_sequences || !op.causal;
+        plan_.most_heads_per_kv_head = std::max(plan_.most_heads_per_kv_head, op.num_heads / program_.num_kv_heads);
     }
     void check(const Activation& op) {
         row_by_row(op.out, op.x, "Activation");
@@ -168,23 +212,56 @@ class Checker {
         if (op.x.width != 2 * op.out.width) refuse("GatedActivation does not halve the width");
         gate(op.kind);
     }
+    void check(const Route& op) {
+        row_by_row(op.out, op.x, "Route");
+        vector(op.bias, op.x.width);
+        const std::int64_t experts = op.x.width, groups = op.num_groups;
+        if (experts > kMostExperts || groups < 1 || experts % groups != 0 || op.top_groups < 1 ||
+            op.top_groups > groups || op.top_k < 1 || op.top_k > experts / groups * op.top_groups ||
+            (groups > 1 && op.top2_sum && experts / groups < 2)) {
+            refuse("Route cannot choose so many experts or groups");
+        }
+        needs_row(kRouteNumbers * experts);
+        routes_[static_cast<std::size_t>(op.out.buffer)] = &op;
+    }
+    void check(const Experts& op) {
+        separate(op.out, op.x);
+        view(op.shares);
+        const Route* const route = routes_[static_cast<std::size_t>(op.shares.buffer)];
+        if (route == nullptr || route->out.offset != op.shares.offset || route->out.width != op.shares.width) {
+            refuse("Experts has shares that are not what a Route made");
+        }
+        gate(op.kind);
+        const std::int64_t experts = op.shares.width, inner = shape_of(op.down).columns;
+        weight(op.down, experts * op.out.width, inner, false);
+        weight(op.gate_up, experts * 2 * inner, op.x.width, false);
+        vector(op.gate_up_bias, experts * 2 * inner);
+        vector(op.down_bias, experts * op.out.width);
+        const std::int64_t rows = std::min(max_tokens_, kExpertTokens) * route->top_k;
+        stacked(op.gate_up, experts, rows);
+        stacked(op.down, experts, rows);
+        needs_row(inner);
+        plan_.expert_rows = std::max(plan_.expert_rows, rows);
+        plan_.expert_inner = std::max(plan_.expert_inner, row_stride(2 * inner));
+        plan_.expert_outputs = std::max(plan_.expert_outputs, row_stride(std::max(op.x.width, op.out.width)));
+    }
     void gate(ActivationKind kind) {
         if (kind < ActivationKind::kSilu || kind > ActivationKind::kClampedSwiglu || kind == ActivationKind::kRelu) {
             refuse("unknown activation of a gate");
         }
     }
     void check(const Add& op) {
-        view(op.x);
+        written(op.x);
         view(op.y);
         if (op.x.width != op.y.width) refuse("Add of different widths");
     }
     void check(const AddBias& op) {
-        view(op.x);
+        written(op.x);
         weight(op.bias, 1, op.x.width, true);
     }
-    void check(const Scale& op) { view(op.x); }
+    void check(const Scale& op) { written(op.x); }
     void check(const SigmoidGate& op) {
-        view(op.x);
+        written(op.x);
         view(op.gate);
         if (op.gate.width != 1) refuse("the gate of a SigmoidGate has more than one column");
     }
@@ -200,31 +277,25 @@ class Checker {
     }
     void result(std::int64_t width) {
         if (now_ + 1 != program_.ops.size()) refuse("Logits or HiddenStates are not the last operation");
-        output_width_ = width;
+        plan_.output_width = width;
     }
 
     const Program& program_;
+    const std::int64_t max_tokens_;
     std::vector<Use> uses_;
-    std::vector<std::int64_t> rope_half_;
+    std::vector<const Route*> routes_;  // per buffer: what wrote it, if nothing else did
+    Plan plan_;
     std::size_t now_ = 0;
-    int most_heads_ = 1;
-    std::int64_t output_width_ = 0;
-    std::int64_t most_positions_ = std::numeric_limits<std::int64_t>::max();
 };
-
-// An odd number of cache lines, so that the rows of a tile do not compete for the same sets of the L1 cache.
-std::int64_t row_stride(std::int64_t width) { return (((width + kLineFloats - 1) / kLineFloats) | 1) * kLineFloats; }
 
 }  // namespace
 
 Plan make_plan(const Program& program, std::int64_t max_tokens) {
-    Checker checker(program);
+    Checker checker(program, max_tokens);
     checker.check();
 
-    Plan plan;
+    Plan plan = checker.plan();
     plan.buffers.resize(program.buffer_widths.size());
-    plan.most_heads_per_kv_head = checker.most_heads_per_kv_head();
-    plan.rope_half = checker.rope_half();
     const std::vector<Checker::Use>& uses = checker.uses();
     const auto size_of = [&](std::size_t buffer) {
         const std::int64_t stride = row_stride(program.buffer_widths[buffer]);
@@ -254,7 +325,6 @@ Plan make_plan(const Program& program, std::int64_t max_tokens) {
         plan.arena_floats = std::max(plan.arena_floats, offset + size_of(buffer));
         placed.push_back(buffer);
     }
-    plan.widest = *std::max_element(program.buffer_widths.begin(), program.buffer_widths.end());
     plan.feeds_product.resize(program.ops.size());
     for (std::size_t i = 0; i + 1 < program.ops.size(); ++i) {
         const Linear* const next = std::get_if<Linear>(&program.ops[i + 1]);
@@ -263,8 +333,6 @@ Plan make_plan(const Program& program, std::int64_t max_tokens) {
         const bool whole = next->x.width == program.buffer_widths[static_cast<std::size_t>(next->x.buffer)];
         plan.feeds_product[i] = whole && use.first == i && use.last == i + 1;
     }
-    plan.output_width = checker.output_width();
-    plan.most_positions = checker.most_positions();
     if (const Logits* const logits = std::get_if<Logits>(&program.ops.back())) {
         plan.logit_input = {plan.arena_floats, row_stride(logits->x.width)};
         plan.arena_floats += static_cast<std::size_t>(plan.logit_input.stride * max_tokens);

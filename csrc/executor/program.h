@@ -52,6 +52,11 @@ struct Linear {
     int weight;
     int bias;  // or kNoWeight
 };
+struct HeadLinear {
+    View out, x;
+    int weight;
+    std::int64_t num_heads;
+};
 struct JoinHeads {
     View out, left, right;
     std::int64_t num_heads;
@@ -70,7 +75,11 @@ struct Attention {
     std::int64_t layer;
     int num_heads;
     float scale;
-    std::int64_t window;  // or 0
+    std::int64_t window = 0;  // or 0
+    std::int64_t chunk = 0;   // or 0
+    float softcap = 0;        // or 0
+    int sinks = kNoWeight;    // or kNoWeight
+    bool causal = true;
 };
 struct Activation {
     View out, x;
@@ -79,6 +88,23 @@ struct Activation {
 struct GatedActivation {
     View out, x;
     ActivationKind kind;
+};
+struct Route {
+    View out, x;
+    std::int64_t top_k;
+    bool sigmoid;  // scores are sigmoids, or else a softmax
+    bool normalize;
+    float scale;
+    int bias;  // or kNoWeight
+    std::int64_t num_groups, top_groups;
+    bool top2_sum;  // the score of a group, or else its best
+};
+struct Experts {
+    View out, x, shares;
+    int gate_up, down;
+    ActivationKind kind;
+    int gate_up_bias, down_bias;  // or kNoWeight
+    bool scale_input;
 };
 struct Add {
     View x, y;
@@ -103,8 +129,9 @@ struct HiddenStates {
     View x;
 };
 
-using Op = std::variant<Embed, EmbedPosition, RmsNorm, LayerNorm, HeadNorm, Linear, JoinHeads, Rope, WriteKV, Attention,
-                        Activation, GatedActivation, Add, AddBias, Scale, SigmoidGate, Logits, HiddenStates>;
+using Op = std::variant<Embed, EmbedPosition, RmsNorm, LayerNorm, HeadNorm, Linear, HeadLinear, JoinHeads, Rope,
+                        WriteKV, Attention, Activation, GatedActivation, Route, Experts, Add, AddBias, Scale,
+                        SigmoidGate, Logits, HiddenStates>;
 
 // Plain data, immutable once an executor has it. A vector weight [columns] has is_vector set and rows == 1.
 struct Program {

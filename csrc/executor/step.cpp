@@ -8,15 +8,6 @@
 #include "runtime/faults.h"
 
 namespace windlass {
-namespace {
-
-// Panels per piece of a product: what the kernels unpack together.
-constexpr std::int64_t kPiecePanels = 2;
-// Up to so many tokens a product waits for the weights.
-constexpr std::int64_t kFewTokens = 16;
-
-}  // namespace
-
 Step::Step(Executor& executor, const BatchView& batch, float* result)
     : executor_(executor),
       resources_(*executor.resources_),
@@ -110,34 +101,20 @@ void Step::linear(const PackedMatrix& weights, const float* bias, const float* x
         part.scratch = scratch(thread);
         kernels_.linear(part);
     };
-    const std::int64_t panel_cost = kPanelRows * weights.columns;
     if (rows <= kFewTokens) {
-        // Long stretches of the weights first, which memory serves best, then short ones, to end together. Not when
-        // short ones are so short that several are handed out at a time.
-        const std::int64_t piece_cost = rows * panel_cost * kPiecePanels;
-        const std::int64_t stretches = 2 * piece_cost > kPieceCost ? 2 * resources_.pool->size() : 0;
-        const std::int64_t stretch = stretches > 0 ? panels * 3 / 4 / stretches : 0;
-        const std::int64_t pieces = (panels - stretches * stretch + kPiecePanels - 1) / kPiecePanels;
-        share(stretches + pieces, piece_cost, [&](int thread, std::int64_t begin, std::int64_t end) {
-            const auto first_panel = [&](std::int64_t i) {
-                return i <= stretches ? i * stretch : stretches * stretch + (i - stretches) * kPiecePanels;
-            };
-            multiply(thread, 0, rows, first_panel(begin), first_panel(end));
-        });
+        share_panels(panels, rows, weights.columns,
+                     [&](int thread, std::int64_t begin, std::int64_t end) { multiply(thread, 0, rows, begin, end); });
         return;
     }
-    // Blocks of nearly equal size, of whole tiles; those of one piece of the matrix come one after the other, while it
-    // is in the cache.
-    const std::int64_t most_blocks = (rows + kLinearTokens - 1) / kLinearTokens;
-    const std::int64_t tiles = (rows + tile - 1) / tile;
-    const std::int64_t block_rows = std::min(rows, (tiles + most_blocks - 1) / most_blocks * tile);
-    const std::int64_t blocks = (rows + block_rows - 1) / block_rows;
+    // Blocks of one piece of the matrix come one after the other, while it is in the cache.
+    const std::int64_t block = block_rows(rows, tile);
+    const std::int64_t blocks = (rows + block - 1) / block;
     const std::int64_t pieces = (panels + kPiecePanels - 1) / kPiecePanels;
-    share(pieces * blocks, block_rows * panel_cost * kPiecePanels,
+    share(pieces * blocks, block * kPanelRows * weights.columns * kPiecePanels,
           [&](int thread, std::int64_t begin, std::int64_t end) {
               for (std::int64_t i = begin; i < end; ++i) {
                   const std::int64_t panel = i / blocks * kPiecePanels;
-                  multiply(thread, i % blocks * block_rows, block_rows, panel, panel + kPiecePanels);
+                  multiply(thread, i % blocks * block, block, panel, panel + kPiecePanels);
               }
           });
 }

@@ -16,8 +16,19 @@ inline constexpr std::int64_t kPieceCost = 100'000;
 inline constexpr std::int64_t kSharedCost = 400'000;
 // Quantizing a value costs about this many multiplications.
 inline constexpr std::int64_t kQuantizeCost = 4;
+// Panels per piece of a product: what the kernels unpack together.
+inline constexpr std::int64_t kPiecePanels = 2;
+// Up to so many tokens a product waits for the weights.
+inline constexpr std::int64_t kFewTokens = 16;
 // An exponential costs about this many multiplications.
 inline constexpr std::int64_t kExponentialCost = 16;
+
+// Blocks of nearly equal size, of whole tiles, that `rows` rows are cut into: the rows of one.
+inline std::int64_t block_rows(std::int64_t rows, std::int64_t tile) {
+    const std::int64_t most_blocks = (rows + kLinearTokens - 1) / kLinearTokens;
+    const std::int64_t tiles = (rows + tile - 1) / tile;
+    return std::min(rows, (tiles + most_blocks - 1) / most_blocks * tile);
+}
 
 // The operations of a program applied to one checked batch. Lives for the call of Executor::run that makes it, on that
 // call's thread; the work of each operation is shared with the executor's threads. Allocates nothing.
@@ -35,12 +46,15 @@ class Step {
     void apply(const LayerNorm& op);
     void apply(const HeadNorm& op);
     void apply(const Linear& op);
+    void apply(const HeadLinear& op);
     void apply(const JoinHeads& op);
     void apply(const Rope& op);
     void apply(const WriteKV& op);
     void apply(const Attention& op);
     void apply(const Activation& op);
     void apply(const GatedActivation& op);
+    void apply(const Route& op);
+    void apply(const Experts& op);
     void apply(const Add& op);
     void apply(const AddBias& op);
     void apply(const Scale& op);
@@ -64,13 +78,28 @@ class Step {
     void linear(const PackedMatrix& matrix, const float* bias, const float* x, std::int64_t x_stride, std::int64_t rows,
                 float* y, std::int64_t y_stride);
 
+    // Products with several matrices of one weight, for the groups of rows of the executor.
+    struct RowsLie {
+        const float* x;  // of a group's first row; for float formats
+        std::int64_t x_stride;
+        float* y;
+        std::int64_t y_stride;
+    };
+    template <typename Row>
+    void fill_tiles(const PackedMatrix& weights, bool shared, std::int64_t cost, const Row& row);
+    template <typename Lies>
+    void products(const PackedMatrix& weights, const float* bias, std::int64_t matrix_rows, const Lies& lies);
+    void run_experts(const Experts& op, std::int64_t first, std::int64_t tokens);
+    void sum_experts(const Experts& op, std::int64_t first, std::int64_t tokens);
     // The rows that the batch asks for.
     void gather(const View& x, float* to, std::int64_t to_stride) const;
 
-    // The attention of a query tile and a KV head, over all pages that it sees.
+    // A unit of attention is a query tile, a KV head, and up to kUnitHeads of the query heads that read it.
+    std::int64_t attention_units(const Attention& op) const;
+    // A unit's work over all pages that it sees.
     AttentionJob attention_job(const Attention& op, std::int64_t unit, int thread) const;
     void attend_segment(AttentionJob job, std::int64_t segment, float* states) const;
-    void finish_attention(const Attention& op, std::int64_t unit, const AttentionJob& job, const float* states);
+    void finish_attention(const Attention& op, const AttentionJob& job, const float* states);
     // For few units of one token each: their segments are pieces of work of their own.
     void split_attention(const Attention& op, std::int64_t units, std::int64_t cost);
 
@@ -91,6 +120,10 @@ class Step {
     // do nothing.
     template <typename Body>
     void share(std::int64_t count, std::int64_t cost, const Body& body);
+
+    // Calls body(thread, panel, end) for pieces of 0 .. panels, each to be multiplied with `rows` rows of activations.
+    template <typename Body>
+    void share_panels(std::int64_t panels, std::int64_t rows, std::int64_t columns, const Body& body);
 
     // True from the moment at which any thread has seen the cancel flag: it may have left work undone, even when the
     // flag is cleared at once.
@@ -128,6 +161,23 @@ void Step::share(std::int64_t count, std::int64_t cost, const Body& body) {
         fault_point(Fault::kPiece);
         body(thread, begin, end);
         executor_.progress_.fetch_add(1, std::memory_order_relaxed);
+    });
+}
+
+template <typename Body>
+void Step::share_panels(std::int64_t panels, std::int64_t rows, std::int64_t columns, const Body& body) {
+    // With few rows long stretches of the weights first, which memory serves best, then short ones, to end together.
+    // Not when short ones are so short that several are handed out at a time.
+    const std::int64_t piece_cost = rows * kPanelRows * columns * kPiecePanels;
+    const bool long_first = rows <= kFewTokens && 2 * piece_cost > kPieceCost;
+    const std::int64_t stretches = long_first ? 2 * resources_.pool->size() : 0;
+    const std::int64_t stretch = stretches > 0 ? panels * 3 / 4 / stretches : 0;
+    const std::int64_t pieces = (panels - stretches * stretch + kPiecePanels - 1) / kPiecePanels;
+    share(stretches + pieces, piece_cost, [&](int thread, std::int64_t begin, std::int64_t end) {
+        const auto first_panel = [&](std::int64_t i) {
+            return i <= stretches ? i * stretch : stretches * stretch + (i - stretches) * kPiecePanels;
+        };
+        body(thread, first_panel(begin), std::min(first_panel(end), panels));
     });
 }
 

@@ -10,6 +10,9 @@ namespace {
 constexpr std::int32_t kFewQueryTokens = 8;
 constexpr std::int64_t kTilesPerThread = 16;
 
+// Parts that the query heads of one KV head are cut into.
+int head_parts(int heads) { return (heads + kUnitHeads - 1) / kUnitHeads; }
+
 }  // namespace
 
 void Step::make_query_tiles() {
@@ -50,26 +53,37 @@ void Step::apply(const WriteKV& op) {
     });
 }
 
+std::int64_t Step::attention_units(const Attention& op) const {
+    const int kv_heads = resources_.cache.shape().heads;
+    const std::int64_t tiles = static_cast<std::int64_t>(resources_.query_tiles.size());
+    return tiles * kv_heads * head_parts(op.num_heads / kv_heads);
+}
+
 AttentionJob Step::attention_job(const Attention& op, std::int64_t unit, int thread) const {
     const KVCache& cache = resources_.cache;
-    const int kv_heads = cache.shape().heads;
-    const Executor::QueryTile& tile = resources_.query_tiles[static_cast<std::size_t>(unit / kv_heads)];
-    const int head = static_cast<int>(unit % kv_heads);
+    const int kv_heads = cache.shape().heads, heads = op.num_heads / kv_heads, parts = head_parts(heads);
+    const Executor::QueryTile& tile = resources_.query_tiles[static_cast<std::size_t>(unit / (kv_heads * parts))];
+    const int kv_head = static_cast<int>(unit / parts % kv_heads);
+    const int first = static_cast<int>(unit % parts) * kUnitHeads;
     AttentionJob job = {};
-    job.heads = op.num_heads / kv_heads;
+    job.heads = std::min(heads - first, kUnitHeads);
     job.head_dim = cache.shape().head_dim;
-    job.q = at(op.q, tile.token) + std::int64_t{head} * job.heads * job.head_dim;
+    job.q = at(op.q, tile.token) + std::int64_t{kv_head * heads + first} * job.head_dim;
     job.q_stride = stride(op.q);
     job.tokens = tile.count;
     job.position = batch_.positions[tile.token];
     job.scale = op.scale;
     job.window = op.window;
-    job.cache = cache.block(0, op.layer, head);
+    job.chunk = op.chunk;
+    job.last = op.causal ? -1 : batch_.positions[batch_.token_starts[tile.sequence + 1] - 1];
+    job.softcap = op.softcap;
+    job.cache = cache.block(0, op.layer, kv_head);
     job.page_bytes = cache.page_bytes();
     job.page_ids = batch_.page_ids.data() + batch_.page_starts[tile.sequence];
-    const std::int64_t oldest = op.window > 0 ? std::max<std::int64_t>(0, job.position - op.window + 1) : 0;
+    std::int64_t oldest = op.window > 0 ? std::max<std::int64_t>(0, job.position - op.window + 1) : 0;
+    if (op.chunk > 0) oldest = job.position / op.chunk * op.chunk;
     job.page_begin = oldest / kPageSize;
-    job.page_end = (job.position + tile.count - 1) / kPageSize + 1;
+    job.page_end = (op.causal ? job.position + tile.count - 1 : job.last) / kPageSize + 1;
     job.kv_type = cache.shape().type;
     job.scratch = scratch(thread);
     return job;
@@ -82,16 +96,19 @@ void Step::attend_segment(AttentionJob job, std::int64_t segment, float* states)
     kernels_.attention(job);
 }
 
-void Step::finish_attention(const Attention& op, std::int64_t unit, const AttentionJob& job, const float* states) {
-    const int kv_heads = resources_.cache.shape().heads;
-    const std::int32_t token = resources_.query_tiles[static_cast<std::size_t>(unit / kv_heads)].token;
-    float* const out = at(op.out, token) + unit % kv_heads * job.heads * job.head_dim;
-    kernels_.finish_attention(states, job.tokens, job.heads, job.head_dim, out, stride(op.out));
+void Step::finish_attention(const Attention& op, const AttentionJob& job, const float* states) {
+    // The outputs lie as the queries do.
+    const std::int64_t from_first = job.q - at(op.q, 0);
+    const std::int64_t token = from_first / stride(op.q), column = from_first % stride(op.q);
+    const float* const sinks = vector(op.sinks);
+    kernels_.finish_attention(states, job.tokens, job.heads, job.head_dim,
+                              sinks == nullptr ? nullptr : sinks + column / job.head_dim, at(op.out, token) + column,
+                              stride(op.out));
 }
 
 void Step::apply(const Attention& op) {
     const std::int64_t tiles = static_cast<std::int64_t>(resources_.query_tiles.size());
-    const std::int64_t units = tiles * resources_.cache.shape().heads;
+    const std::int64_t units = attention_units(op);
     const std::int64_t cost = attention_pages_ * op.q.width * kPageSize * 2 / units;
     if (tiles == tokens_ && units <= executor_.most_split_units()) return split_attention(op, units, cost);
     share(units, cost, [&](int thread, std::int64_t begin, std::int64_t end) {
@@ -105,7 +122,7 @@ void Step::apply(const Attention& op) {
                 if (segment > first) kernels_.merge_attention(states, later, job.tokens * job.heads, job.head_dim);
                 if (cancelled()) return;
             }
-            finish_attention(op, unit, job, states);
+            finish_attention(op, job, states);
         }
     });
 }
@@ -130,7 +147,7 @@ void Step::split_attention(const Attention& op, std::int64_t units, std::int64_t
         for (std::int64_t segment = first + 1; segment * kSegmentPages < job.page_end; ++segment) {
             kernels_.merge_attention(states(unit, first), states(unit, segment), job.heads, job.head_dim);
         }
-        finish_attention(op, unit, job, states(unit, first));
+        finish_attention(op, job, states(unit, first));
     }
 }
 

@@ -46,9 +46,12 @@ struct KeyRange {
     int begin;
     int end;
 };
-WINDLASS_INLINE KeyRange keys_seen(std::int64_t position, std::int64_t window, std::int64_t page) {
-    const std::int64_t oldest = window > 0 && position >= window ? position - window + 1 : 0;
-    const std::int64_t begin = oldest - page * kPageSize, end = position + 1 - page * kPageSize;
+WINDLASS_INLINE KeyRange keys_seen(const AttentionJob& job, std::int64_t token, std::int64_t page) {
+    const std::int64_t position = job.position + token;
+    std::int64_t oldest = job.window > 0 && position >= job.window ? position - job.window + 1 : 0;
+    if (job.chunk > 0) oldest = position / job.chunk * job.chunk;
+    const std::int64_t newest = job.last >= 0 ? job.last : position;
+    const std::int64_t begin = oldest - page * kPageSize, end = newest + 1 - page * kPageSize;
     return {static_cast<int>(begin < 0 ? 0 : smaller(begin, kBlockKeys)),
             static_cast<int>(end < 0 ? 0 : smaller(end, kBlockKeys))};
 }
@@ -68,6 +71,16 @@ WINDLASS_INLINE I32 keys_between(int v, int begin, int end) {
     I32 key;
     for (int i = 0; i < kLanes; ++i) key[i] = v * kLanes + i;
     return (key >= begin) & (key < end);
+}
+
+// Squeezes scores into -softcap .. softcap.
+template <int Queries>
+void cap_scores(float softcap, F32 (*scores)[kBlockVectors]) {
+    for (int query = 0; query < Queries; ++query) {
+        for (int v = 0; v < kBlockVectors; ++v) {
+            scores[query][v] = hyperbolic_tangent(scores[query][v] / softcap) * softcap;
+        }
+    }
 }
 
 // Turns the scores of keys begin .. end - 1 of a block into weights, 0 for the others, and finds what the queries' sums

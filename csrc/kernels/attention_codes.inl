@@ -255,6 +255,7 @@ template <int Queries>
 void attend_codes(const AttentionJob& job, const CodeBlock& block, const QueryGroup& group) {
     F32 scores[Queries][kBlockVectors];
     code_scores<Queries>(job, block, group, scores);
+    if (job.softcap > 0.0F) cap_scores<Queries>(job.softcap, scores);
     float weights[Queries][kBlockKeys];
     float corrections[Queries];
     block_weights<Queries>(scores, group.begin, group.end, group.states, weights, corrections);

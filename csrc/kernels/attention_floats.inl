@@ -160,6 +160,7 @@ template <int Queries>
 void attend_floats(const AttentionJob& job, const FloatBlock& block, const QueryGroup& group) {
     F32 scores[Queries][kBlockVectors];
     block_scores<Queries>(block, group.q, job.head_dim, job.scale, scores);
+    if (job.softcap > 0.0F) cap_scores<Queries>(job.softcap, scores);
     float weights[Queries][kBlockKeys];
     float corrections[Queries];
     block_weights<Queries>(scores, group.begin, group.end, group.states, weights, corrections);

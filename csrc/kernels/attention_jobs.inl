@@ -24,7 +24,7 @@ WINDLASS_INLINE void attend_block(const AttentionJob& job, std::int64_t page, co
     const int queries = job.tokens * job.heads;
     bool fetch = true;
     for (int i = 0; i < queries;) {
-        const KeyRange range = keys_seen(job.position + i / job.heads, job.window, page);
+        const KeyRange range = keys_seen(job, i / job.heads, page);
         QueryGroup group;
         group.count = 0;
         group.begin = range.begin;
@@ -32,7 +32,7 @@ WINDLASS_INLINE void attend_block(const AttentionJob& job, std::int64_t page, co
         group.fetch = fetch;
         while (group.count < kSharedQueries && i < queries) {
             const int token = i / job.heads;
-            const KeyRange own = keys_seen(job.position + token, job.window, page);
+            const KeyRange own = keys_seen(job, token, page);
             if (own.begin != range.begin || own.end != range.end) break;
             group.q[group.count] =
                 job.q + token * job.q_stride + static_cast<std::int64_t>(i % job.heads) * job.head_dim;
@@ -82,10 +82,16 @@ void merge_attention(float* states, const float* later, int queries, int head_di
     }
 }
 
-void finish_attention(const float* states, int tokens, int heads, int head_dim, float* out, std::int64_t out_stride) {
+void finish_attention(const float* states, int tokens, int heads, int head_dim, const float* sinks, float* out,
+                      std::int64_t out_stride) {
     for (int i = 0; i < tokens * heads; ++i) {
         const QueryState state = query_state(const_cast<float*>(states), head_dim, i);
-        const F32 factor = splat(1.0F / *state.exponentials);
+        float factor = 1.0F / *state.exponentials;
+        if (sinks != nullptr) {
+            const float sink = sinks[i % heads], maximum = *state.maximum > sink ? *state.maximum : sink;
+            const F32 a = exponential(splat(*state.maximum - maximum)), b = exponential(splat(sink - maximum));
+            factor = a[0] / (*state.exponentials * a[0] + b[0]);
+        }
         float* const row = out + i / heads * out_stride + static_cast<std::int64_t>(i % heads) * head_dim;
         for_vectors(head_dim, [&](std::int64_t d, std::int64_t count) {
             store_some(row + d, load(state.sum + d) * factor, count);

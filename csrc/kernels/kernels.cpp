@@ -37,6 +37,8 @@ namespace {
 
 #include "kernels/rows.inl"
 
+#include "kernels/route.inl"
+
 #include "kernels/attention.inl"
 
 #include "kernels/attention_floats.inl"
@@ -71,9 +73,11 @@ const KernelTable WINDLASS_JOIN(kernels_, WINDLASS_KERNELS) = {
     .activation = activation,
     .gated_activation = gated_activation,
     .add = add,
+    .add_scaled = add_scaled,
     .scale = scale,
     .sigmoid_gate = sigmoid_gate,
     .softcap = softcap,
+    .route = route,
     .block_maxima = block_maxima,
     .likelihoods = likelihoods,
 };

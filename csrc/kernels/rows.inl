@@ -166,6 +166,12 @@ void gated_activation(ActivationKind kind, const float* x, std::int64_t width, f
     }
 }
 
+void add_scaled(float* x, const float* y, float factor, std::int64_t width) {
+    for_vectors(width, [&](std::int64_t i, std::int64_t count) {
+        store_some(x + i, multiply_add(load_some(y + i, count), splat(factor), load_some(x + i, count)), count);
+    });
+}
+
 void scale(float* x, float factor, std::int64_t width) {
     map_row(x, width, x, [&](F32 value) { return value * factor; });
 }

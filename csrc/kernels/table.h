@@ -108,6 +108,9 @@ struct AttentionJob {
     int head_dim;
     float scale;
     std::int64_t window;        // positions seen, or 0 for all
+    std::int64_t chunk;         // positions are seen from the last multiple of this on, or 0
+    std::int64_t last;          // the last position that all tokens see, or -1: each sees those up to its own
+    float softcap;              // or 0
     const std::uint8_t* cache;  // page 0 of this layer and KV head
     std::int64_t page_bytes;
     const std::int32_t* page_ids;
@@ -127,6 +130,23 @@ struct StoreKVJob {
     int head_dim;
     KVType kv_type;
 };
+
+// One token's choice of experts (windlass.program.ops.Route).
+struct RouteJob {
+    const float* x;  // [experts]
+    int experts;
+    int top_k;
+    bool sigmoid;
+    bool normalize;
+    float scale;
+    const float* bias;  // [experts] or null
+    int groups;
+    int top_groups;
+    bool top2_sum;
+    float* out;      // [experts]
+    float* scratch;  // kRouteNumbers * experts
+};
+inline constexpr int kRouteNumbers = 4;
 
 // Every result depends only on the row it belongs to: not on the number of tokens, their grouping into jobs, or
 // threads.
@@ -150,18 +170,21 @@ struct KernelTable {
     void (*attention)(const AttentionJob& job);
     // Adds what the queries saw in a later segment.
     void (*merge_attention)(float* states, const float* later, int queries, int head_dim);
-    // Writes the outputs of tokens x heads queries.
-    void (*finish_attention)(const float* states, int tokens, int heads, int head_dim, float* out,
+    // Writes the outputs of tokens x heads queries. `sinks`, a score per head that no key has, or null.
+    void (*finish_attention)(const float* states, int tokens, int heads, int head_dim, const float* sinks, float* out,
                              std::int64_t out_stride);
     void (*activation)(ActivationKind kind, const float* x, std::int64_t width, float* out);
     // `width` is that of `out`.
     void (*gated_activation)(ActivationKind kind, const float* x, std::int64_t width, float* out);
     void (*add)(float* x, const float* y, std::int64_t width);
+    // x += y * factor
+    void (*add_scaled)(float* x, const float* y, float factor, std::int64_t width);
     void (*scale)(float* x, float factor, std::int64_t width);
     // x *= sigmoid(gate)
     void (*sigmoid_gate)(float* x, float gate, std::int64_t width);
     // x = cap * tanh(x / cap)
     void (*softcap)(float* x, float cap, std::int64_t width);
+    void (*route)(const RouteJob& job);
     // The largest of each kSamplingBlock values, the last block perhaps shorter. False when any value is a NaN.
     bool (*block_maxima)(const float* x, std::int64_t count, float* maxima);
     // out[i] = e^((x[i] - largest) * inverse_temperature), where no x[i] is above `largest`; returns their sum.

@@ -33,6 +33,19 @@ Floats stored(KVType type, Floats x) {
     return x;
 }
 
+// Which positions a query sees, and what happens to its scores.
+struct Seen {
+    std::int64_t window = 0, chunk = 0, last = -1;
+    float softcap = 0;
+    Floats sinks = {};  // one per head, if any
+
+    std::int64_t oldest(std::int64_t position) const {
+        if (chunk > 0) return position - position % chunk;
+        return window > 0 ? std::max<std::int64_t>(0, position - window + 1) : 0;
+    }
+    std::int64_t newest(std::int64_t position) const { return last >= 0 ? last : position; }
+};
+
 // A sequence in a cache of one layer and one KV head, its pages in no order and full of NaN where nothing is stored.
 class Sequence {
   public:
@@ -51,21 +64,22 @@ class Sequence {
 
     // `heads` query heads of the tokens from `position` on, segment by segment; [tokens][heads][head_dim].
     Floats attend(const float* q, std::int64_t q_stride, int tokens, int heads, std::int64_t position, float scale,
-                  std::int64_t window) const {
+                  const Seen& seen) const {
         const std::size_t floats = table_.attention_state(shape_.head_dim) * (tokens * heads);
         const Scratch scratch(table_.attention_scratch(shape_.head_dim)), states(floats), later(floats);
-        const std::int64_t oldest = window > 0 ? std::max<std::int64_t>(0, position - window + 1) : 0;
-        const std::int64_t begin = oldest / kPageSize, end = (position + tokens - 1) / kPageSize + 1;
+        const std::int64_t begin = seen.oldest(position) / kPageSize;
+        const std::int64_t end = seen.newest(position + tokens - 1) / kPageSize + 1;
         const std::int64_t first = begin / kSegmentPages;
         for (std::int64_t segment = first; segment * kSegmentPages < end; ++segment) {
-            table_.attention({q, q_stride, tokens, position, heads, shape_.head_dim, scale, window, memory_.data(),
-                              shape_.page_bytes(), ids_.data(), std::max(begin, segment * kSegmentPages),
-                              std::min(end, (segment + 1) * kSegmentPages), shape_.type,
-                              segment == first ? states.data() : later.data(), scratch.data()});
+            table_.attention({q, q_stride, tokens, position, heads, shape_.head_dim, scale, seen.window, seen.chunk,
+                              seen.last, seen.softcap, memory_.data(), shape_.page_bytes(), ids_.data(),
+                              std::max(begin, segment * kSegmentPages), std::min(end, (segment + 1) * kSegmentPages),
+                              shape_.type, segment == first ? states.data() : later.data(), scratch.data()});
             if (segment > first) table_.merge_attention(states.data(), later.data(), tokens * heads, shape_.head_dim);
         }
         Floats out(tokens * heads * shape_.head_dim);
-        table_.finish_attention(states.data(), tokens, heads, shape_.head_dim, out.data(), heads * shape_.head_dim);
+        table_.finish_attention(states.data(), tokens, heads, shape_.head_dim,
+                                seen.sinks.empty() ? nullptr : seen.sinks.data(), out.data(), heads * shape_.head_dim);
         return out;
     }
 
@@ -93,7 +107,7 @@ void check_store(const KernelTable& table, KVType type) {
         Sequence sequence(table, type, head_dim, 1);
         sequence.store(0, Floats(head_dim, 1.0F), v);
         const Floats q(head_dim, 1.0F);
-        const Floats out = sequence.attend(q.data(), head_dim, 1, 1, 0, 1.0F, 0), want = stored(type, v);
+        const Floats out = sequence.attend(q.data(), head_dim, 1, 1, 0, 1.0F, {}), want = stored(type, v);
         // The weight of the key is a code too, whose scale is rounded.
         const double tolerance = type == KVType::kInt16 ? 0x1p-22 : 0;
         for (std::int64_t i = 0; i < std::ssize(out); ++i)
@@ -103,52 +117,77 @@ void check_store(const KernelTable& table, KVType type) {
 
 struct AttentionSizes {
     int head_dim, heads, tokens;
-    std::int64_t position, window;
+    std::int64_t position;
+    Seen seen = {};
 };
-// Head sizes that pad, queries shared or not, windows that end within pages, blocks and segments, up to three segments.
-constexpr AttentionSizes kAttentions[] = {{1, 1, 1, 0, 0},      {20, 3, 5, 0, 0},    {16, 2, 3, 5, 0},
-                                          {64, 4, 8, 60, 0},    {80, 3, 5, 130, 33}, {24, 5, 2, 515, 1},
-                                          {32, 2, 8, 515, 10},  {128, 8, 8, 508, 0}, {64, 2, kQueryTokens, 1030, 0},
-                                          {64, 1, 8, 1100, 600}};
+// Head sizes that pad, queries shared or not, windows and chunks that end within pages, blocks and segments, up to
+// three segments.
+const AttentionSizes kAttentions[] = {{1, 1, 1, 0},
+                                      {20, 3, 5, 0},
+                                      {16, 2, 3, 5},
+                                      {64, 4, 8, 60},
+                                      {80, 3, 5, 130, {.window = 33}},
+                                      {24, 5, 2, 515, {.window = 1}},
+                                      {32, 2, 8, 515, {.window = 10}},
+                                      {128, 8, 8, 508},
+                                      {64, 2, kQueryTokens, 1030},
+                                      {64, 1, 8, 1100, {.window = 600}},
+                                      {32, 3, 8, 60, {.chunk = 7}},
+                                      {24, 2, 8, 1020, {.chunk = 512}},
+                                      {20, 3, 8, 0, {.last = 7}},
+                                      {32, 2, kQueryTokens, 0, {.last = 600}},
+                                      {32, 3, 5, 70, {.softcap = 3}},
+                                      {40, 3, 5, 600, {.window = 90, .softcap = 0.5F, .sinks = {-2, 0.5F, 9}}},
+                                      {576, 16, 2, 70, {.sinks = Floats(16, 1.0F)}}};
 
 void check_attention(const KernelTable& table, KVType type, const AttentionSizes& sizes) {
     const int head_dim = sizes.head_dim, heads = sizes.heads, tokens = sizes.tokens;
-    const std::int64_t position = sizes.position, window = sizes.window;
+    const std::int64_t position = sizes.position;
+    const Seen& seen = sizes.seen;
     begin(table, "attention",
           {{"type", static_cast<int>(type)},
            {"head_dim", head_dim},
            {"heads", heads},
            {"tokens", tokens},
            {"position", position},
-           {"window", window}});
-    const auto oldest = [&](std::int64_t of) { return window > 0 ? std::max<std::int64_t>(0, of - window + 1) : 0; };
+           {"window", seen.window},
+           {"chunk", seen.chunk},
+           {"last", seen.last},
+           {"softcap", seen.softcap > 0},
+           {"sinks", !seen.sinks.empty()}});
     const float scale = 1 / std::sqrt(static_cast<float>(head_dim));
-    const std::int64_t end = position + tokens, width = std::int64_t{heads} * head_dim, q_stride = width + 3;
+    const std::int64_t end = seen.newest(position + tokens - 1) + 1;
+    const std::int64_t width = std::int64_t{heads} * head_dim, q_stride = width + 3;
     Sequence sequence(table, type, head_dim, end);
     std::map<std::int64_t, Floats> keys, values;
-    for (std::int64_t p = oldest(position); p < end; ++p) {
+    for (std::int64_t p = seen.oldest(position); p < end; ++p) {
         const Floats k = random_floats(head_dim, 2), v = random_floats(head_dim, 1);
         sequence.store(p, k, v);
         keys[p] = stored(type, k);
         values[p] = stored(type, v);
     }
     const Floats q = random_floats(tokens * q_stride, 1);
-    const Floats out = sequence.attend(q.data(), q_stride, tokens, heads, position, scale, window);
+    const Floats out = sequence.attend(q.data(), q_stride, tokens, heads, position, scale, seen);
     for (int i = 0; i < tokens * heads; ++i) {
-        const std::int64_t token = i / heads, head = i % heads, last = position + token;
+        const std::int64_t token = i / heads, head = i % heads, at_position = position + token;
+        const std::int64_t first = seen.oldest(at_position), last = seen.newest(at_position);
         const float* const query = q.data() + token * q_stride + head * head_dim;
         Doubles scores, sums(head_dim);
-        for (std::int64_t p = oldest(last); p <= last; ++p) {
+        for (std::int64_t p = first; p <= last; ++p) {
             double score = 0;
             for (int d = 0; d < head_dim; ++d) score += double{query[d]} * keys[p][d];
-            scores.push_back(score * scale);
+            score *= scale;
+            scores.push_back(seen.softcap > 0 ? seen.softcap * std::tanh(score / seen.softcap) : score);
         }
-        const double largest = *std::max_element(scores.begin(), scores.end());
+        Seen alone_seen = seen;
+        if (!seen.sinks.empty()) alone_seen.sinks = {seen.sinks[head]};
+        const double sink = seen.sinks.empty() ? -kInfinity : seen.sinks[head];
+        const double largest = std::max(sink, *std::max_element(scores.begin(), scores.end()));
         // Queries and weights become codes too.
         const double tolerance = type == KVType::kInt16 ? 5e-4 : 2e-5;
-        double total = 0;
-        for (std::int64_t p = oldest(last); p <= last; ++p) {
-            const double weight = std::exp(scores[p - oldest(last)] - largest);
+        double total = std::exp(sink - largest);
+        for (std::int64_t p = first; p <= last; ++p) {
+            const double weight = std::exp(scores[p - first] - largest);
             total += weight;
             for (std::int64_t d = 0; d < std::ssize(sums); ++d) sums[d] += weight * values[p][d];
         }
@@ -157,7 +196,7 @@ void check_attention(const KernelTable& table, KVType type, const AttentionSizes
             expect_near(out[at], sums[d] / total, tolerance, at);
         }
         // The same bits, whatever else is in the job.
-        const Floats alone = sequence.attend(query, q_stride, 1, 1, last, scale, window);
+        const Floats alone = sequence.attend(query, q_stride, 1, 1, at_position, scale, alone_seen);
         for (std::int64_t d = 0; d < std::ssize(alone); ++d) {
             const std::int64_t at = std::int64_t{i} * head_dim + d;
             expect_bits(alone[d], out[at], at);
@@ -247,13 +286,18 @@ void check_changes(const KernelTable& table, std::int64_t width) {
     const auto expect_row = [&](const Floats& out, double tolerance, const auto& want) {
         for (std::int64_t i = 0; i < 2 * width; ++i) {
             const double one = i < width ? want(i) : x[i];
-            expect_near(out[i], one, tolerance * std::abs(one), i);
+            expect_near(out[i], one, tolerance * (std::abs(one) + (i < width ? 0.01 : 0)), i);
         }
     };
     Floats out = x;
     begin(table, "add", {{"width", width}});
     table.add(out.data(), y.data(), width);
     expect_row(out, 0, [&](std::int64_t i) { return x[i] + y[i]; });
+
+    out = x;
+    begin(table, "add_scaled", {{"width", width}});
+    table.add_scaled(out.data(), y.data(), -1.7F, width);
+    expect_row(out, 2e-5, [&](std::int64_t i) { return x[i] + double{y[i]} * -1.7F; });
 
     out = x;
     begin(table, "scale", {{"width", width}});
@@ -270,6 +314,56 @@ void check_changes(const KernelTable& table, std::int64_t width) {
         begin(table, "softcap", {{"width", width}});
         table.softcap(out.data(), cap, width);
         expect_row(out, 1e-6, [&](std::int64_t i) { return cap * std::tanh(double{x[i]} / cap); });
+    }
+}
+
+// Against sorted lists; two experts have the same logit.
+void check_route(const KernelTable& table, int experts, int groups, int top_groups, int top_k) {
+    for (int variant = 0; variant < 8; ++variant) {
+        const bool sigmoid = variant % 2 == 1, biased = variant / 2 % 2 == 1, top2_sum = variant / 4 == 1;
+        if (top2_sum && experts / groups < 2) continue;
+        begin(table, "route",
+              {{"experts", experts},
+               {"groups", groups},
+               {"top_groups", top_groups},
+               {"top_k", top_k},
+               {"variant", variant}});
+        Floats x = random_floats(experts, 2), bias = random_floats(experts, 0.5F), out(experts + 1, kUntouched);
+        if (!biased) bias.assign(experts, 0);
+        if (experts > 3) x[3] = x[1];
+        const Scratch scratch(static_cast<std::size_t>(kRouteNumbers * experts));
+        table.route({x.data(), experts, top_k, sigmoid, biased, 2.5F, biased ? bias.data() : nullptr, groups,
+                     top_groups, top2_sum, out.data(), scratch.data()});
+        Doubles scores;
+        double sum = 0;
+        for (const float value : x) scores.push_back(sigmoid ? 1 / (1 + std::exp(-double{value})) : std::exp(value));
+        for (const double score : scores) sum += score;
+        for (double& score : scores) score /= sigmoid ? 1 : sum;
+        const int size = experts / groups;
+        std::vector<int> order, group_order;
+        Doubles group_scores;
+        const auto choice = [&](int e) { return scores[e] + bias[e]; };
+        for (int group = 0; group < groups; ++group) {
+            Doubles own;
+            for (int e = group * size; e < (group + 1) * size; ++e) own.push_back(choice(e));
+            std::sort(own.rbegin(), own.rend());
+            group_scores.push_back(top2_sum ? own[0] + own[1] : own[0]);
+            group_order.push_back(group);
+        }
+        std::stable_sort(group_order.begin(), group_order.end(),
+                         [&](int a, int b) { return group_scores[a] > group_scores[b]; });
+        group_order.resize(top_groups);
+        std::sort(group_order.begin(), group_order.end());
+        for (const int group : group_order) {
+            for (int e = group * size; e < (group + 1) * size; ++e) order.push_back(e);
+        }
+        std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return choice(a) > choice(b); });
+        Doubles want(experts);
+        double taken = 0;
+        for (int i = 0; i < top_k; ++i) taken += scores[order[i]];
+        for (int i = 0; i < top_k; ++i) want[order[i]] = scores[order[i]] / (biased ? taken : 1) * 2.5;
+        for (int e = 0; e < experts; ++e) expect_near(out[e], want[e], 1e-5 * want[e], e);
+        expect_equal(out[experts], kUntouched, experts);
     }
 }
 
@@ -338,6 +432,11 @@ void check_rows(const KernelTable& table) {
         check_changes(table, width);
         check_rope(table, 3, 2 * width, width);
         check_rope(table, 2, 2 * width + 5, width);
+    }
+    for (int round = 0; round < 20; ++round) {
+        check_route(table, 1 + round, 1, 1, 1 + round / 3);
+        check_route(table, 48, 8, 3, 1 + round % 8);
+        check_route(table, 32, 4, 1, 8);
     }
     for (const std::int64_t count : {1, 3, 8, 17, 63, 64, 65, 128, 1000, 20'000}) check_sampling(table, count);
 }

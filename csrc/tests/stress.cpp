@@ -24,7 +24,8 @@
 namespace windlass {
 namespace {
 
-constexpr std::int64_t kVocab = 71, kHidden = 40, kHeadDim = 20, kFfn = 24;
+constexpr std::int64_t kVocab = 71, kHidden = 64, kHeadDim = 20, kFfn = 24;
+constexpr std::int64_t kExperts = 5, kExpertFfn = 16, kTopK = 2;
 constexpr int kThreads = 4;
 constexpr std::int64_t kMaxTokens = 48, kMaxPositions = 64, kPages = 4;
 
@@ -44,7 +45,7 @@ void expect_throw(const char* what, const std::function<void()>& action) {
     expect(false, what);
 }
 
-// One decoder layer with every operation.
+// One decoder layer with a plain and an expert feed-forward part.
 Program little_program() {
     Program p;
     p.num_ropes = 1;
@@ -52,14 +53,22 @@ Program little_program() {
     p.num_kv_heads = 1;
     p.head_dim = static_cast<int>(kHeadDim);
     p.vocab_size = kVocab;
-    p.buffer_widths = {kHidden, kHidden, 4 * kHeadDim, 2 * kHeadDim, kHidden, 2 * kFfn, kFfn};
-    p.weights = {{"table", kVocab, kHidden, false},     {"norm", 1, kHidden, true},
-                 {"qkv", 4 * kHeadDim, kHidden, false}, {"bias", 1, 4 * kHeadDim, true},
-                 {"head", 1, kHeadDim, true},           {"out", kHidden, 2 * kHeadDim, false},
-                 {"up", 2 * kFfn, kHidden, false},      {"down", kHidden, kFfn, false}};
+    p.buffer_widths = {kHidden, kHidden, 4 * kHeadDim, 2 * kHeadDim, kHidden, 2 * kFfn, kFfn, kExperts, kExperts};
+    p.weights = {{"table", kVocab, kHidden, false},
+                 {"norm", 1, kHidden, true},
+                 {"qkv", 4 * kHeadDim, kHidden, false},
+                 {"bias", 1, 4 * kHeadDim, true},
+                 {"head", 1, kHeadDim, true},
+                 {"out", kHidden, 2 * kHeadDim, false},
+                 {"up", 2 * kFfn, kHidden, false},
+                 {"down", kHidden, kFfn, false},
+                 {"router", kExperts, kHidden, false},
+                 {"expert up", kExperts * 2 * kExpertFfn, kHidden, false},
+                 {"expert down", kExperts * kHidden, kExpertFfn, false}};
     const View x = {0, 0, kHidden}, normed = {1, 0, kHidden}, qkv = {2, 0, 4 * kHeadDim};
     const View q = {2, 0, 2 * kHeadDim}, k = {2, 2 * kHeadDim, kHeadDim}, v = {2, 3 * kHeadDim, kHeadDim};
     const View attended = {3, 0, 2 * kHeadDim}, more = {4, 0, kHidden}, up = {5, 0, 2 * kFfn}, gated = {6, 0, kFfn};
+    const View scores = {7, 0, kExperts}, shares = {8, 0, kExperts};
     p.ops = {Embed{x, 0},
              RmsNorm{normed, x, 1, 1e-5F},
              Linear{qkv, normed, 2, 3},
@@ -74,6 +83,11 @@ Program little_program() {
              Linear{up, normed, 6, kNoWeight},
              GatedActivation{gated, up, ActivationKind::kSilu},
              Linear{more, gated, 7, kNoWeight},
+             Add{x, more},
+             RmsNorm{normed, x, 1, 1e-5F},
+             Linear{scores, normed, 8, kNoWeight},
+             Route{shares, scores, kTopK, true, true, 1.0F, kNoWeight, 1, 1, false},
+             Experts{more, normed, shares, 9, 10, ActivationKind::kGelu, kNoWeight, kNoWeight, false},
              Add{x, more},
              Logits{x, 0, 0}};
     return p;

@@ -12,12 +12,11 @@
 #include <utility>
 #include <vector>
 
+#include "tests/text_tables.h"
 #include "text/bpe_encoder.h"
 
 namespace windlass {
 namespace {
-
-constexpr std::uint32_t kNumIds = 700, kMany = 0xFFFFFFFF;
 
 std::mt19937 generator(1);
 
@@ -28,113 +27,6 @@ void expect(bool right, const char* what) {
 }
 
 std::uint32_t below(std::uint32_t end) { return static_cast<std::uint32_t>(generator() % end); }
-
-// The tables of an encoder, each exactly as large as it says, so that a read beyond its end is seen.
-struct Tables {
-    std::map<std::string, std::vector<std::uint32_t>> words;
-    std::map<std::string, std::vector<std::uint8_t>> bytes;
-    std::vector<std::uint64_t> compositions;
-
-    BpeTables view() const {
-        const auto chars = [this](const char* name) {
-            const std::vector<std::uint8_t>& found = bytes.at(name);
-            return std::span<const char>(reinterpret_cast<const char*>(found.data()), found.size());
-        };
-        const auto& w = words;
-        return {w.at("letters"),
-                w.at("pair_starts"),
-                w.at("pair_rights"),
-                w.at("pair_ranks"),
-                w.at("pair_joined"),
-                w.at("entry_starts"),
-                chars("entries"),
-                w.at("whole_words"),
-                bytes.at("blocks"),
-                bytes.at("kinds"),
-                w.at("sets"),
-                bytes.at("combining"),
-                bytes.at("normal"),
-                w.at("decomposing"),
-                w.at("part_starts"),
-                w.at("parts"),
-                compositions,
-                w.at("composed"),
-                w.at("steps"),
-                w.at("alternatives"),
-                w.at("patterns"),
-                chars("added"),
-                w.at("added_starts"),
-                w.at("added_ids"),
-                bytes.at("added_normal"),
-                true};
-    }
-};
-
-using Pairs = std::map<std::pair<std::uint32_t, std::uint32_t>, std::pair<std::uint32_t, std::uint32_t>>;
-
-// Pairs of few letters, and of what they become; ranks are in the order in which the outcomes were made.
-Pairs random_pairs() {
-    Pairs pairs;
-    for (std::uint32_t made = 256; made < kNumIds; ++made) {
-        const auto part = [made] { return below(2) == 0 ? 'a' + below(4) : 256 + below(made - 255) - (made > 256); };
-        const std::uint32_t left = std::min(part(), made - 1), right = std::min(part(), made - 1);
-        pairs.emplace(std::pair(left, right), std::pair(made, made));
-    }
-    return pairs;
-}
-
-// A vocabulary, and tables of characters and patterns that have everything once: words of a few letters behind a
-// space, contractions, spaces that no other character follows, marks that combine and compose.
-Tables make_tables(const Pairs& pairs) {
-    Tables tables;
-    auto& w = tables.words;
-    for (std::uint32_t byte = 0; byte < 256; ++byte) w["letters"].push_back(byte == 'z' ? kNoId : byte);
-    w["pair_starts"].assign(kNumIds + 1, 0);
-    for (const auto& [pair, outcome] : pairs) {
-        ++w["pair_starts"][pair.first + 1];
-        w["pair_rights"].push_back(pair.second);
-        w["pair_ranks"].push_back(outcome.first);
-        w["pair_joined"].push_back(outcome.second);
-    }
-    for (std::uint32_t id = 0; id < kNumIds; ++id) w["pair_starts"][id + 1] += w["pair_starts"][id];
-    for (std::uint32_t id = 0; id <= kNumIds; ++id) w["entry_starts"].push_back(id * 2);
-    for (std::uint32_t id = 0; id < kNumIds; ++id) {
-        tables.bytes["entries"].push_back(static_cast<std::uint8_t>('A' + id / 26));
-        tables.bytes["entries"].push_back(static_cast<std::uint8_t>('A' + id % 26));
-        if (id > 600) w["whole_words"].push_back(id);
-    }
-    // Kinds: nothing, a letter, a space, an apostrophe, two marks, a letter that decomposes.
-    tables.bytes["blocks"].assign(kNumCharacters / 256, 0);
-    tables.bytes["blocks"][3] = 1;
-    tables.bytes["kinds"].assign(512, 0);
-    for (int letter = 'a'; letter <= 'z'; ++letter) tables.bytes["kinds"][letter] = 1;
-    for (const char space : {' ', '\n', '\t'}) tables.bytes["kinds"][space] = 2;
-    tables.bytes["kinds"]['\''] = 3;
-    tables.bytes["kinds"][256] = 4;  // U+0300
-    tables.bytes["kinds"][257] = 5;
-    tables.bytes["kinds"][258] = 4;
-    tables.bytes["kinds"][0xE0] = 6;
-    w["sets"] = {8, 1 | 8, 2, 4 | 8, 8, 8, 1 | 8};
-    tables.bytes["combining"] = {0, 0, 0, 0, 1, 2, 0};
-    tables.bytes["normal"] = {0, 0, 0, 0, 5, 5, 2};
-    w["decomposing"] = {0xE0};
-    w["part_starts"] = {0, 2};
-    w["parts"] = {'a', 0x300};
-    tables.compositions = {std::uint64_t{'a'} << 32 | 0x300};
-    w["composed"] = {0xE0};
-    w["steps"] = {0, 1, 0, 1,     0, 0, 1, kMany, 3, 0, 0, 1,  // a space or not, letters, and a contraction or not
-                  0, 2, 1, 1,     0, 0, 1, 1,                  // the contraction
-                  0, 1, 1, kMany, 2, 3, 0, 0,                  // spaces before nothing else
-                  1, 1, 1, kMany,                              // spaces
-                  0, 3, 2, kMany, 0, 2, 1, 1};                 // within those, anything before an apostrophe
-    w["alternatives"] = {3, 2, 0, 3, 5, 2, 7, 1, 8, 2};
-    w["patterns"] = {1, 3, 0, 4, 1, 0};
-    for (const char byte : std::string("<x><x>y")) tables.bytes["added"].push_back(static_cast<std::uint8_t>(byte));
-    w["added_starts"] = {0, 3, 7};
-    w["added_ids"] = {kNumIds, kNoId};
-    tables.bytes["added_normal"] = {0, 1};
-    return tables;
-}
 
 // Joins the leftmost pair of the lowest rank, again and again.
 std::vector<std::uint32_t> merged(std::vector<std::uint32_t> word, const Pairs& pairs) {
@@ -155,7 +47,7 @@ std::vector<std::uint32_t> merged(std::vector<std::uint32_t> word, const Pairs& 
 
 void check_merges() {
     for (int round = 0; round < 60; ++round) {
-        const Pairs pairs = random_pairs();
+        const Pairs pairs = random_pairs(below);
         const Tables tables = make_tables(pairs);
         const BpeEncoder encoder(tables.view());
         for (int length = 1; length < 90; length += 1 + length / 8) {
@@ -198,6 +90,45 @@ void check_parts() {
     is("XY", {23 * 26 + 24});
 }
 
+void check_characters() {
+    Tables tables = make_tables({{{'a', 500}, {0, 300}}, {{300, 0xC3}, {1, 301}}});
+    tables.words["characters"] = {'a', 'z', 0xE9};
+    tables.words["character_ids"] = {'a', 'z', 500};
+    tables.words["patterns"] = {};
+    tables.bytes["added_normal"] = {0, 0};
+    tables.words["decomposing"] = {};
+    tables.words["part_starts"] = {0};
+    tables.words["parts"] = {};
+    tables.bytes["normal"].assign(7, 0);
+    tables.words["letters"]['!'] = kNoId;
+    for (const std::uint32_t unknown : {std::uint32_t{600}, kNoId}) {
+        tables.words["unknown"] = {unknown};
+        const BpeEncoder encoder(tables.view());
+        const std::vector<std::uint32_t> marks = unknown == kNoId ? std::vector<std::uint32_t>() : std::vector{unknown};
+        std::vector<std::uint32_t> wanted = {300, 'b', 301, 0xA8, 'z'};  // a byte merges as any token does
+        wanted.insert(wanted.end(), marks.begin(), marks.end());
+        wanted.push_back('a');
+        wanted.insert(wanted.end(), marks.begin(), marks.end());
+        expect(encoder.encode("a\xC3\xA9"
+                              "ba\xC3\xA9\xC3\xA8z!!a!") == wanted,
+               "characters");
+    }
+    tables.words["characters"] = {' ', 'a', 0x2581};
+    tables.words["character_ids"] = {' ', 'a', 600};
+    const auto is = [&](std::uint32_t spaces, const char* text, const std::vector<std::uint32_t>& wanted) {
+        tables.words["spaces"] = {spaces};
+        expect(BpeEncoder(tables.view()).encode(text) == wanted, text);
+    };
+    is(0, " a", {' ', 'a'});
+    is(kReplaceSpaces, " a", {600, 'a'});
+    is(kReplaceSpaces | kPrefixParts, " a<x>a", {600, 600, 'a', kNumIds, 600, 'a'});
+    is(kReplaceSpaces | kPrefixParts | kUnlessThereIsOne, " a<x>a", {600, 'a', kNumIds, 600, 'a'});
+    is(kReplaceSpaces | kPrefixText, "a<x>a", {600, 'a', kNumIds, 'a'});
+    is(kReplaceSpaces | kPrefixText, "<x>a", {kNumIds, 'a'});
+    is(kPrefixText | kUnlessThereIsOne, "\xE2\x96\x81", {600});
+    is(kPrefixText | kUnlessThereIsOne, " ", {600, ' '});
+}
+
 std::string random_bytes() {
     static const std::vector<std::string> pieces = {
         "a",        "b",    " ",    "'",    "z",        "<x>", "<x><x>y", "\n",     "à",      "\xCC",   "\xCC\x80",
@@ -222,7 +153,7 @@ std::vector<std::uint32_t> encode(const BpeEncoder& encoder, const std::string& 
 }
 
 void check_any_bytes() {
-    const Tables tables = make_tables(random_pairs());
+    const Tables tables = make_tables(random_pairs(below));
     const BpeEncoder encoder(tables.view());
     for (int round = 0; round < 3000; ++round) {
         const std::string text = random_bytes();
@@ -259,7 +190,7 @@ void damage_one(std::map<std::string, std::vector<Number>>& tables) {
 
 // Whatever a table says, it is refused or does no harm.
 void check_damage() {
-    const Tables whole = make_tables(random_pairs());
+    const Tables whole = make_tables(random_pairs(below));
     int refused = 0, used = 0;
     for (int round = 0; round < 20'000; ++round) {
         Tables tables = whole;
@@ -293,7 +224,7 @@ void check_damage() {
 }
 
 void check_threads() {
-    const Tables tables = make_tables(random_pairs());
+    const Tables tables = make_tables(random_pairs(below));
     const BpeEncoder encoder(tables.view());
     std::vector<std::string> texts;
     for (int i = 0; i < 200; ++i) texts.push_back(random_bytes());
@@ -315,6 +246,7 @@ void check_threads() {
 int main() {
     windlass::check_merges();
     windlass::check_parts();
+    windlass::check_characters();
     windlass::check_any_bytes();
     windlass::check_damage();
     windlass::check_threads();

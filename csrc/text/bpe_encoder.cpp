@@ -36,7 +36,8 @@ class BpeEncoder::Call {
     std::vector<std::uint32_t> take() { return std::move(ids_); }
     void add(std::uint32_t id) { ids_.push_back(id); }
 
-    void add_text(std::string_view text) {
+    void add_text(std::string_view text, bool is_first) {
+        if (encoder_.spaces_ != 0) text = normalized_.emplace_back(encoder_.spaced(text, is_first));
         if (encoder_.normalizes_ && !encoder_.normalizer_.is_normal(text)) {
             text = normalized_.emplace_back(encoder_.normalizer_.normalized(text));
         }
@@ -81,9 +82,10 @@ class BpeEncoder::Call {
         }
         word_.clear();
         word_.reserve(word.size());
-        for (const char byte : word) {
-            const std::uint32_t id = encoder_.letters_[static_cast<unsigned char>(byte)];
-            if (id != kNoId) word_.push_back(id);
+        if (encoder_.codes_.empty()) {
+            encoder_.spell_bytes(word, word_);
+        } else {
+            encoder_.spell_characters(word, word_);
         }
         encoder_.merger_.merge(word_);
         ids_.insert(ids_.end(), word_.begin(), word_.end());
@@ -97,7 +99,9 @@ class BpeEncoder::Call {
 };
 
 BpeEncoder::BpeEncoder(const BpeTables& tables)
-    : spelled_(alphabet()),
+    : codes_(tables.characters),
+      code_ids_(tables.character_ids),
+      spelled_(alphabet()),
       entry_starts_(tables.entry_starts),
       entries_(tables.entries),
       whole_words_(tables.whole_words),
@@ -116,6 +120,16 @@ BpeEncoder::BpeEncoder(const BpeTables& tables)
     for (std::size_t byte = 0; byte < letters_.size(); ++byte) {
         letters_[byte] = tables.letters[byte];
         require(letters_[byte] < num_ids || letters_[byte] == kNoId, "a letter is an unknown token");
+    }
+    require(code_ids_.size() == codes_.size() && tables.unknown.size() == 1, "the table of characters is cut off");
+    for (const std::uint32_t id : code_ids_) require(id < num_ids, "a character is an unknown token");
+    unknown_ = tables.unknown[0];
+    require(unknown_ < num_ids || unknown_ == kNoId, "the token of unknown characters is unknown itself");
+    require(tables.spaces.size() == 1 && tables.spaces[0] <= kAllSpaces, "an unknown way to write spaces");
+    spaces_ = tables.spaces[0];
+    ascii_.fill(kNoId);
+    for (std::size_t i = 0; i < codes_.size(); ++i) {
+        if (codes_[i] < ascii_.size()) ascii_[codes_[i]] = code_ids_[i];
     }
     for (const std::uint32_t id : whole_words_) {
         require(id < num_ids, "a word is an unknown token");
@@ -144,8 +158,64 @@ AddedTokens BpeEncoder::added_tokens(const BpeTables& tables, bool normal) const
 std::vector<std::uint32_t> BpeEncoder::encode(std::string_view text) const {
     require(text.size() <= kMostBytes, "the text is longer than 2 GiB");
     Call call(*this, text.size());
-    added_.split(text, [&](std::string_view part) { call.add_text(part); }, [&](std::uint32_t id) { call.add(id); });
+    const auto add_text = [&](std::string_view part) { call.add_text(part, part.data() == text.data()); };
+    added_.split(text, add_text, [&](std::uint32_t id) { call.add(id); });
     return call.take();
+}
+
+std::string BpeEncoder::spaced(std::string_view part, bool is_first) const {
+    static constexpr std::string_view kSpace = "\xE2\x96\x81";
+    const bool has_one = part.starts_with(kSpace) || ((spaces_ & kReplaceSpaces) != 0 && part.starts_with(' '));
+    const bool wants_one = (spaces_ & kPrefixParts) != 0 || ((spaces_ & kPrefixText) != 0 && is_first);
+    std::string out;
+    out.reserve(part.size() + part.size() / 4 + kSpace.size());
+    if (wants_one && !(has_one && (spaces_ & kUnlessThereIsOne) != 0)) out += kSpace;
+    for (const char byte : part) {
+        if (byte == ' ' && (spaces_ & kReplaceSpaces) != 0) {
+            out += kSpace;
+        } else {
+            out.push_back(byte);
+        }
+    }
+    require(out.size() <= kMostBytes, "the text is longer than 2 GiB");
+    return out;
+}
+
+void BpeEncoder::spell_bytes(std::string_view word, std::vector<std::uint32_t>& out) const {
+    for (const char byte : word) {
+        const std::uint32_t id = letters_[static_cast<unsigned char>(byte)];
+        if (id != kNoId) out.push_back(id);
+    }
+}
+
+// Unknown characters beside each other are one token.
+void BpeEncoder::spell_characters(std::string_view word, std::vector<std::uint32_t>& out) const {
+    const char* at = word.data();
+    const char* const end = at + word.size();
+    bool after_unknown = false;
+    while (at < end) {
+        const Character one = decode(at, end);
+        const std::string_view bytes(at, one.size);
+        at += one.size;
+        std::uint32_t id = kNoId;
+        if (one.code < ascii_.size()) {
+            id = ascii_[one.code];
+        } else {
+            const auto found = std::lower_bound(codes_.begin(), codes_.end(), one.code);
+            if (found != codes_.end() && *found == one.code)
+                id = code_ids_[static_cast<std::size_t>(found - codes_.begin())];
+        }
+        const auto is_token = [this](char byte) { return letters_[static_cast<unsigned char>(byte)] != kNoId; };
+        const bool is_unknown = id == kNoId && !std::all_of(bytes.begin(), bytes.end(), is_token);
+        if (id != kNoId) {
+            out.push_back(id);
+        } else if (!is_unknown) {
+            spell_bytes(bytes, out);
+        } else if (!after_unknown && unknown_ != kNoId) {
+            out.push_back(unknown_);
+        }
+        after_unknown = is_unknown;
+    }
 }
 
 std::string_view BpeEncoder::entry(std::uint32_t id) const {

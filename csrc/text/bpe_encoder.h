@@ -1,9 +1,10 @@
-// Byte-level BPE from tables that are used as they lie in memory: text to token ids.
+// BPE over bytes, or over characters, from tables that are used as they lie in memory: text to token ids.
 #pragma once
 
 #include <array>
 #include <cstdint>
 #include <span>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -19,6 +20,11 @@ namespace windlass {
 // before use.
 struct BpeTables {
     std::span<const std::uint32_t> letters;  // [256]: the token of each byte, or kNoId
+    // The characters that are tokens, ascending, and which; none when words are made of bytes. A character that is no
+    // token is written as its bytes, or, if one of them is none either, as `unknown`, which has one id, perhaps kNoId.
+    std::span<const std::uint32_t> characters, character_ids, unknown;
+    // One number: what becomes of spaces, see Spaces.
+    std::span<const std::uint32_t> spaces;
     // See Merger.
     std::span<const std::uint32_t> pair_starts, pair_rights, pair_ranks, pair_joined;
     // Tokens as the vocabulary writes them, in GPT-2's alphabet, and where each begins; those that a whole word may
@@ -42,6 +48,15 @@ struct BpeTables {
     bool normalizes;
 };
 
+// How SentencePiece's vocabularies write spaces, and one more before a text, or before each part between added tokens.
+enum Spaces : std::uint32_t {
+    kReplaceSpaces = 1,     // a space is written U+2581
+    kPrefixParts = 2,       // each part gets one before it
+    kPrefixText = 4,        // the first part does, if it begins the text
+    kUnlessThereIsOne = 8,  // but not a part that begins with one
+    kAllSpaces = 15,
+};
+
 // Safe to use from many threads.
 class BpeEncoder {
   public:
@@ -61,8 +76,14 @@ class BpeEncoder {
     AddedTokens added_tokens(const BpeTables& tables, bool normal) const;
     std::uint32_t whole_word(std::string_view word) const;
     std::string_view entry(std::uint32_t id) const;
+    std::string spaced(std::string_view part, bool is_first) const;
+    void spell_bytes(std::string_view word, std::vector<std::uint32_t>& out) const;
+    void spell_characters(std::string_view word, std::vector<std::uint32_t>& out) const;
 
     std::array<std::uint32_t, 256> letters_;
+    std::span<const std::uint32_t> codes_, code_ids_;
+    std::array<std::uint32_t, 128> ascii_;  // the ids of its characters, or kNoId
+    std::uint32_t unknown_ = kNoId, spaces_ = 0;
     std::array<std::uint32_t, 256> spelled_;  // each byte as a character of GPT-2's alphabet
     std::span<const std::uint32_t> entry_starts_;
     std::span<const char> entries_;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +21,36 @@ def read_json_object(path: Path, *, unique_keys: bool = False, missing_ok: bool 
         LoadError: the file cannot be read, is larger than ``MAX_JSON_BYTES``, is not UTF-8 JSON of an object, or,
             with ``unique_keys``, has an object in which a key comes twice.
     """
+    text = _read(path, missing_ok=missing_ok)
+    return {} if text is None else parse_json_object(path, text, unique_keys=unique_keys)
+
+
+def read_json_list(path: Path, *, missing_ok: bool = False) -> list[Any] | None:
+    """Read a file that holds one JSON array; with ``missing_ok`` None stands for a file that is not there.
+
+    Raises:
+        LoadError: as ``read_json_object``.
+    """
+    text = _read(path, missing_ok=missing_ok)
+    if text is None:
+        return None
+    value = _parse(path, text, what="the file", collect=None)
+    if not isinstance(value, list):
+        raise LoadError(path, f"the file must be a JSON array, not {json_type(value)}")
+    return value
+
+
+def _read(path: Path, *, missing_ok: bool) -> bytes | None:
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size > MAX_JSON_BYTES:
                 raise LoadError(path, f"{size} bytes are too many for a JSON file; at most {MAX_JSON_BYTES} are read")
-            text = file.read(MAX_JSON_BYTES)
+            return file.read(MAX_JSON_BYTES)
     except OSError as error:
         if missing_ok and isinstance(error, FileNotFoundError):
-            return {}
+            return None
         raise LoadError(path, f"cannot be read: {error.strerror}") from error
-    return parse_json_object(path, text, unique_keys=unique_keys)
 
 
 def parse_json_object(path: Path, text: bytes, *, what: str = "the file", unique_keys: bool) -> dict[str, Any]:
@@ -45,8 +65,19 @@ def parse_json_object(path: Path, text: bytes, *, what: str = "the file", unique
             result[key] = value
         return result
 
+    value = _parse(path, text, what=what, collect=collect if unique_keys else None)
+    if not isinstance(value, dict):
+        raise LoadError(path, f"{what} must be a JSON object, not {json_type(value)}")
+    if repeated:
+        raise LoadError(path, f"{what} has the key {repeated[0]!r} twice")
+    return value
+
+
+def _parse(
+    path: Path, text: bytes, *, what: str, collect: Callable[[list[tuple[str, Any]]], dict[str, Any]] | None
+) -> Any:
     try:
-        value = json.loads(text.decode("utf-8"), object_pairs_hook=collect if unique_keys else None)
+        return json.loads(text.decode("utf-8"), object_pairs_hook=collect)
     except json.JSONDecodeError as error:
         raise LoadError(path, f"{what} is not JSON: {error.msg} at line {error.lineno} column {error.colno}") from None
     except UnicodeDecodeError as error:
@@ -55,11 +86,6 @@ def parse_json_object(path: Path, text: bytes, *, what: str = "the file", unique
         raise LoadError(path, f"{what} is not acceptable JSON: it is nested too deeply") from None
     except ValueError as error:  # an integer of thousands of digits
         raise LoadError(path, f"{what} is not acceptable JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise LoadError(path, f"{what} must be a JSON object, not {json_type(value)}")
-    if repeated:
-        raise LoadError(path, f"{what} has the key {repeated[0]!r} twice")
-    return value
 
 
 def json_type(value: object) -> str:

@@ -45,7 +45,8 @@ def runs(chunks: Sequence[int | None], few: Sequence[int | None]) -> list[tuple[
     """(model, executor, chunk): the thorough ones with all ``chunks``, the others with a ``few``."""
     every = [(name, executor, chunk) for name in THOROUGH for executor in EXECUTORS for chunk in chunks]
     others = [name for name in CASES if name not in THOROUGH]
-    return every + [(name, "reference", chunk) for name in others for chunk in few]
+    some = [("reference", chunk) for chunk in few[:1]] + [(EXECUTORS[-1], chunk) for chunk in few]
+    return every + [(name, executor, chunk) for name in others for executor, chunk in some]
 
 
 @pytest.fixture
@@ -61,24 +62,27 @@ def prompts(golden: dict[str, np.ndarray[Any, Any]]) -> list[list[int]]:
 
 
 def check(sequence: Greedy, golden: dict[str, np.ndarray[Any, Any]], number: int) -> None:
-    rows, expected = golden[f"rows_{number}"], golden[f"logits_{number}"]
+    computed = golden[f"rows_{number}"] < len(sequence.logits)
+    rows, expected = golden[f"rows_{number}"][computed], golden[f"logits_{number}"][computed]
     actual = np.stack([sequence.logits[row] for row in rows])
     error = np.abs(actual - expected).max(axis=1) / np.abs(expected).max(axis=1)
     assert error.max() <= TOLERANCE, f"prompt {number}: errors {error} at positions {rows}"
-    assert sequence.generated == golden[f"tokens_{number}"].tolist()
+    assert sequence.generated == golden[f"tokens_{number}"][: len(sequence.generated)].tolist()
 
 
-@pytest.mark.parametrize(("name", "executor", "chunk"), runs([None, 1, 7, 16, 33], []), indirect=["executor"])
+@pytest.mark.parametrize(("name", "executor", "chunk"), runs([None, 1, 7, 16, 33], [None, 7]), indirect=["executor"])
 def test_single_prompts_whole_and_in_chunks(name: str, executor: Executor, chunk: int | None) -> None:
     golden = load_case(name)[2]
     driver = GreedyDriver(executor, NUM_PAGES)
+    # Once the prompt is in the cache all go on alike: over the next page, and one as far as there are answers.
+    length = 64 if chunk is None else 20
     for number, prompt in enumerate(prompts(golden)):
-        sequence = driver.generate(prompt, 64, chunk=chunk)
+        sequence = driver.generate(prompt, length, chunk=chunk)
         check(sequence, golden, number)
         driver.free(sequence)
 
 
-@pytest.mark.parametrize(("name", "executor", "chunk"), runs([7, 16, 64], [16]), indirect=["executor"])
+@pytest.mark.parametrize(("name", "executor", "chunk"), runs([7, 16, 64], [16, 64]), indirect=["executor"])
 def test_ragged_batches_of_prompts_at_different_stages(name: str, executor: Executor, chunk: int) -> None:
     golden = load_case(name)[2]
     sequences = GreedyDriver(executor, NUM_PAGES).generate_together(prompts(golden), 64, chunk=chunk, stagger=3)

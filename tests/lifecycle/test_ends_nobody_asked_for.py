@@ -283,14 +283,16 @@ def test_L16_a_stuck_step_delays_the_exit_by_two_seconds_at_most() -> None:
             time.sleep(60)
         executor.run = stuck
         stream = engine.completions.create(prompt="x", stream=True)
+        print(time.monotonic())
     """
-    started = time.monotonic()
     result = subprocess.run(
         [sys.executable, "-X", "dev", "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=LIMIT
     )
-    print(f"{time.monotonic() - started:.2f} s")
+    ended = time.monotonic()
     assert (result.returncode, result.stderr) == (0, "")
-    assert time.monotonic() - started < 2 + 4 * PROMPT
+    took = ended - float(result.stdout)
+    print(f"{took:.2f} s")
+    assert took < 2 + 4 * PROMPT
 
 
 # L17: failures

@@ -147,6 +147,15 @@ def int4_weight(**changes: object) -> Tensor:
     return Tensor(**{**fields, **changes})  # type: ignore[arg-type]
 
 
+FP8 = {
+    "format": Format.FP8,
+    "data": np.zeros((8, 64), dtype=np.uint8),
+    "group_size": 64,
+    "scales": np.ones((8, 1), dtype=np.float32),
+    "zeros": None,
+}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -158,6 +167,14 @@ def int4_weight(**changes: object) -> Tensor:
         ({"scales": np.ones((8, 2), dtype=np.float64)}, "scales have the wrong dtype"),
         ({"scales": np.ones((8, 3), dtype=np.float16)}, r"scales of a weight must be \[8, 2\]"),
         ({"shape": (7, 64)}, "has shape"),
+        ({"order": np.arange(63, dtype=np.int32)}, "has the number of each column"),
+        ({"order": np.arange(1, 65, dtype=np.int32)}, "has the number of each column"),
+        ({"order": np.arange(-1, 63, dtype=np.int32)}, "has the number of each column"),
+        ({**FP8, "order": np.arange(64, dtype=np.int32)}, "of these int8 and int4 may have an order"),
+        ({**FP8, "group_size": 32}, "must be whole rows, or multiples of 64"),
+        ({**FP8, "scales": np.ones((8, 1), dtype=np.float16)}, "scales have the wrong dtype"),
+        ({**FP8, "scales": None}, "have groups and scales"),
+        ({**FP8, "zeros": np.zeros((8, 1), dtype=np.uint8)}, "have groups and scales"),
     ],
 )
 def test_a_wrong_weight_is_refused(changes: dict[str, object], message: str) -> None:

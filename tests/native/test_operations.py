@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,21 +17,23 @@ from windlass.program.builder import ProgramBuilder
 from windlass.program.ops import ActivationKind, GateKind, Value
 from windlass.program.program import Part, Program
 from windlass.program.reference import ReferenceExecutor
-from windlass.quantization import Tensor
+from windlass.quantization import Format, Tensor
 
 LIMITS = {"num_pages": 12, "max_tokens": 80, "max_positions": 64}
 VOCAB, WIDTH, HEAD = 101, 60, 20
 INT8, INT4 = KINDS[4], KINDS[7]
+# The activations are quantized too where the weights are: to 15 bits for int8, to 8 bits for int4.
+TOLERANCE = {Format.INT8: 2e-4, Format.INT4: 3e-2}
 
 Write = Callable[[ProgramBuilder, Value], Value]
 
 
-def program_of(write: Write) -> Program:
+def program_of(write: Write, width: int = WIDTH) -> Program:
     """What ``write`` makes of the tokens' embeddings, as the result."""
     b = ProgramBuilder(num_layers=1, num_kv_heads=1, head_dim=HEAD, vocab_size=VOCAB)
-    x = b.embed("embed", WIDTH)
+    x = b.embed("embed", width)
     b.write_kv(0, x.columns(0, HEAD), x.columns(HEAD, HEAD))
-    b.attention(x, 0, num_heads=WIDTH // HEAD)
+    b.attention(x.columns(0, HEAD), 0, num_heads=1)
     out = write(b, x)
     if out.width > 0:
         b.hidden_states(out)
@@ -46,7 +49,7 @@ def random_weights(program: Program, kind: Kind = KINDS[0], scale: float = 1.0) 
         elif spec.role == "embedding":
             weights[spec.name] = f32_tensor(np.float32(scale) * rng.standard_normal(spec.shape, dtype=np.float32))
         else:
-            weights[spec.name] = kind.tensor(rng, *spec.shape)
+            weights[spec.name] = (KINDS[0] if spec.role == "router" else kind).tensor(rng, *spec.shape)
     return weights
 
 
@@ -128,6 +131,116 @@ def test_operations_agree_with_the_reference(case: str, kernels: str) -> None:
     check(program, random_weights(program), kernels)
 
 
+def route_of(experts: int, **options: Any) -> Write:
+    return lambda b, x: b.route(b.linear(x, "router", experts, role="router"), **options)
+
+
+ROUTES: dict[str, Write] = {
+    "softmax": route_of(7, top_k=3, scores="softmax", normalize=False),
+    "one expert": route_of(5, top_k=1, scores="sigmoid", normalize=False),
+    "all experts": route_of(40, top_k=40, scores="softmax", normalize=True, scale=2.5),
+    "bias": route_of(33, top_k=4, scores="sigmoid", normalize=True, bias="c", scale=2.5),
+    "groups by their best": route_of(
+        24, top_k=5, scores="softmax", normalize=False, num_groups=4, top_groups=2, scale=16.0
+    ),
+    "groups by their best two": route_of(
+        32, top_k=8, scores="sigmoid", normalize=True, bias="c", num_groups=8, top_groups=4, group_score="top2_sum"
+    ),
+}
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize("case", ROUTES)
+def test_routes_agree_with_the_reference(case: str, kernels: str) -> None:
+    program = program_of(ROUTES[case])
+    check(program, random_weights(program), kernels)
+
+
+def experts_of(
+    experts: int, inner: int, *, top_k: int, biased: bool = False, share: float = 1.0, **options: Any
+) -> Write:
+    if biased:
+        options |= {"gate_up_bias": ("gate_up.bias", Part("a")), "down_bias": ("down.bias", Part("b"))}
+
+    def write(b: ProgramBuilder, x: Value) -> Value:
+        logits = b.linear(x, "router", experts, role="router")
+        shares = b.route(logits, top_k=top_k, scores="softmax", normalize=True, scale=share)
+        return b.experts(x, shares, gate_up="gate_up", down="down", intermediate_size=inner, **options)
+
+    return write
+
+
+EXPERTS: dict[str, Write] = {
+    "a few": experts_of(7, 48, top_k=2),
+    "one": experts_of(3, 16, top_k=1, scale_input=True, kind="gelu"),
+    "many": experts_of(50, 16, top_k=6, biased=True, kind="clamped_swiglu"),
+    "none at all": experts_of(3, 16, top_k=1, share=0.0),
+    "every one": experts_of(4, 112, top_k=4, kind="gelu_tanh"),
+}
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize("kind", [KINDS[0], KINDS[2], INT8, INT4], ids=str)
+@pytest.mark.parametrize("case", EXPERTS)
+def test_experts_agree_with_the_reference(case: str, kind: Kind, kernels: str) -> None:
+    program = program_of(EXPERTS[case], width=64)
+    check(program, random_weights(program, kind), kernels, TOLERANCE.get(kind.format, 2e-6))
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize("kind", [KINDS[1], INT8, INT4], ids=str)
+def test_heads_with_matrices_of_their_own(kind: Kind, kernels: str) -> None:
+    def write(b: ProgramBuilder, x: Value) -> Value:
+        return b.head_linear(x, "w", num_heads=3, in_features=17, out_features=64)
+
+    program = program_of(write)
+    check(program, random_weights(program, kind), kernels, TOLERANCE.get(kind.format, 2e-6))
+
+
+def test_matrices_must_begin_with_a_panel() -> None:
+    for write in (
+        experts_of(3, 20, top_k=1),
+        lambda b, x: b.head_linear(x, "w", num_heads=3, in_features=17, out_features=40),
+    ):
+        program = program_of(write, width=60)
+        with pytest.raises(ValueError, match=r"program: the matrices of weight .* must be a multiple of 32"):
+            NativeExecutor(program, random_weights(program), **LIMITS)
+
+
+def test_shares_that_no_route_made_are_refused() -> None:
+    def write(b: ProgramBuilder, x: Value) -> Value:
+        shares = b.route(b.linear(x, "router", 4), top_k=1, scores="softmax", normalize=True)
+        b.scale(shares, 0.5)
+        return b.experts(x, shares, gate_up="gate_up", down="down", intermediate_size=32)
+
+    program = program_of(write, width=64)
+    with pytest.raises(ValueError, match="not what a Route made"):
+        NativeExecutor(program, random_weights(program), **LIMITS)
+
+
+@pytest.mark.parametrize("kind", [KINDS[1], INT4], ids=str)
+def test_more_tokens_than_experts_take_at_once(kind: Kind) -> None:
+    def write(b: ProgramBuilder, x: Value) -> Value:
+        heads = b.head_linear(x, "w", num_heads=2, in_features=30, out_features=32)
+        made = experts_of(5, 16, top_k=2)(b, x)
+        b.add(made, heads)
+        return made
+
+    program = program_of(write, width=64)
+    weights = random_weights(program, kind)
+    limits = {"num_pages": 80, "max_tokens": 1200, "max_positions": 1200}
+    executor = NativeExecutor(program, weights, **limits, num_threads=2, kv_dtype="f32")
+    tokens = np.random.default_rng(8).integers(0, VOCAB, 1200).tolist()
+    actual = executor.run(single(tokens))
+    expected = ReferenceExecutor(program, weights, **limits).run(single(tokens))
+    tolerance = TOLERANCE.get(kind.format, 2e-6) * np.abs(expected).max()
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance)
+    for at in (0, 511, 512, 1023, 1024, 1199):
+        row = executor.run(batch_of(Chunk(tokens[at : at + 1], at, range(at // 16 + 1))))
+        np.testing.assert_array_equal(row[0], actual[at])
+    executor.close()
+
+
 PRODUCTS: dict[str, Write] = {
     "layer norm": lambda b, x: b.linear(b.layer_norm(x, "n", 0.1), "w", 45),
     "activation": lambda b, x: b.linear(b.activation(x, "gelu"), "w", 45),
@@ -136,11 +249,11 @@ PRODUCTS: dict[str, Write] = {
 
 
 @pytest.mark.parametrize("kernels", KERNELS)
-@pytest.mark.parametrize(("kind", "tolerance"), [(INT8, 2e-4), (INT4, 3e-2)], ids=["int8", "int4"])
+@pytest.mark.parametrize("kind", [INT8, INT4], ids=str)
 @pytest.mark.parametrize("case", PRODUCTS)
-def test_what_is_quantized_where_it_is_made(case: str, kind: Kind, tolerance: float, kernels: str) -> None:
+def test_what_is_quantized_where_it_is_made(case: str, kind: Kind, kernels: str) -> None:
     program = program_of(PRODUCTS[case])
-    check(program, random_weights(program, kind), kernels, tolerance)
+    check(program, random_weights(program, kind), kernels, TOLERANCE[kind.format])
 
 
 @pytest.mark.parametrize("kernels", KERNELS)

@@ -14,6 +14,7 @@ from support.lifecycle import mapped_files, num_mappings
 from support.native import KERNELS, KINDS, Kind, LittleModel, single
 from windlass.native import NativeExecutor, PackFile
 from windlass.program.program import Program
+from windlass.quantization import Format
 
 IDENTITY = bytes(range(32))
 PAGE = 4096
@@ -165,7 +166,7 @@ def checksum(data: bytes) -> int:
 
 
 @pytest.mark.parametrize(
-    "field", range(8), ids=["format", "scales", "vector", "zeros", "minima", "rows", "columns", "group"]
+    "field", range(9), ids=["format", "scales", "vector", "zeros", "minima", "ordered", "rows", "columns", "group"]
 )
 @pytest.mark.parametrize("value", [-(1 << 31), -1, 0, 1, 3, 5, 33, (1 << 31) - 1, 1 << 40, (1 << 63) - 1, -(1 << 63)])
 def test_a_header_that_lies_is_not_believed(
@@ -173,8 +174,8 @@ def test_a_header_that_lies_is_not_believed(
 ) -> None:
     """With a checksum that is right: nothing is mapped beyond the file, whatever the header says."""
     size = header_bytes(model.program())
-    entries = [struct.unpack_from("<4i4q", original, 72 + 48 * i) for i in range(len(model.program().weights))]
-    if field < 4:  # of 32 bits
+    entries = [struct.unpack_from("<6i3q", original, 72 + 48 * i) for i in range(len(model.program().weights))]
+    if field < 6:  # of 32 bits
         value = (value + (1 << 31)) % (1 << 32) - (1 << 31)
     for index in (0, 3, len(entries) - 1):
         entry = list(entries[index])
@@ -182,12 +183,29 @@ def test_a_header_that_lies_is_not_believed(
             continue
         entry[field] = value
         header = bytearray(original[:size])
-        struct.pack_into("<4i4q", header, 72 + 48 * index, *entry)
+        struct.pack_into("<6i3q", header, 72 + 48 * index, *entry)
         struct.pack_into("<Q", header, 8, checksum(bytes(header[CHECKED_FROM:])))
         path.write_bytes(bytes(header) + original[size:])
         used = is_used(model, path)
-        # Another group or other scales, or zero points or minima where there were none, may fit into the same pages.
-        assert not used or field in (1, 3, 4, 7) or (field == 2 and entries[index][2]), (index, entry)
+        # Another group or other scales, or zero points, minima or an order where there were none, may fit into the
+        # same pages.
+        assert not used or field in (1, 3, 4, 5, 8) or (field == 2 and entries[index][2]), (index, entry)
+
+
+def test_an_order_of_columns_that_are_not_there_is_not_followed(tmp_path: Path) -> None:
+    """The numbers of a file are not checked, but for those that say where to read."""
+    model = LittleModel(kind=Kind(Format.INT8, 32, ordered=True))
+    write(model, tmp_path / "weights")
+    original = (tmp_path / "weights").read_bytes()
+    assert is_used(model, tmp_path / "weights")
+    order = model.weights()["embed.weight"].order
+    assert order is not None
+    at = original.index(order.tobytes())
+    for column in (-1, model.hidden, 1 << 30):
+        damaged = bytearray(original)
+        struct.pack_into("<i", damaged, at + 4 * 7, column)
+        (tmp_path / "weights").write_bytes(damaged)
+        assert not is_used(model, tmp_path / "weights"), column
 
 
 def test_the_checksum_of_these_tests_is_the_one_of_the_file(model: LittleModel, original: bytes) -> None:

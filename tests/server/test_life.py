@@ -167,6 +167,7 @@ def test_L21_the_port_answers_as_soon_as_it_is_named() -> None:
         assert server.wait() == 0
 
 
+@pytest.mark.alone
 def test_L21_small_answers_are_sent_without_delay() -> None:
     with serving() as server, closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=LIMIT)) as client:
         times = []

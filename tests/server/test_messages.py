@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from support.lifecycle import ANSWER, LONG, QUESTION, idle_and_whole, slow_down, wait_for
+from support.lifecycle import ANSWER, LIMIT, LONG, QUESTION, Gate, idle_and_whole, slow_down, wait_for
 from support.server import Answer, RunningServer, serving
 from windlass import EngineConfig
 from windlass.server.served import ModelSpec
@@ -273,12 +273,14 @@ def test_a_client_that_leaves_frees_its_request() -> None:
 def test_who_comes_when_too_many_wait_is_told_when_to_try_again() -> None:
     config = EngineConfig(num_threads=2, max_num_sequence=1, max_waiting_requests=1)
     with serving(ModelSpec("windlass-demo", config)) as server:
-        slow_down(server.engine, 0.03)
-        running = begin_a_story(server)
+        gate = Gate(server.engine)
+        gate.shut()
         with closing(send_a_story(server)):
-            assert wait_for(lambda: server.engine._metrics().num_requests_waiting == 1)
-            refused = ask(server)
-        running.close()
+            assert gate.held.wait(LIMIT)
+            with closing(send_a_story(server)):
+                assert wait_for(lambda: server.engine._metrics().num_requests_waiting == 1)
+                refused = ask(server)
+            gate.open.set()
     assert (refused.status, refused.json["error"]["type"]) == (429, "rate_limit_error")
     assert int(refused.headers["retry-after"]) >= 1
 

@@ -161,6 +161,7 @@ def test_a_key_in_the_address_is_not_taken(locked: RunningServer) -> None:
     assert locked.request("GET", f"/v1/models?api_key={KEY}&key={KEY}").status == 401
 
 
+@pytest.mark.alone
 def test_a_wrong_key_takes_as_long_whatever_is_wrong(locked: RunningServer) -> None:
     """Not a proof, which is in the code; it fails where a key is compared byte by byte with a delay for each."""
     keys = {"none right": "x" * len(KEY), "all but one": KEY[:-1] + "x", "long": "x" * 1000}

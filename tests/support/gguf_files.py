@@ -75,6 +75,42 @@ def paired(rows: NDArray[Any], heads: int) -> NDArray[Any]:
     return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(rows.shape)
 
 
+def begin_gguf(
+    path: Path, architecture: str, config: Mapping[str, Any], tokens: Sequence[str] | None = None
+) -> gguf.GGUFWriter:
+    """A file with the metadata that most architectures have, and a tokenizer."""
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    if config.get("head_dim"):
+        writer.add_key_length(config["head_dim"])
+        writer.add_value_length(config["head_dim"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    theta = config.get("rope_theta") or config.get("rope_parameters", {}).get("rope_theta")
+    if theta:
+        writer.add_rope_freq_base(theta)
+    vocabulary = list(tokens or (f"<{number}>" for number in range(config["vocab_size"])))
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(vocabulary)
+    writer.add_token_scores([0.0] * len(vocabulary))
+    writer.add_token_types([1] * len(vocabulary))
+    writer.add_eos_token_id(2)
+    return writer
+
+
+def end_gguf(writer: gguf.GGUFWriter, path: Path) -> Path:
+    """Write all that was added; return ``path``."""
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
 def write_gguf(
     path: Path,
     config: Mapping[str, Any],
@@ -95,25 +131,8 @@ def write_gguf(
         tokens: the vocabulary, instead.
     """
     kind = {"mistral": "llama"}.get(config["model_type"], config["model_type"])
-    writer = gguf.GGUFWriter(path, kind)
-    writer.add_context_length(config["max_position_embeddings"])
-    writer.add_embedding_length(config["hidden_size"])
-    writer.add_feed_forward_length(config["intermediate_size"])
-    writer.add_block_count(config["num_hidden_layers"])
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
-    writer.add_head_count(heads)
-    writer.add_head_count_kv(kv_heads)
-    if config.get("head_dim"):
-        writer.add_key_length(config["head_dim"])
-        writer.add_value_length(config["head_dim"])
-    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_rope_freq_base(config.get("rope_theta") or config["rope_parameters"]["rope_theta"])
-    vocabulary = list(tokens or (f"<{number}>" for number in range(config["vocab_size"])))
-    writer.add_tokenizer_model("llama")
-    writer.add_token_list(vocabulary)
-    writer.add_token_scores([0.0] * len(vocabulary))
-    writer.add_token_types([1] * len(vocabulary))
-    writer.add_eos_token_id(2)
+    writer = begin_gguf(path, kind, config, tokens)
     for name, data in tensors.items():
         if kind == "llama" and ".q_proj." in name:
             data = paired(data, heads)
@@ -124,8 +143,4 @@ def write_gguf(
         writer.add_tensor(gguf_name(name), np.ascontiguousarray(data), raw_dtype=raw)
     for name, data in (extra or {}).items():
         writer.add_tensor(name, data)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
+    return end_gguf(writer, path)

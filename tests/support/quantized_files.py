@@ -205,3 +205,14 @@ def write_checkpoint(
     tokenizer["model"] = {"type": "BPE", "vocab": vocab, "merges": []}
     (directory / "tokenizer.json").write_text(json.dumps(tokenizer))
     return numbers
+
+
+def mxfp4(rng: np.random.Generator, experts: int, rows: int, columns: int) -> Matrix:
+    """gpt-oss's experts: ``blocks`` and ``scales``, and the numbers [experts, rows, columns], by E2M1 and E8M0."""
+    codes = rng.integers(0, 16, (experts, rows, columns))
+    exponents = rng.integers(117, 123, (experts, rows, columns // 32))
+    magnitudes = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
+    numbers = np.where(codes & 8, -1, 1) * magnitudes[codes & 7] * 2.0 ** (np.repeat(exponents, 32, -1) - 127)
+    pairs = codes.reshape(experts, rows, -1, 16, 2)
+    blocks = (pairs[..., 0] | pairs[..., 1] << 4).astype(np.uint8)
+    return Matrix({"blocks": blocks, "scales": exponents.astype(np.uint8)}, numbers.astype(np.float32))

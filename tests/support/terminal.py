@@ -15,9 +15,11 @@ from pathlib import Path
 CTRL_C = "\x03"
 CTRL_D = "\x04"
 
-# Done by the program itself, since a preexec_fn is not safe beside threads.
+# Done by the program itself, since a preexec_fn is not safe beside threads. What a shell starts in the background
+# ignores Ctrl-C, and so does all that it starts.
 _TAKE_TERMINAL = """
-import fcntl, os, sys, termios
+import fcntl, os, signal, sys, termios
+signal.signal(signal.SIGINT, signal.default_int_handler)
 os.setsid()
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 sys.path.insert(0, {tests!r})
@@ -49,17 +51,12 @@ class Terminal:
         assert self._unread or self._read(seconds), "the program says nothing"
 
     def expect_prompt(self, prompt: str = "> ", seconds: float = 30) -> str:
-        """Wait for the prompt and until the program waits for a key there, as ``expect_at_rest`` does."""
-        return self.expect_at_rest(prompt, seconds)
+        """Wait for the prompt and, where /proc tells it, until the program sleeps there.
 
-    def expect_at_rest(self, text: str, seconds: float = 30) -> str:
-        """Wait for ``text`` and, where /proc tells it, until the program sleeps behind it.
-
-        A signal that comes while readline writes, or while keys are left for it to read, is seen only after the next
-        key: the terminal drops these keys, and readline, which was told of them, waits for one.
+        A signal that comes between readline's prompt and its wait for a key is seen only after the next key.
         """
         deadline = time.monotonic() + seconds
-        seen = self.expect(text, seconds)
+        seen = self.expect(prompt, seconds)
         status = Path(f"/proc/{self._process.pid}/stat")
         while status.exists() and status.read_text().rpartition(")")[2].split()[0] != "S":
             assert time.monotonic() < deadline, "the program never waits at its prompt"

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from support.tiny_dense import DENSE_CONFIGS, DENSE_TYPES, dense_shapes
 from support.tiny_layer_norm import LAYER_NORM_CONFIGS, LAYER_NORM_TYPES, layer_norm_shapes
 from support.tiny_moe import MOE_CONFIGS, MOE_SHAPES
-from windlass.program.program import Part, Program
+from windlass.program.program import Part, Program, RowOrder
 from windlass.quantization.tensor import Format, Tensor, f32_to_bf16
 
 F32 = NDArray[np.float32]
@@ -53,6 +53,10 @@ def tensor_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
         return dense_shapes(config)
     if config["model_type"] in MOE_SHAPES:
         return MOE_SHAPES[config["model_type"]](config)
+    if config["model_type"] == "bert":
+        from support.tiny_embedding import bert_shapes  # which has models of this file too
+
+        return bert_shapes(config)
     if config["model_type"] in LAYER_NORM_TYPES:
         return layer_norm_shapes(config)
     hidden, inner = config["hidden_size"], config["intermediate_size"]
@@ -94,11 +98,11 @@ def uniform(generator: np.random.PCG64, count: int) -> NDArray[np.float64]:
 
 def _draw(generator: np.random.PCG64, name: str, shape: tuple[int, ...], embedding: float) -> F32:
     unit = uniform(generator, math.prod(shape))
-    if re.search(r"norm(\.norms\.\d+)?\.weight$|\bln_\w\.weight$", name):
+    if re.search(r"[nN]orm(\.norms\.\d+)?\.weight$|\bln_\w\.weight$", name):
         values = 1.0 + 0.2 * unit
-    elif name.endswith(".bias"):
+    elif name.endswith((".bias", "_bias", ".sinks")):
         values = 0.3 * unit
-    elif re.search(r"embed_tokens|lm_head|\bwte\b|embed_in|embed_out", name):
+    elif re.search(r"embed_tokens|lm_head|\bwte\b|embed_in|embed_out|_embeddings\b", name):
         values = embedding * unit
     else:
         values = 1.6 / math.sqrt(shape[1]) * unit
@@ -241,14 +245,20 @@ def program_weights(program: Program, tensors: Mapping[str, F32]) -> dict[str, T
 
 def _prepared(array: F32, part: Part, axes: int) -> F32:
     """What ``Part`` says, written down apart from the loader."""
+    if part.matrices is not None:
+        array = _runs(array, part.matrices)
     if part.transposed:
         array = np.moveaxis(array, -1, -2)
     array = array.reshape(-1, *array.shape[1 + array.ndim - axes :])
     if part.rows is not None:
-        runs = array.reshape(part.rows.groups, -1, *array.shape[1:])
-        taken = [runs[:, start:stop:step] for start, stop, step in part.rows.slices]
-        array = np.concatenate(taken, axis=1).reshape(-1, *array.shape[1:])
+        array = _runs(array, part.rows).reshape(-1, *array.shape[1:])
     return array + np.float32(part.plus)
+
+
+def _runs(array: F32, order: RowOrder) -> F32:
+    """The rows taken, [runs, rows of a run, ...]."""
+    runs = array.reshape(order.groups, -1, *array.shape[1:])
+    return np.concatenate([runs[:, start:stop:step] for start, stop, step in order.slices], axis=1)
 
 
 def write_hf_directory(

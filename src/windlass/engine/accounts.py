@@ -136,7 +136,9 @@ class Accounts:
 
     def _refuse_overload(self, requests: tuple[Request, ...]) -> None:
         waiting = len(self._waiting)
-        if waiting + len(requests) > self._max_waiting_requests:
+        # A call that generates nothing is over soon, and may have thousands of texts.
+        added = len(requests) if requests[0].max_tokens else 1
+        if waiting + added > self._max_waiting_requests:
             raise EngineOverloadedError(
                 f"{waiting} requests wait already, and EngineConfig.max_waiting_requests is "
                 f"{self._max_waiting_requests}; try again later",

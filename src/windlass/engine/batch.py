@@ -10,6 +10,7 @@ import numpy as np
 
 from windlass.engine.scheduler import Chunk
 from windlass.program.executor import Batch
+from windlass.program.pooling import Pooling
 
 
 class Span(NamedTuple):
@@ -21,10 +22,11 @@ class Span(NamedTuple):
     num_logits: int
 
 
-def make_batch(chunks: Sequence[Chunk]) -> Batch:
+def make_batch(chunks: Sequence[Chunk], pooling: Pooling | None = None) -> Batch:
     """Lay the chunks out as one ragged batch.
 
-    Logits are wanted for the last token of each chunk that completes, and for each of its drafts, in order.
+    Logits are wanted for the last token of each chunk that completes, and for each of its drafts, in order; with
+    ``pooling`` the hidden states that it needs.
     """
     spans = []
     for chunk in chunks:
@@ -32,7 +34,11 @@ def make_batch(chunks: Sequence[Chunk]) -> Batch:
         start = request.num_computed
         token_ids = request.token_ids[start : start + chunk.num_tokens]
         token_ids += chunk.drafts
-        spans.append(Span(token_ids, start, request.pages, 1 + len(chunk.drafts) if chunk.completes else 0))
+        if pooling is not None:
+            num_rows = pooling.num_rows(chunk.num_tokens, completes=chunk.completes)
+        else:
+            num_rows = 1 + len(chunk.drafts) if chunk.completes else 0
+        spans.append(Span(token_ids, start, request.pages, num_rows))
     batch = lay_out(spans)
     adapters = [chunk.request.adapter for chunk in chunks]
     if not any(adapters):

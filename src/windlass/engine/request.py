@@ -6,6 +6,9 @@ import enum
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from windlass.engine.adapters import Adapter
 from windlass.engine.ngram import NgramDrafter
 from windlass.engine.pages import CachedPage
@@ -112,6 +115,8 @@ class Request:
     """Draws its tokens, and knows which of them are penalized."""
     drafter: NgramDrafter | None = field(init=False, default=None)
     """Guesses its next tokens, once the speculator has asked for them."""
+    pooled: NDArray[np.float32] | None = field(init=False, default=None)
+    """What a model for embeddings has made of the tokens computed; the embedding once the request has finished."""
     num_draft_computed: int = field(init=False, default=0)
     """Positions that are in the draft model's KV cache too, if there is a draft model."""
     draft_acceptance: float = field(init=False, default=0.7)

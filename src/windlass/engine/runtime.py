@@ -19,6 +19,7 @@ from windlass.engine.speculation import Speculator
 from windlass.engine.stream import TokenEvent
 from windlass.native.sampling import SampledToken
 from windlass.program.executor import Executor, StepCancelledError
+from windlass.program.pooling import Pooling
 
 STEP_SECONDS = 0.1
 """How long a step may take while something decodes; a prefill chunk is cut to fit."""
@@ -43,9 +44,11 @@ class Runtime:
         sampler: Sampler,
         speculator: Speculator | None = None,
         draft_executor: Executor | None = None,
+        pooling: Pooling | None = None,
         adapters: Adapters | None = None,
     ) -> None:
         self.executor = executor
+        self._pooling = pooling
         self._adapters = adapters
         self.broken: list[Request] = []
         """Requests whose adapter gave what no token can be drawn from, until the engine thread takes them out."""
@@ -69,16 +72,21 @@ class Runtime:
         speculator: Speculator | None = None,
         draft_executor: Executor | None = None,
         adapters: Adapters | None = None,
+        pooling: Pooling | None = None,
+        whole_prompts: bool = False,
     ) -> Runtime:
         """Put a scheduler over ``num_pages`` pages and a sampler that uses ``kernels`` beside an executor.
 
         ``draft_executor`` is the one that ``speculator`` uses, if it does; it is cancelled and closed with the other.
         The requests' adapters are among ``adapters``, which are closed too.
+        With ``pooling`` the model makes embeddings of prompts, which ``whole_prompts`` keeps in one piece.
         """
         pool = PagePool(num_pages, prefix_cache=prefix_cache)
-        scheduler = Scheduler(pool, max_num_sequence=max_num_sequence, max_tokens=max_tokens)
+        scheduler = Scheduler(
+            pool, max_num_sequence=max_num_sequence, max_tokens=max_tokens, whole_prompts=whole_prompts
+        )
         sampler = Sampler(active_vocab_size, kernels, executor)
-        return cls(executor, scheduler, sampler, speculator, draft_executor, adapters)
+        return cls(executor, scheduler, sampler, speculator, draft_executor, pooling, adapters)
 
     def cancel(self) -> None:
         """Make ``run`` raise ``StepCancelledError`` soon. From any thread; takes no lock."""
@@ -115,7 +123,7 @@ class Runtime:
         try:
             if self.speculator is not None:
                 chunks = self.speculator.draft(chunks, self.scheduler)
-            logits = self.executor.run(make_batch(chunks))
+            rows = self.executor.run(make_batch(chunks, self._pooling))
         except StepCancelledError:
             # One of the executors has heard; for the others, whoever cancelled has left its reasons before it did.
             for executor in self._executors:
@@ -128,11 +136,13 @@ class Runtime:
         completed = [chunk for chunk in chunks if chunk.completes]
         for chunk in chunks:
             self.scheduler.advance(chunk.request, chunk.num_tokens)
+        if self._pooling is not None:
+            return self._embed(self._pooling, rows, chunks, completed, recorder)
         try:
-            drawn = self.sampler.sample(logits, completed)
+            drawn = self.sampler.sample(rows, completed)
         except FloatingPointError:
-            completed, logits = self._leave_out_broken(completed, logits)
-            drawn = self.sampler.sample(logits, completed)
+            completed, rows = self._leave_out_broken(completed, rows)
+            drawn = self.sampler.sample(rows, completed)
         events: list[TokenEvent] = []
         for chunk, tokens in zip(completed, drawn, strict=True):
             events += self._take(chunk, tokens, recorder)
@@ -156,6 +166,30 @@ class Runtime:
                 rows += range(begin, end)
             begin = end
         return kept, logits[rows]
+
+    def _embed(
+        self,
+        pooling: Pooling,
+        rows: NDArray[np.float32],
+        chunks: Sequence[Chunk],
+        completed: Sequence[Chunk],
+        recorder: MetricsRecorder,
+    ) -> list[TokenEvent]:
+        """Give requests the hidden states of their chunks; those that are complete finish with their embedding."""
+        begin = 0
+        for chunk in chunks:
+            end = begin + pooling.num_rows(chunk.num_tokens, completes=chunk in completed)
+            chunk.request.pooled = pooling.add(chunk.request.pooled, rows[begin:end])
+            begin = end
+        events = []
+        for chunk in completed:
+            request = chunk.request
+            if request.pooled is not None:
+                request.pooled = pooling.finish(request.pooled, len(request.prompt_ids))
+            recorder.finished(request, FinishReason.STOP)
+            self.scheduler.remove(request)
+            events.append(TokenEvent(request, None, None, FinishReason.STOP))
+        return events
 
     def _take(self, chunk: Chunk, tokens: Sequence[SampledToken], recorder: MetricsRecorder) -> list[TokenEvent]:
         """Give a request its next tokens, of which all but the last are drafts that were right."""

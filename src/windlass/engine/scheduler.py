@@ -32,8 +32,10 @@ class Scheduler:
     pool must hold the longest request there can be; then the oldest running request always proceeds.
     """
 
-    def __init__(self, pool: PagePool, *, max_num_sequence: int, max_tokens: int) -> None:
+    def __init__(self, pool: PagePool, *, max_num_sequence: int, max_tokens: int, whole_prompts: bool = False) -> None:
+        """``whole_prompts``: a prompt, of at most ``max_tokens``, is never cut into chunks."""
         self.pool = pool
+        self._whole_prompts = whole_prompts
         self.max_num_sequence = max_num_sequence
         self.max_tokens = max_tokens
         self.waiting: deque[Request] = deque()
@@ -154,6 +156,8 @@ class Scheduler:
 
     def _prefill(self, request: Request, room: int, chunks: list[Chunk]) -> int:
         tokens = min(request.num_pending, room)
+        if self._whole_prompts and tokens < request.num_pending:
+            return 0
         if tokens > 0 and self._reserve(request, tokens):
             chunks.append(Chunk(request, tokens))
             return tokens
@@ -183,6 +187,7 @@ class Scheduler:
         self.preempted.append(request)
         self.running.remove(request)
         self._free_pages(request)
+        request.pooled = None
         self.waiting.appendleft(request)
 
     def _free_pages(self, request: Request) -> None:

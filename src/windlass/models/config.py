@@ -98,10 +98,12 @@ class ConfigReader:
             return None
         return self.integer(key, default=default)
 
-    def optional_number(self, key: str) -> float | None:
-        """The number at ``key``, or None."""
-        self._read.add(key)
-        return self.number(key) if self.has(key) else None
+    def optional_number(self, key: str, *, default: float | None = None) -> float | None:
+        """The number at ``key``, None where it is null, ``default`` where it is missing."""
+        if self._values.get(key) is None and (key in self._values or default is None):
+            self._read.add(key)
+            return None
+        return self.number(key, default=default)
 
     def number(self, key: str, *, default: float | None = None, above: float = 0.0) -> float:
         """The finite number at ``key``, greater than ``above``; required when there is no default."""
@@ -146,6 +148,13 @@ class ConfigReader:
             isinstance(value, list) and all(type(item) is int and 0 <= item <= MAX_INTEGER for item in value)
         ):
             raise self.error(key, f"is {_show(value)}, which must be a list of integers, none negative")
+        return value
+
+    def booleans(self, key: str) -> list[bool] | None:
+        """The list of truth values at ``key``, or None."""
+        value = self._get(key, None)
+        if value is not None and not (isinstance(value, list) and all(type(item) is bool for item in value)):
+            raise self.error(key, f"is {_show(value)}, which must be a list of true and false")
         return value
 
     def numbers(self, key: str, count: int) -> list[float] | None:

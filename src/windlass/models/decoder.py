@@ -163,6 +163,7 @@ def define_decoder(
     rotated: Sequence[bool] | None = None,
     rope: RopeConfig | None = None,
     query_rope: RopeTable | None = None,
+    sinks: bool = False,
     mlp: Mlp | None = None,
 ) -> ModelDefinition:
     """Write the plain decoder's program; the keywords are where its members differ.
@@ -180,6 +181,7 @@ def define_decoder(
         rotated: the layers in which queries and keys are rotated; None for all.
         rope: the rotary embedding, where the architecture reads it in a way of its own.
         query_rope: what rotates the queries, where that is not what rotates the keys.
+        sinks: each head has a sink, see ``Attention``.
         mlp: what takes the place of the gated MLP.
     """
     if rope is None:
@@ -199,7 +201,8 @@ def define_decoder(
             b.rope(q, query_table)
             b.rope(k, table)
         b.write_kv(layer, k, v)
-        out = b.attention(q, layer, num_heads=shape.num_heads, window=layer_windows[layer])
+        sink_name = f"{name}.sinks" if sinks else None
+        out = b.attention(q, layer, num_heads=shape.num_heads, window=layer_windows[layer], sinks=sink_name)
         return b.linear(out, f"{name}.o_proj", shape.hidden_size, bias=output_bias)
 
     x = b.embed("model.embed_tokens", shape.hidden_size)

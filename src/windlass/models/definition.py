@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from windlass.program.pooling import Pooling
 from windlass.program.program import Program
 
 
@@ -25,3 +26,7 @@ class ModelDefinition:
     """Regular expressions for whole names of Hugging Face tensors that a checkpoint may hold and nobody needs."""
     stored_prefixes: tuple[tuple[str, str], ...] = ()
     """How the names of a checkpoint's tensors may begin, and how the program's parts have it: the first that fits."""
+    pooling: Pooling | None = None
+    """What becomes of hidden states, in a model for embeddings; None for one that generates."""
+    needs_whole_prompts: bool = False
+    """Every token sees all others, so that a prompt cannot be cut into pieces."""

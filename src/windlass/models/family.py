@@ -18,14 +18,16 @@ class GgufDialect:
     """How GGUF files hold a family.
 
     ``architecture`` is what ``general.architecture`` says; where several families share one, ``marker`` is a key that
-    is there, and not 0, for this one only. ``keys`` and ``tensors`` are added to what most families have in common
-    (``gguf_config.py``, ``weights/gguf_names.py``): metadata keys without the architecture, and stems of tensors with
-    templates of their Hugging Face names. ``paired`` are the stems whose rows are ordered for rotation in pairs, with
-    the key that says how many heads they have. ``read`` does the rest: it reads metadata and fills in the config.json.
+    is there, and not 0, for this one only, or that has ``marker_value``. ``keys`` and ``tensors`` are added to what
+    most families have in common (``gguf_config.py``, ``weights/gguf_names.py``): metadata keys without the
+    architecture, and stems of tensors with templates of their Hugging Face names, see ``hugging_face_tensors``.
+    ``paired`` are the stems whose rows are ordered for rotation in pairs, with the key that says how many heads they
+    have. ``read`` does the rest: it reads metadata and fills in the config.json.
     """
 
     architecture: str
     marker: str | None = None
+    marker_value: int | None = None
     keys: Mapping[str, str] = field(default_factory=dict)
     tensors: Mapping[str, str] = field(default_factory=dict)
     paired: Mapping[str, str] = field(default_factory=dict)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from windlass.models.config import HARMLESS_KEYS, ConfigReader
 from windlass.models.decoder import Shape, finish, gated_mlp, project_qkv, read_shape
 from windlass.models.definition import ModelDefinition
-from windlass.models.family import Family
+from windlass.models.family import Family, GgufDialect, MlcDialect, Shapes
 from windlass.models.rope import read_rope
 from windlass.program.builder import ProgramBuilder
 from windlass.program.ops import Value
@@ -16,7 +17,8 @@ from windlass.program.ops import Value
 # Gemma's first configurations say "gelu" and mean its approximation by tanh.
 _ACTIVATIONS = ("gelu_pytorch_tanh", "gelu_new", "gelu")
 
-_DEFAULTS: dict[str, Any] = {"head_dim": 256, "rms_norm_eps": 1e-6, "tie_word_embeddings": True}
+DEFAULTS: dict[str, Any] = {"head_dim": 256, "rms_norm_eps": 1e-6, "tie_word_embeddings": True}
+"""What published configurations may leave out."""
 
 
 class GemmaNorm:
@@ -54,7 +56,7 @@ def embed(b: ProgramBuilder, name: str, shape: Shape) -> Value:
 
 def define(config: ConfigReader) -> ModelDefinition:
     """Llama, with scaled embeddings, norms around 1, and GELU."""
-    config = config.with_defaults(_DEFAULTS)
+    config = config.with_defaults(DEFAULTS)
     shape = read_gemma_shape(config)
     rope = read_rope(config, head_dim=shape.head_dim, max_position_embeddings=shape.max_position_embeddings)
     b = shape.builder()
@@ -77,4 +79,24 @@ def define(config: ConfigReader) -> ModelDefinition:
     return finish("gemma", b, shape, context_length=rope.context_length(shape.max_position_embeddings))
 
 
-FAMILY = Family("gemma", define)
+def forget_tie(mlc: dict[str, Any], _hf: Mapping[str, Any]) -> None:
+    """MLC has no field for what is so in every Gemma."""
+    mlc["tie_word_embeddings"] = None
+
+
+def read_gguf_norms(_reader: ConfigReader, config: dict[str, Any], _shapes: Shapes) -> None:
+    """In GGUF files 1 has been added to the norms' weights already."""
+    config["norm_weight_offset"] = 0.0
+
+
+FAMILY = Family(
+    "gemma",
+    define,
+    GgufDialect("gemma", read=read_gguf_norms),
+    mlc=MlcDialect(
+        renamed={"position_embedding_base": "rope_theta"},
+        fields=("attention_bias", "hidden_activation"),
+        constants={"hidden_activation": "gelu_pytorch_tanh"},
+        write=forget_tie,
+    ),
+)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from windlass.errors import LoadError
 from windlass.models.config import ConfigReader
 from windlass.models.family import GgufDialect, Shapes
-from windlass.weights.gguf_names import COMMON_TENSORS
+from windlass.program.pooling import Pooling
+from windlass.weights.gguf_names import COMMON_TENSORS, FIXED_FACTORS, LONG_FACTORS, SHORT_FACTORS
 
 _INTEGERS = {
     "context_length": "max_position_embeddings",
@@ -20,6 +21,7 @@ _INTEGERS = {
     "attention.head_count_kv": "num_key_value_heads",
     "attention.key_length": "head_dim",
 }
+_POOLINGS: dict[int, Literal["mean", "cls", "last"]] = {1: "mean", 2: "cls", 3: "last"}
 _NUMBERS = {"attention.layer_norm_rms_epsilon": "rms_norm_eps", "rope.freq_base": "rope_theta"}
 
 
@@ -27,7 +29,7 @@ def from_gguf_metadata(
     dialect: GgufDialect,
     metadata: Mapping[str, Any],
     shapes: Shapes,
-    rope_factors: list[float] | None,
+    rope_factors: Mapping[str, list[float]],
     path: Path,
 ) -> dict[str, Any]:
     """Return the config.json that says the same as ``metadata``.
@@ -36,7 +38,7 @@ def from_gguf_metadata(
         dialect: how GGUF files hold this family.
         metadata: keys and values of the file.
         shapes: of all tensors, by Hugging Face's names; they tell what metadata leaves out.
-        rope_factors: how much each pair of a head is slowed, where the file has that.
+        rope_factors: how much each pair of a head is slowed, by the names of the tensors that say it.
         path: the file, for error messages.
 
     Raises:
@@ -59,12 +61,29 @@ def from_gguf_metadata(
         raise LoadError(path, "there is no tensor token_embd.weight")
     config["vocab_size"] = reader.integer("vocab_size", default=embedding[0])
     config["tie_word_embeddings"] = f"{names['output']}.weight" not in shapes
+    config.update(_rope(reader, rope_factors))
     if dialect.read is not None:
         dialect.read(reader, config, shapes)
+    reader.integer("pooling_type", default=0, minimum=0)
     _check_heads(reader, config)
-    config.update(_rope(reader, rope_factors))
     reader.finish()
     return config
+
+
+def read_gguf_pooling(dialect: GgufDialect, metadata: Mapping[str, Any], path: Path) -> Pooling | None:
+    """Return how the model makes embeddings, with length 1; None for one that generates.
+
+    Raises:
+        LoadError: it does so in a way that is not supported.
+    """
+    key = f"{dialect.architecture}.pooling_type"
+    number = metadata.get(key, 0)
+    if number == 0:
+        return None
+    if type(number) is not int or number not in _POOLINGS:
+        supported = ", ".join(f"{value} ({kind})" for value, kind in _POOLINGS.items())
+        raise LoadError(path, f"{key} is {number!r}; supported: {supported}")
+    return Pooling(_POOLINGS[number], normalize=True)
 
 
 def _check_heads(reader: ConfigReader, config: dict[str, Any]) -> None:
@@ -76,15 +95,19 @@ def _check_heads(reader: ConfigReader, config: dict[str, Any]) -> None:
             raise reader.error(key, f"is not the size of a head, {head_dim}, which is not supported")
 
 
-def _rope(reader: ConfigReader, factors: list[float] | None) -> dict[str, Any]:
-    kind = reader.choice("rope.scaling.type", ("none", "linear", "yarn"), default="none")
+def _rope(reader: ConfigReader, factors: Mapping[str, list[float]]) -> dict[str, Any]:
+    kind = reader.choice("rope.scaling.type", ("none", "linear", "yarn", "longrope"), default="none")
     factor = reader.number("rope.scaling.factor", default=1.0)
     original = reader.integer("rope.scaling.original_context_length", default=0, minimum=0)
     reader.boolean("rope.scaling.finetuned", default=False)  # how the model was made; the maths is the same
-    if factors is not None:
-        if kind != "none":
-            raise reader.error("rope.scaling.type", f"is {kind!r}, and the tensor rope_freqs.weight is there too")
-        return {"rope_pair_factors": factors}
+    if factors:
+        name = next(iter(factors))
+        if kind != ("none" if name == FIXED_FACTORS else "longrope") and reader.has("rope.scaling.type"):
+            raise reader.error("rope.scaling.type", f"is {kind!r}, and the tensor {name} is there too")
+    if FIXED_FACTORS in factors:
+        return {"rope_pair_factors": factors[FIXED_FACTORS]}
+    if factors or kind == "longrope":
+        return {"rope_scaling": _longrope(reader, factors, original)}
     if kind == "none" or factor == 1.0:
         return {}
     scaling = {"rope_type": kind, "factor": factor}
@@ -92,4 +115,21 @@ def _rope(reader: ConfigReader, factors: list[float] | None) -> dict[str, Any]:
         scaling["original_max_position_embeddings"] = original or reader.integer("context_length")
         scaling["beta_fast"] = reader.number("rope.scaling.yarn_beta_fast", default=32.0)
         scaling["beta_slow"] = reader.number("rope.scaling.yarn_beta_slow", default=1.0)
+        if reader.has("rope.scaling.yarn_attn_factor"):
+            scaling["attention_factor"] = reader.number("rope.scaling.yarn_attn_factor")
     return {"rope_scaling": scaling}
+
+
+def _longrope(reader: ConfigReader, factors: Mapping[str, list[float]], original: int) -> dict[str, Any]:
+    missing = {SHORT_FACTORS, LONG_FACTORS} - factors.keys()
+    if missing:
+        raise reader.error("rope.scaling.type", f"is longrope, but there is no tensor {min(missing)}")
+    scaling = {
+        "rope_type": "longrope",
+        "short_factor": factors[SHORT_FACTORS],
+        "long_factor": factors[LONG_FACTORS],
+        "original_max_position_embeddings": original or reader.integer("context_length"),
+    }
+    if reader.has("rope.scaling.attn_factor"):
+        scaling["attention_factor"] = reader.number("rope.scaling.attn_factor")
+    return scaling

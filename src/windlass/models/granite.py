@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from windlass.models.config import HARMLESS_KEYS, ConfigReader
 from windlass.models.decoder import finish, gated_mlp, project_qkv, read_shape
 from windlass.models.definition import ModelDefinition
-from windlass.models.family import Family
+from windlass.models.family import Family, GgufDialect, Shapes
+from windlass.models.llama import GGUF_PAIRED, read_gguf_biases
 from windlass.models.rope import read_rope
 
 
@@ -46,4 +49,16 @@ def define(config: ConfigReader) -> ModelDefinition:
     return finish("granite", b, shape, context_length=rope.context_length(shape.max_position_embeddings))
 
 
-FAMILY = Family("granite", define)
+def _read_gguf(reader: ConfigReader, config: dict[str, Any], shapes: Shapes) -> None:
+    read_gguf_biases(reader, config, shapes)
+    for key, name in (
+        ("attention.scale", "attention_multiplier"),
+        ("embedding_scale", "embedding_multiplier"),
+        ("residual_scale", "residual_multiplier"),
+        ("logit_scale", "logits_scaling"),
+    ):
+        if reader.has(key):
+            config[name] = reader.number(key)
+
+
+FAMILY = Family("granite", define, GgufDialect("granite", paired=GGUF_PAIRED, read=_read_gguf))

@@ -20,7 +20,12 @@ def define(config: ConfigReader) -> ModelDefinition:
     )
 
 
-def _read_gguf(_reader: ConfigReader, config: dict[str, Any], shapes: Shapes) -> None:
+GGUF_PAIRED = {"attn_q": "attention.head_count", "attn_k": "attention.head_count_kv"}
+"""Rows that llama.cpp orders for rotation in pairs."""
+
+
+def read_gguf_biases(_reader: ConfigReader, config: dict[str, Any], shapes: Shapes) -> None:
+    """Whether there are biases is told by the tensors."""
     config["attention_bias"] = "model.layers.0.self_attn.q_proj.bias" in shapes
     config["mlp_bias"] = "model.layers.0.mlp.gate_proj.bias" in shapes
 
@@ -28,9 +33,7 @@ def _read_gguf(_reader: ConfigReader, config: dict[str, Any], shapes: Shapes) ->
 FAMILY = Family(
     "llama",
     define,
-    GgufDialect(
-        "llama", paired={"attn_q": "attention.head_count", "attn_k": "attention.head_count_kv"}, read=_read_gguf
-    ),
+    GgufDialect("llama", paired=GGUF_PAIRED, read=read_gguf_biases),
     MlcDialect(
         renamed={"position_embedding_base": "rope_theta"},
         fields=("tie_word_embeddings", "rope_scaling", "disaggregation"),

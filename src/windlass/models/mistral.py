@@ -21,7 +21,7 @@ def define(config: ConfigReader) -> ModelDefinition:
     return define_decoder("mistral", config, shape, windows=[window] * shape.num_layers)
 
 
-def _read_mlc(reader: ConfigReader, config: dict[str, Any], context: int) -> int:
+def read_mlc_window(reader: ConfigReader, config: dict[str, Any], context: int) -> int:
     """With ``attention_sink_size`` MLC keeps the first tokens in view when the window slides, which is not supported:
     the context ends where the window would begin to slide, up to where there is no difference."""
     window = reader.integer("sliding_window_size", default=-1, minimum=-1)
@@ -42,7 +42,7 @@ FAMILY = Family(
     define,
     mlc=MlcDialect(
         renamed={"position_embedding_base": "rope_theta", "sliding_window_size": "sliding_window"},
-        read=_read_mlc,
+        read=read_mlc_window,
         write=_write_mlc,
     ),
 )

@@ -5,10 +5,13 @@ from __future__ import annotations
 from windlass.models.config import ConfigReader
 from windlass.models.decoder import define_decoder, read_shape
 from windlass.models.definition import ModelDefinition
-from windlass.models.family import Family
-from windlass.models.mixture import Mixture, read_experts, stacked_experts
+from windlass.models.family import Family, GgufDialect, MlcDialect
+from windlass.models.mixture import Mixture, gguf_experts, read_experts, stacked_experts
+from windlass.models.rope import read_rope
 from windlass.program.builder import ProgramBuilder
 from windlass.program.ops import Value
+
+_THETA = 1_000_000.0
 
 
 def define(config: ConfigReader) -> ModelDefinition:
@@ -16,6 +19,9 @@ def define(config: ConfigReader) -> ModelDefinition:
     shape = read_shape(config)
     mixture = Mixture(
         *read_experts(config, shape.hidden_size, count="num_local_experts", width="intermediate_size", top_k=2)
+    )
+    rope = read_rope(
+        config, head_dim=shape.head_dim, max_position_embeddings=shape.max_position_embeddings, theta=_THETA
     )
     window = config.integer("sliding_window") if config.has("sliding_window") else None
 
@@ -33,7 +39,29 @@ def define(config: ConfigReader) -> ModelDefinition:
             down_parts=down,
         )
 
-    return define_decoder("mixtral", config, shape, windows=[window] * shape.num_layers, mlp=experts)
+    return define_decoder("mixtral", config, shape, windows=[window] * shape.num_layers, rope=rope, mlp=experts)
 
 
-FAMILY = Family("mixtral", define)
+FAMILY = Family(
+    "mixtral",
+    define,
+    GgufDialect(
+        "llama",
+        marker="expert_count",
+        keys={"expert_count": "num_local_experts", "expert_used_count": "num_experts_per_tok"},
+        tensors=gguf_experts("block_sparse_moe", names=("w1", "w3", "w2")),
+        paired={"attn_q": "attention.head_count", "attn_k": "attention.head_count_kv"},
+    ),
+    MlcDialect(
+        renamed={"position_embedding_base": "rope_theta"},
+        fields=(
+            "tie_word_embeddings",
+            "rope_scaling",
+            "disaggregation",
+            "num_local_experts",
+            "num_experts_per_tok",
+        ),
+        optional=("sliding_window",),
+        constants={"pipeline_parallel_stages": 1, "disaggregation": False},
+    ),
+)

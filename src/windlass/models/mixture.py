@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from windlass.models.config import ConfigReader
+from windlass.models.family import Shapes
 from windlass.program.builder import ProgramBuilder
 from windlass.program.ops import Value
 from windlass.program.program import Part
 
 ROW_MULTIPLE = 32
-"""The matrices of the experts are stacked, and executors ask that each begins at a row with such a number."""
+"""Matrices of experts, and of heads, are stacked, and executors ask that each begins at a row with such a number."""
 
 MAX_EXPERTS = 4096
+
+EXPERTS_APART = "experts_apart"
+"""A key of no config.json: true where the experts of a family that stacks them have tensors of their own (GGUF)."""
+
+GGUF_KEYS = {
+    "expert_count": "num_experts",
+    "expert_used_count": "num_experts_per_tok",
+    "expert_feed_forward_length": "moe_intermediate_size",
+}
+"""The sizes of a mixture in the metadata of GGUF files, as Qwen's configurations call them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +42,7 @@ class Mixture:
     top_groups: int = 1
     group_score: Literal["max", "top2_sum"] = "max"
 
-    def route(self, b: ProgramBuilder, logits: Value, *, bias: str | None = None) -> Value:
+    def route(self, b: ProgramBuilder, logits: Value, *, bias: tuple[str, Part] | None = None) -> Value:
         """The shares of the experts, from their logits; ``bias`` as in ``ProgramBuilder.route``."""
         return b.route(
             logits,
@@ -62,22 +73,31 @@ def read_experts(
     for key, rows in (("hidden_size", hidden_size), (width, 2 * intermediate_size)):
         if rows % ROW_MULTIPLE:
             multiple = ROW_MULTIPLE // 2 if key == width else ROW_MULTIPLE
-            raise config.error(key, f"is {config.integer(key)}, which must be a multiple of {multiple} in a mixture")
+            size = config.integer(key)
+            raise config.error(key, f"is {size}, which must be a multiple of {multiple} in a mixture of experts")
     return num_experts, taken, intermediate_size
 
 
 def stacked_experts(
-    name: str, count: int, *, gate: str = "gate_proj", up: str = "up_proj", down: str = "down_proj"
+    name: str,
+    count: int,
+    *,
+    gate: str = "gate_proj",
+    up: str = "up_proj",
+    down: str = "down_proj",
+    suffix: str = "weight",
 ) -> tuple[list[Part], list[Part]]:
     """The parts of ``gate_up`` and ``down`` where each expert has three tensors of its own."""
     experts = [f"{name}.{number}" for number in range(count)]
     return (
-        [Part(f"{expert}.{half}.weight") for expert in experts for half in (gate, up)],
-        [Part(f"{expert}.{down}.weight") for expert in experts],
+        [Part(f"{expert}.{half}.{suffix}") for expert in experts for half in (gate, up)],
+        [Part(f"{expert}.{down}.{suffix}") for expert in experts],
     )
 
 
-def qwen_mixture(b: ProgramBuilder, x: Value, name: str, mixture: Mixture, *, bias: str | None = None) -> Value:
+def qwen_mixture(
+    b: ProgramBuilder, x: Value, name: str, mixture: Mixture, *, bias: tuple[str, Part] | None = None
+) -> Value:
     """The mixture as Qwen and DeepSeek call its tensors: ``gate``, and ``experts`` with three projections each."""
     logits = b.linear(x, f"{name}.gate", mixture.num_experts, role="router")
     gate_up, down = stacked_experts(f"{name}.experts", mixture.num_experts)
@@ -90,6 +110,29 @@ def qwen_mixture(b: ProgramBuilder, x: Value, name: str, mixture: Mixture, *, bi
         gate_up_parts=gate_up,
         down_parts=down,
     )
+
+
+def gguf_experts(
+    block: str = "mlp", *, gate: str = "gate", names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")
+) -> dict[str, str]:
+    """What GGUF's tensors of a mixture are called by Hugging Face, for ``GgufDialect``: ``block`` is its name."""
+    name = f"model.layers.{{layer}}.{block}"
+    stems = ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
+    experts = {stem: f"{name}.experts.{{expert}}.{part}" for stem, part in zip(stems, names, strict=True)}
+    return {"ffn_gate_inp": f"{name}.{gate}", **experts}
+
+
+def gguf_shared_experts(name: str) -> dict[str, str]:
+    """The same of the experts that every token gets."""
+    stems = ("ffn_gate_shexp", "ffn_up_shexp", "ffn_down_shexp")
+    parts = ("gate_proj", "up_proj", "down_proj")
+    return {stem: f"model.layers.{{layer}}.{name}.{part}" for stem, part in zip(stems, parts, strict=True)}
+
+
+def dense_layers(config: Mapping[str, Any], shapes: Shapes) -> list[int]:
+    """The layers of a GGUF file that have a plain MLP."""
+    layers = range(config.get("num_hidden_layers", 0))
+    return [layer for layer in layers if f"model.layers.{layer}.mlp.gate_proj.weight" in shapes]
 
 
 def read_sparse_layers(config: ConfigReader, num_layers: int) -> Sequence[bool]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from windlass.models.config import HARMLESS_KEYS, ConfigReader
 from windlass.models.decoder import Shape, finish, gated_mlp, project_qkv, read_layer_types, read_shape
 from windlass.models.definition import ModelDefinition
-from windlass.models.family import Family
+from windlass.models.family import Family, GgufDialect, MlcDialect, Shapes
 from windlass.models.rope import RopeConfig, read_layer_ropes, read_rope
+
+OLMO3_THETA = 500_000.0
 
 
 def define(config: ConfigReader) -> ModelDefinition:
@@ -24,7 +27,7 @@ def define_olmo3(config: ConfigReader) -> ModelDefinition:
     window = config.optional_integer("sliding_window", default=4096)
     slides = read_layer_types(config, [(layer + 1) % 4 != 0 for layer in range(shape.num_layers)])
     full, sliding = read_layer_ropes(
-        config, head_dim=shape.head_dim, max_position_embeddings=shape.max_position_embeddings, theta=500_000.0
+        config, head_dim=shape.head_dim, max_position_embeddings=shape.max_position_embeddings, theta=OLMO3_THETA
     )
     return _define("olmo3", config, shape, [window if slide else None for slide in slides], full, sliding)
 
@@ -64,5 +67,34 @@ def _define(
     return finish(model_type, b, shape, context_length=full.context_length(shape.max_position_embeddings))
 
 
-FAMILY = Family("olmo2", define)
-OLMO3_FAMILY = Family("olmo3", define_olmo3)
+_GGUF_TENSORS = {
+    "post_attention_norm": "model.layers.{layer}.post_attention_layernorm",
+    "post_ffw_norm": "model.layers.{layer}.post_feedforward_layernorm",
+}
+
+
+def _read_gguf_olmo3(reader: ConfigReader, config: dict[str, Any], _shapes: Shapes) -> None:
+    config["sliding_window"] = reader.integer("attention.sliding_window")
+    pattern = reader.booleans("attention.sliding_window_pattern")
+    if pattern is not None:
+        config["layer_types"] = ["sliding_attention" if slides else "full_attention" for slides in pattern]
+    theta = config.get("rope_theta", OLMO3_THETA)
+    if reader.number("rope.freq_base_swa", default=theta) != theta:
+        raise reader.error("rope.freq_base_swa", f"is not rope.freq_base, {theta:g}, which is not supported")
+
+
+FAMILY = Family(
+    "olmo2",
+    define,
+    GgufDialect("olmo2", tensors=_GGUF_TENSORS),
+    mlc=MlcDialect(
+        renamed={"position_embedding_base": "rope_theta"},
+        fields=("rope_scaling", "tie_word_embeddings"),
+        constants={"hidden_act": "silu", "pipeline_parallel_stages": 1},
+    ),
+)
+OLMO3_FAMILY = Family(
+    "olmo3",
+    define_olmo3,
+    GgufDialect("olmo2", marker="attention.sliding_window", tensors=_GGUF_TENSORS, read=_read_gguf_olmo3),
+)

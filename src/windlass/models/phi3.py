@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from windlass.models.config import HARMLESS_KEYS, ConfigReader
 from windlass.models.decoder import finish, read_shape, split_qkv, stored_as
 from windlass.models.definition import ModelDefinition
-from windlass.models.family import Family
+from windlass.models.family import Family, GgufDialect, MlcDialect, Shapes
 from windlass.models.rope import read_rope
+
+_ORIGINAL_LENGTH = 4096
 
 _STORED = {
     "transformer.h.": "model.layers.",
@@ -28,9 +33,15 @@ def define(config: ConfigReader) -> ModelDefinition:
     for key in ("full_attn_mod", "interpolate_factor"):
         config.require(key, 1, "this is not supported")
     rope = read_rope(
-        config, head_dim=shape.head_dim, max_position_embeddings=shape.max_position_embeddings, partial=True
+        config,
+        head_dim=shape.head_dim,
+        max_position_embeddings=shape.max_position_embeddings,
+        partial=True,
+        own_keys=("max_position_embeddings",),
     )
-    config.integer("original_max_position_embeddings", default=4096)  # counts only where the rotation is scaled
+    config.integer(
+        "original_max_position_embeddings", default=_ORIGINAL_LENGTH
+    )  # counts only where the rotation is scaled
     config.finish(ignore=HARMLESS_KEYS | {"auto_map"})
     b = shape.builder()
     table = b.rope_table(rope.table)
@@ -61,4 +72,56 @@ def _stored_name(name: str) -> str:
     return name
 
 
-FAMILY = Family("phi3", define)
+def _read_mlc(reader: ConfigReader, config: dict[str, Any], context: int) -> int:
+    """The scaling of the scores depends on the length that the model was made for, not on the one that is used."""
+    scaling = config.get("rope_scaling")
+    if isinstance(scaling, Mapping):
+        longest = reader.integer("max_position_embeddings")
+        original = reader.integer("original_max_position_embeddings")
+        config["rope_scaling"] = {"factor": longest / original, **scaling}
+    return context
+
+
+def _write_mlc(mlc: dict[str, Any], hf: Mapping[str, Any]) -> None:
+    """MLC writes the two lengths beside the scaling and in it."""
+    rope = hf.get("rope_parameters") or {}
+    lengths = {
+        "max_position_embeddings": hf["max_position_embeddings"],
+        "original_max_position_embeddings": hf.get("original_max_position_embeddings", _ORIGINAL_LENGTH),
+    }
+    mlc.update(lengths, partial_rotary_factor=hf.get("partial_rotary_factor", rope.get("partial_rotary_factor", 1.0)))
+    scaling = mlc["rope_scaling"]
+    if scaling is not None:
+        scaling.pop("partial_rotary_factor", None)
+        scaling["rope_type"] = "longrope"
+        mlc["rope_scaling"] = {**scaling, "type": "longrope", **lengths}
+
+
+def _read_gguf(reader: ConfigReader, config: dict[str, Any], _shapes: Shapes) -> None:
+    window = reader.integer("attention.sliding_window", default=0, minimum=0)
+    config["sliding_window"] = window or None
+    if reader.has("rope.dimension_count"):
+        head_dim = config["hidden_size"] // config["num_attention_heads"]
+        config["partial_rotary_factor"] = reader.integer("rope.dimension_count") / head_dim
+
+
+FAMILY = Family(
+    "phi3",
+    define,
+    GgufDialect(
+        "phi3",
+        tensors={
+            "attn_qkv": "model.layers.{layer}.self_attn.qkv_proj",
+            "ffn_up": "model.layers.{layer}.mlp.gate_up_proj",
+        },
+        read=_read_gguf,
+    ),
+    mlc=MlcDialect(
+        renamed={"position_embedding_base": "rope_theta"},
+        fields=("tie_word_embeddings", "rope_scaling"),
+        optional=("sliding_window",),
+        constants={"model_type": "phi3"},
+        read=_read_mlc,
+        write=_write_mlc,
+    ),
+)

@@ -50,6 +50,12 @@ def read_quantization(config: Mapping[str, Any], path: Path) -> tuple[Grouping, 
     return distinct
 
 
+def is_of_family(config: Mapping[str, Any]) -> bool:
+    """True when the method is a family's own, whose model file then reads the object, too."""
+    section = config.get(KEY)
+    return isinstance(section, Mapping) and section.get("quant_method") == "mxfp4"
+
+
 def _gptq(section: ConfigReader) -> list[Grouping]:
     section.require("is_marlin_format", False, "the layout of Marlin is not supported")
     section.choice("pack_dtype", ("int32",), default="int32")
@@ -180,10 +186,16 @@ def _block(section: ConfigReader, key: str) -> tuple[int, int] | None:
     return int(sizes[0]), int(sizes[1])
 
 
+def _mxfp4(section: ConfigReader) -> list[Grouping]:
+    section.require("dequantize", False, "the blocks are computed on as they are")
+    return [Grouping("mxfp4", 4, 32, scale="scales", zeros=False)]
+
+
 _METHODS: dict[str, Callable[[ConfigReader], list[Grouping]]] = {
     "gptq": _gptq,
     "awq": _awq,
     "compressed-tensors": _compressed_tensors,
     "fp8": _fp8,
     "fbgemm_fp8": _fbgemm_fp8,
+    "mxfp4": _mxfp4,
 }

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from windlass.models.config import ConfigReader
 from windlass.models.decoder import define_decoder, gated_mlp, read_shape, read_windows
 from windlass.models.definition import ModelDefinition
-from windlass.models.family import Family
-from windlass.models.mixture import Mixture, qwen_mixture, read_experts, read_sparse_layers
+from windlass.models.family import Family, GgufDialect, Shapes
+from windlass.models.mixture import (
+    GGUF_KEYS,
+    Mixture,
+    dense_layers,
+    gguf_experts,
+    gguf_shared_experts,
+    qwen_mixture,
+    read_experts,
+    read_sparse_layers,
+)
+from windlass.models.qwen_mlc import MIXTURE_FIELDS, qwen_mlc
 from windlass.program.builder import ProgramBuilder
 from windlass.program.ops import Value
 
@@ -20,6 +32,7 @@ def define(config: ConfigReader) -> ModelDefinition:
     sparse = read_sparse_layers(config, shape.num_layers)
     config.require("use_sliding_window", False, "sliding windows are not supported in this architecture")
     read_windows(config, shape.num_layers)
+    config.require("qkv_bias", True, "queries, keys and values have biases in this architecture")
 
     def mlp(b: ProgramBuilder, x: Value, layer: int) -> Value:
         name = f"model.layers.{layer}.mlp"
@@ -31,8 +44,25 @@ def define(config: ConfigReader) -> ModelDefinition:
         b.add(out, shared)
         return out
 
-    bias = config.boolean("qkv_bias", default=True)
-    return define_decoder("qwen2_moe", config, shape, qkv_name="c_attn", qkv_bias=bias, mlp=mlp)
+    return define_decoder("qwen2_moe", config, shape, qkv_name="c_attn", qkv_bias=True, mlp=mlp)
 
 
-FAMILY = Family("qwen2_moe", define)
+def _read_gguf(_reader: ConfigReader, config: dict[str, Any], shapes: Shapes) -> None:
+    config["mlp_only_layers"] = dense_layers(config, shapes)
+
+
+FAMILY = Family(
+    "qwen2_moe",
+    define,
+    GgufDialect(
+        "qwen2moe",
+        keys={**GGUF_KEYS, "expert_shared_feed_forward_length": "shared_expert_intermediate_size"},
+        tensors={
+            **gguf_experts(),
+            **gguf_shared_experts("mlp.shared_expert"),
+            "ffn_gate_inp_shexp": "model.layers.{layer}.mlp.shared_expert_gate",
+        },
+        read=_read_gguf,
+    ),
+    qwen_mlc("tie_word_embeddings", *MIXTURE_FIELDS, "shared_expert_intermediate_size", optional=("mlp_only_layers",)),
+)

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from windlass.models.config import ConfigReader
 from windlass.models.decoder import define_decoder, gated_mlp, read_shape, read_windows
 from windlass.models.definition import ModelDefinition
-from windlass.models.family import Family
-from windlass.models.mixture import Mixture, qwen_mixture, read_experts, read_sparse_layers
+from windlass.models.family import Family, GgufDialect, Shapes
+from windlass.models.mixture import (
+    GGUF_KEYS,
+    Mixture,
+    dense_layers,
+    gguf_experts,
+    qwen_mixture,
+    read_experts,
+    read_sparse_layers,
+)
+from windlass.models.qwen_mlc import MIXTURE_FIELDS, qwen_mlc
 from windlass.program.builder import ProgramBuilder
 from windlass.program.ops import Value
 
@@ -22,7 +33,9 @@ def define(config: ConfigReader) -> ModelDefinition:
 
     def mlp(b: ProgramBuilder, x: Value, layer: int) -> Value:
         name = f"model.layers.{layer}.mlp"
-        return qwen_mixture(b, x, name, mixture) if sparse[layer] else gated_mlp(b, x, name, shape.intermediate_size)
+        if sparse[layer]:
+            return qwen_mixture(b, x, name, mixture)
+        return gated_mlp(b, x, name, shape.intermediate_size)
 
     bias = config.boolean("attention_bias", default=False)
     return define_decoder(
@@ -30,4 +43,21 @@ def define(config: ConfigReader) -> ModelDefinition:
     )
 
 
-FAMILY = Family("qwen3_moe", define)
+def _read_gguf(_reader: ConfigReader, config: dict[str, Any], shapes: Shapes) -> None:
+    # Files do not say it; llama.cpp does so always.
+    config["norm_topk_prob"] = True
+    config["mlp_only_layers"] = dense_layers(config, shapes)
+
+
+FAMILY = Family(
+    "qwen3_moe",
+    define,
+    GgufDialect("qwen3moe", keys=GGUF_KEYS, tensors=gguf_experts(), read=_read_gguf),
+    qwen_mlc(
+        "tie_word_embeddings",
+        "attention_bias",
+        *MIXTURE_FIELDS,
+        optional=("mlp_only_layers",),
+        prefill_chunk_size=2048,
+    ),
+)

@@ -9,14 +9,18 @@ from typing import Any, Literal
 
 from windlass.errors import LoadError
 from windlass.models import (
+    bert,
     cohere,
+    deepseek,
     gemma,
     gemma2,
     gemma3,
     gpt2,
     gpt_neox,
+    gpt_oss,
     granite,
     llama,
+    llama4,
     ministral3,
     mistral,
     mixtral,
@@ -39,16 +43,22 @@ from windlass.models.family import Family, GgufDialect, MlcDialect
 FAMILIES: dict[str, Family] = {
     family.model_type: family
     for family in (
+        bert.FAMILY,
         cohere.FAMILY,
         cohere.FAMILY2,
+        deepseek.V2_FAMILY,
+        deepseek.V3_FAMILY,
         gemma.FAMILY,
         gemma2.FAMILY,
         gemma3.FAMILY,
         gemma3.TEXT_FAMILY,
         gpt2.FAMILY,
         gpt_neox.FAMILY,
+        gpt_oss.FAMILY,
         granite.FAMILY,
         llama.FAMILY,
+        llama4.FAMILY,
+        llama4.SEEING_FAMILY,
         ministral3.FAMILY,
         ministral3.SEEING_FAMILY,
         mistral.FAMILY,
@@ -82,7 +92,8 @@ def find_gguf_family(metadata: Mapping[str, Any], path: Path) -> tuple[str, Gguf
     ]
     # Those that a key tells from the rest come first.
     for model_type, dialect in sorted(found, key=lambda one: one[1].marker is None):
-        if dialect.marker is None or metadata.get(f"{architecture}.{dialect.marker}"):
+        value = metadata.get(f"{architecture}.{dialect.marker}")
+        if dialect.marker is None or (value if dialect.marker_value is None else value == dialect.marker_value):
             return model_type, dialect
     supported = dict.fromkeys(family.gguf.architecture for family in FAMILIES.values() if family.gguf is not None)
     raise LoadError(
@@ -112,8 +123,9 @@ def define_model(
         mlc = _mlc_dialect(model_type, path)
         translated, context_length = mlc_config.from_mlc_config(mlc, config, path)
         return replace(family.define(ConfigReader(translated, path)), context_length=context_length)
-    # read_quantization says what is in that object
-    values = {key: value for key, value in config.items() if key != quantization_config.KEY}
+    ConfigReader(config, path).section(quantization_config.KEY)  # read_quantization says what is in that object
+    own = quantization_config.is_of_family(config)
+    values = {key: value for key, value in config.items() if own or key != quantization_config.KEY}
     return family.define(ConfigReader(values, path))
 
 

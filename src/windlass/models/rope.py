@@ -127,8 +127,8 @@ class Llama3Rope:
         """See ``RopeTable``."""
         frequencies = _inverse_frequencies(self.theta, self.dim)
         turns = self.original_length / (2 * np.float32(math.pi) / frequencies)
-        share = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
-        kept: F32 = np.clip(share, 0, 1).astype(np.float32)
+        width = self.high_freq_factor - self.low_freq_factor or 1e-20  # a step instead of a ramp
+        kept: F32 = np.clip((turns - self.low_freq_factor) / width, 0, 1).astype(np.float32)
         scaled: F32 = (1 - kept) * frequencies / np.float32(self.factor) + kept * frequencies
         return _cos_sin(np.arange(positions), scaled)
 
@@ -141,9 +141,8 @@ class LongRope:
     nobody knew how long their sequence would become, and an attention score means something only when key and query
     were rotated with the same list. So the choice is made once, by the number of positions a table is asked for, which
     is the context length of the engine: the long factors, for every token, when that is above ``original_length``.
-    (vLLM chooses so by its ``max_model_len``, llama.cpp by the context of a sequence.) Hugging Face chooses by the
-    tokens that a sequence has so far; the numbers are the same for sequences on the same side of ``original_length``
-    as the context length.
+    (vLLM chooses so by its ``max_model_len``.) Hugging Face chooses by the tokens that a sequence has so far; the
+    numbers are the same for sequences on the same side of ``original_length`` as the context length.
     """
 
     theta: float
@@ -179,6 +178,26 @@ class QueryScaledRope:
         factor = 1 + self.beta * np.log1p(np.arange(positions) // self.length)
         scale: F32 = factor.astype(np.float32)[:, None]
         return cos * scale, sin * scale
+
+
+@dataclass(frozen=True, slots=True)
+class QueryScale:
+    """No rotation: queries are multiplied by 1 + scale * log(1 + floor((position + 1) / length)).
+
+    Llama 4's layers without rotary embedding have it (its reference implementation; Nakanishi, 2025). All columns of a
+    head must be "rotated".
+    """
+
+    dim: int
+    scale: float
+    length: int
+
+    def cos_sin(self, positions: int) -> tuple[F32, F32]:
+        """See ``RopeTable``."""
+        steps = np.floor((np.arange(positions, dtype=np.float32) + 1) / np.float32(self.length))
+        factor: F32 = np.log1p(steps) * np.float32(self.scale) + 1
+        cos = np.repeat(factor[:, None], self.dim // 2, axis=1)
+        return cos, np.zeros_like(cos)
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,7 +321,7 @@ def _read_rotary_dim(config: ConfigReader, section: ConfigReader | None, head_di
             reader.require("partial_rotary_factor", 1.0, "partial rotation is not supported")
         elif reader.has("partial_rotary_factor"):
             share = reader.number("partial_rotary_factor")
-    rotary_dim = int(head_dim * share)
+    rotary_dim = int(head_dim * share + 1e-6)  # a share that was computed may be a rounding too small
     if share == 1.0 and head_dim % 2:
         raise config.error("head_dim", f"is {head_dim}, which rotary embeddings need to be even")
     if rotary_dim % 2 or not 2 <= rotary_dim <= head_dim:
@@ -335,8 +354,8 @@ def _read_scaling(
     if rope_type == "llama3":
         original_length = section.integer("original_max_position_embeddings")
         low, high = section.number("low_freq_factor"), section.number("high_freq_factor")
-        if not low < high:
-            raise section.error("low_freq_factor", f"is {low:g}, which must be less than high_freq_factor, {high:g}")
+        if low > high:
+            raise section.error("low_freq_factor", f"is {low:g}, which must not be above high_freq_factor, {high:g}")
         return RopeConfig(Llama3Rope(theta, dim, factor, low, high, original_length), dim)
     return _read_yarn(section, theta, dim, factor, max_position_embeddings)
 
@@ -348,7 +367,7 @@ def _read_yarn(section: ConfigReader, theta: float, dim: int, factor: float, def
     mscale_all_dim = section.number("mscale_all_dim", default=0.0, above=-1.0)
     if not (mscale and mscale_all_dim):
         mscale, mscale_all_dim = 1.0, 0.0
-    suggested = _yarn_attention_factor(factor, mscale) / _yarn_attention_factor(factor, mscale_all_dim)
+    suggested = yarn_scale(factor, mscale) / yarn_scale(factor, mscale_all_dim)
     attention_factor = section.number("attention_factor", default=suggested)
     beta_fast, beta_slow = section.number("beta_fast", default=32.0), section.number("beta_slow", default=1.0)
     if not beta_slow < beta_fast:
@@ -380,7 +399,8 @@ def _read_factors(section: ConfigReader, key: str, dim: int) -> list[float]:
     return factors
 
 
-def _yarn_attention_factor(factor: float, mscale: float) -> float:
+def yarn_scale(factor: float, mscale: float) -> float:
+    """How much YaRN with this factor scales queries and keys; ``mscale`` is how strongly."""
     return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from windlass.models.config import ConfigReader
 from windlass.models.decoder import define_decoder, read_layer_types, read_shape
 from windlass.models.definition import ModelDefinition
-from windlass.models.family import Family
+from windlass.models.family import Family, GgufDialect
+from windlass.models.llama import GGUF_PAIRED, read_gguf_biases
 from windlass.models.rope import read_rope
 
 
@@ -15,6 +16,7 @@ def define(config: ConfigReader) -> ModelDefinition:
     shape = read_shape(config)
     attention_bias = config.boolean("attention_bias", default=False)
     mlp_bias = config.boolean("mlp_bias", default=False)
+    config.integer("max_window_layers", default=0, minimum=0)  # left over from Qwen2; it counts for nothing here
     rotated = _read_rotated(config, shape.num_layers)
     on = config.boolean("use_sliding_window", default=False)
     window = config.optional_integer("sliding_window")
@@ -46,4 +48,4 @@ def _read_rotated(config: ConfigReader, num_layers: int) -> list[bool]:
     return [flag == 1 for flag in flags[:num_layers]]
 
 
-FAMILY = Family("smollm3", define)
+FAMILY = Family("smollm3", define, GgufDialect("smollm3", paired=GGUF_PAIRED, read=read_gguf_biases))

@@ -68,12 +68,53 @@ class Program:
     def layer_norm(self, out: _Value, x: _Value, weight: int, bias: int, eps: float, /) -> None: ...
     def head_norm(self, x: _Value, weight: int, head_dim: int, eps: float, centered: bool, /) -> None: ...
     def linear(self, out: _Value, x: _Value, weight: int, bias: int, /) -> None: ...
+    def head_linear(self, out: _Value, x: _Value, weight: int, num_heads: int, /) -> None: ...
     def join_heads(self, out: _Value, left: _Value, right: _Value, num_heads: int, /) -> None: ...
     def rope(self, x: _Value, table: int, head_dim: int, rotary_dim: int, /) -> None: ...
     def write_kv(self, layer: int, k: _Value, v: _Value, /) -> None: ...
-    def attention(self, out: _Value, q: _Value, layer: int, num_heads: int, scale: float, window: int, /) -> None: ...
+    def attention(
+        self,
+        out: _Value,
+        q: _Value,
+        layer: int,
+        num_heads: int,
+        scale: float,
+        window: int,
+        chunk: int,
+        softcap: float,
+        sinks: int,
+        causal: bool,
+        /,
+    ) -> None: ...
     def activation(self, out: _Value, x: _Value, kind: str, /) -> None: ...
     def gated_activation(self, out: _Value, x: _Value, kind: str, /) -> None: ...
+    def route(
+        self,
+        out: _Value,
+        x: _Value,
+        top_k: int,
+        sigmoid: bool,
+        normalize: bool,
+        scale: float,
+        bias: int,
+        num_groups: int,
+        top_groups: int,
+        top2_sum: bool,
+        /,
+    ) -> None: ...
+    def experts(
+        self,
+        out: _Value,
+        x: _Value,
+        shares: _Value,
+        gate_up: int,
+        down: int,
+        kind: str,
+        gate_up_bias: int,
+        down_bias: int,
+        scale_input: bool,
+        /,
+    ) -> None: ...
     def add(self, x: _Value, y: _Value, /) -> None: ...
     def add_bias(self, x: _Value, bias: int, /) -> None: ...
     def scale(self, x: _Value, factor: float, /) -> None: ...

@@ -9,6 +9,10 @@ from windlass.native import _core
 
 TABLES: Mapping[str, str] = {
     "letters": "I",
+    "characters": "I",
+    "character_ids": "I",
+    "unknown": "I",
+    "spaces": "I",
     "pair_starts": "I",
     "pair_rights": "I",
     "pair_ranks": "I",

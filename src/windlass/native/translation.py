@@ -12,7 +12,9 @@ from windlass.program.ops import (
     Attention,
     Embed,
     EmbedPosition,
+    Experts,
     GatedActivation,
+    HeadLinear,
     HeadNorm,
     HiddenStates,
     JoinHeads,
@@ -22,6 +24,7 @@ from windlass.program.ops import (
     Op,
     RmsNorm,
     Rope,
+    Route,
     Scale,
     SigmoidGate,
     Value,
@@ -109,12 +112,22 @@ def _add_row_op(native: _core.Program, op: Op, weights: _Weights) -> bool:
 def _add_other_op(native: _core.Program, op: Op, weights: _Weights) -> bool:
     if isinstance(op, Linear):
         native.linear(_columns(op.out), _columns(op.x), weights[op.weight], weights[op.bias])
+    elif isinstance(op, HeadLinear):
+        native.head_linear(_columns(op.out), _columns(op.x), weights[op.weight], op.num_heads)
+    elif isinstance(op, Route):
+        choice = (op.top_k, op.scores == "sigmoid", op.normalize, op.scale, weights[op.bias])
+        groups = (op.num_groups, op.top_groups, op.group_score == "top2_sum")
+        native.route(_columns(op.out), _columns(op.x), *choice, *groups)
+    elif isinstance(op, Experts):
+        matrices = (weights[op.gate_up], weights[op.down])
+        biases = (weights[op.gate_up_bias], weights[op.down_bias])
+        values = (_columns(op.out), _columns(op.x), _columns(op.shares))
+        native.experts(*values, *matrices, op.activation, *biases, op.scale_input)
     elif isinstance(op, WriteKV):
         native.write_kv(op.layer, _columns(op.k), _columns(op.v))
     elif isinstance(op, Attention):
-        if op.chunk is not None or op.softcap is not None or op.sinks is not None or not op.causal:
-            return False
-        native.attention(_columns(op.out), _columns(op.q), op.layer, op.num_heads, op.scale, op.window or 0)
+        sizes = (op.layer, op.num_heads, op.scale, op.window or 0, op.chunk or 0, op.softcap or 0.0)
+        native.attention(_columns(op.out), _columns(op.q), *sizes, weights[op.sinks], op.causal)
     elif isinstance(op, Logits):
         native.logits(_columns(op.x), weights[op.weight], op.softcap or 0.0)
     elif isinstance(op, HiddenStates):

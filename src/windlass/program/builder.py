@@ -139,21 +139,32 @@ class ProgramBuilder:
         parts: Sequence[str | Part] | None = None,
         bias: bool = False,
         role: Literal["linear", "router"] = "linear",
+        mlc_as_stored: bool = False,
     ) -> Value:
-        """``x`` times a weight [out_features, x.width] transposed, plus a bias [out_features] if it has one."""
+        """``x`` times a weight [out_features, x.width] transposed, plus a bias [out_features] if it has one.
+
+        ``mlc_as_stored`` says of both what ``WeightSpec`` says.
+        """
         self._check_read(x)
-        shape = (out_features, x.width)
         counts = [part.num_rows for part in _as_parts(parts) or ()]
         known = [count for count in counts if count is not None]
         if known and (len(known) < len(counts) or sum(known) != out_features):
             raise ProgramError(f"{name}: parts of {counts} rows do not make up {out_features}")
-        weight = self._declare(f"{name}.weight", shape, parts=_with_suffix(parts, "weight"), role=role)
+        weight = self._declare(
+            f"{name}.weight",
+            (out_features, x.width),
+            parts=_with_suffix(parts, "weight"),
+            role=role,
+            mlc_as_stored=mlc_as_stored,
+        )
         bias_name = None
         if bias:
             bias_parts = _with_suffix(parts, "bias")
             if bias_parts is not None:
                 bias_parts = tuple(replace(part, transposed=False) for part in bias_parts)
-            bias_name = self._declare_vector(f"{name}.bias", out_features, parts=bias_parts)
+            bias_name = self._declare(
+                f"{name}.bias", (out_features,), parts=bias_parts, role="plain", mlc_as_stored=mlc_as_stored
+            )
         out = self._allocate(out_features)
         self._append(Linear(out, x, weight, bias_name))
         return out
@@ -170,13 +181,14 @@ class ProgramBuilder:
     ) -> Value:
         """A product per head: the first ``in_features`` columns of each head of ``x`` with a weight of its own.
 
-        The weight is [num_heads * out_features, in_features], and the result num_heads * out_features wide.
+        The weight is [num_heads * out_features, in_features], and the result num_heads * out_features wide. It and its
+        parts have whole names.
         """
         self._check_read(x)
         if x.width % num_heads or not 1 <= in_features <= x.width // num_heads:
             raise ProgramError(f"{num_heads} heads of width {x.width} together do not have {in_features} columns each")
         shape = (num_heads * out_features, in_features)
-        weight = self._declare(f"{name}.weight", shape, parts=_with_suffix(parts, "weight"))
+        weight = self._declare(name, shape, parts=_as_parts(parts), role="plain", experts=num_heads)
         out = self._allocate(shape[0])
         self._append(HeadLinear(out, x, weight, num_heads))
         return out
@@ -286,12 +298,12 @@ class ProgramBuilder:
         scores: Literal["softmax", "sigmoid"],
         normalize: bool,
         scale: float = 1.0,
-        bias: str | None = None,
+        bias: tuple[str, Part] | None = None,
         num_groups: int = 1,
         top_groups: int = 1,
         group_score: Literal["max", "top2_sum"] = "max",
     ) -> Value:
-        """The shares of experts, from their logits ``x``; see ``Route``. ``bias`` is the whole name of a vector."""
+        """The shares of experts, from their logits ``x``; see ``Route``. A bias is its name and where it is stored."""
         self._check_read(x)
         experts = x.width
         if experts % num_groups or not 1 <= top_groups <= num_groups:
@@ -299,10 +311,9 @@ class ProgramBuilder:
         size = experts // num_groups
         if not 1 <= top_k <= size * top_groups or (group_score == "top2_sum" and num_groups > 1 and size < 2):
             raise ProgramError(f"{top_k} experts cannot be taken from {top_groups} groups of {size}")
-        if bias is not None:
-            self._declare_vector(bias, experts)
+        bias_name = None if bias is None else self._declare(bias[0], (experts,), parts=(bias[1],), role="plain")
         out = self._allocate(experts)
-        self._append(Route(out, x, top_k, scores, normalize, scale, bias, num_groups, top_groups, group_score))
+        self._append(Route(out, x, top_k, scores, normalize, scale, bias_name, num_groups, top_groups, group_score))
         return out
 
     def experts(
@@ -316,8 +327,8 @@ class ProgramBuilder:
         gate_up_parts: Sequence[str | Part] | None = None,
         down_parts: Sequence[str | Part] | None = None,
         kind: GateKind = "silu",
-        gate_up_bias: tuple[str, Part] | None = None,
-        down_bias: tuple[str, Part] | None = None,
+        gate_up_bias: tuple[str, Sequence[Part]] | None = None,
+        down_bias: tuple[str, Sequence[Part]] | None = None,
         scale_input: bool = False,
     ) -> Value:
         """What the experts make of ``x``, weighted by ``shares``; see ``Experts``.
@@ -329,15 +340,17 @@ class ProgramBuilder:
         self._check_read(shares)
         experts = shares.width
         rows = experts * 2 * intermediate_size
-        gate_up = self._declare(gate_up, (rows, x.width), parts=_as_parts(gate_up_parts), experts=experts)
+        gate_up = self._declare(
+            gate_up, (rows, x.width), parts=_as_parts(gate_up_parts), role="experts", experts=experts
+        )
         down_shape = (experts * x.width, intermediate_size)
-        down = self._declare(down, down_shape, parts=_as_parts(down_parts), experts=experts)
+        down = self._declare(down, down_shape, parts=_as_parts(down_parts), role="experts", experts=experts)
         biases: list[str | None] = []
         for bias, size in ((gate_up_bias, rows), (down_bias, experts * x.width)):
             biases.append(
                 None
                 if bias is None
-                else self._declare(bias[0], (size,), parts=(bias[1],), role="plain", experts=experts)
+                else self._declare(bias[0], (size,), parts=tuple(bias[1]), role="plain", experts=experts)
             )
         out = self._allocate(x.width)
         self._append(Experts(out, x, shares, gate_up, down, kind, biases[0], biases[1], scale_input))
@@ -430,10 +443,11 @@ class ProgramBuilder:
         parts: tuple[Part, ...] | None = None,
         role: str = "linear",
         experts: int = 1,
+        mlc_as_stored: bool = False,
     ) -> str:
         if name in self._weights:
             raise ProgramError(f"the weight {name} is declared twice")
-        self._weights[name] = WeightSpec(name, shape, parts or (Part(name),), role, experts)
+        self._weights[name] = WeightSpec(name, shape, parts or (Part(name),), role, experts, mlc_as_stored)
         return name
 
     def _declare_vector(

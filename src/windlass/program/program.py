@@ -52,15 +52,18 @@ EVEN_THEN_ODD = ((0, None, 2), (1, None, 2))
 class Part:
     """A Hugging Face tensor that a weight is made of, and what happens to it first.
 
-    ``transposed`` swaps its last two axes; a tensor with three axes then becomes a matrix with the rows of all;
-    ``rows`` are taken of what that gives, and ``plus`` is added to every number. ``num_rows`` are those that a linear
-    weight gets of it, where it has several parts: without that no adapter can be for one of them.
+    The rows that ``matrices`` takes become matrices of their own, one of each run. ``transposed`` swaps the last two
+    axes; a tensor with three axes then becomes a matrix with the rows of all; ``rows`` are taken of what that gives,
+    and ``plus`` is added to every number. What is quantized along its rows becomes float32 when it is transposed.
+    ``num_rows`` are those that a linear weight gets of the tensor, where it has several parts: without that no adapter
+    can be for one of them.
     """
 
     name: str
     rows: RowOrder | None = None
     transposed: bool = False
     plus: float = 0.0
+    matrices: RowOrder | None = None
     num_rows: int | None = None
 
 
@@ -70,9 +73,11 @@ class WeightSpec:
 
     ``name`` is the program's name of it, and its name in an MLC directory (without the quantization suffixes).
     ``parts`` are the stored tensors whose rows, one part below the other, make it up.
-    ``shape`` is [K] or [N, K]. ``role`` decides what quantization schemes do with it: ``linear`` and ``embedding`` and
-    ``head`` are matrices that may be quantized; ``router`` (small matrices that decide) and ``plain`` (vectors: norms,
-    biases) never are. The rows of ``experts`` > 1 equal matrices are stacked, which files may keep as three axes.
+    ``shape`` is [K] or [N, K]. ``role`` decides what quantization schemes do with it: ``linear``, ``experts``,
+    ``embedding`` and ``head`` are matrices that may be quantized; ``router`` (small matrices that decide) and ``plain``
+    (vectors, and matrices that MLC keeps as they are) never are. The rows of ``experts`` > 1 equal matrices are
+    stacked, which files may keep as three axes. With ``mlc_as_stored`` an MLC directory has the rows of the one tensor
+    that the parts are taken from in their order there.
     """
 
     name: str
@@ -80,6 +85,7 @@ class WeightSpec:
     parts: tuple[Part, ...]
     role: str = "linear"
     experts: int = 1
+    mlc_as_stored: bool = False
 
 
 @dataclass(frozen=True, slots=True)

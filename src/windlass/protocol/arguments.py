@@ -22,6 +22,7 @@ MAX_CHOICES = 16
 MAX_BIASES = 1024
 MAX_TOOLS = 128
 MAX_SUFFIX_BYTES = 65536
+MAX_INPUTS = 2048
 
 STRICT = ConfigDict(extra="forbid")
 """No unknown names."""
@@ -152,7 +153,29 @@ class CompletionArguments(CommonArguments, total=False):
     """Text to put behind the answer; the model does not see it."""
 
 
-Arguments = TypeVar("Arguments", ChatArguments, CompletionArguments)
+@with_config(STRICT)
+class EmbeddingArguments(TypedDict, total=False):
+    """Arguments of ``embeddings.create``; None means the same as leaving one out."""
+
+    input: Required[Prompt | Annotated[list[Prompt], Field(min_length=1, max_length=MAX_INPUTS, fail_fast=True)]]
+    """A text, or token ids as they are; or a list of such inputs, each of which gets its own embedding, in order."""
+    model: str | None
+    """Ignored by an engine that has one model; repeated in the response."""
+    encoding_format: Literal["float", "base64"] | None
+    """Numbers, or the bytes of little-endian float32 in base64."""
+    dimensions: Annotated[int, Field(ge=1)] | None
+    """Keep only so many of the first numbers, and bring them to length 1 (Kusupati et al., 2022)."""
+    request_id: Annotated[str, Field(min_length=1, max_length=256)] | None
+    """Name of the call for ``abort()``; must not be in use. One is made up when left out."""
+    timeout: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] | None
+    """Seconds after which the call ends with ``RequestTimeoutError``, wherever it is."""
+    extra_body: dict[str, Any] | None
+    """More of these arguments, as OpenAI's client takes them."""
+    user: str | None
+    """Accepted for compatibility; not used."""
+
+
+Arguments = TypeVar("Arguments", ChatArguments, CompletionArguments, EmbeddingArguments)
 
 
 def check_arguments(kind: type[Arguments], arguments: Arguments) -> Arguments:

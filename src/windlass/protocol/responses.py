@@ -186,3 +186,28 @@ class Completion(BaseModel):
     model: str
     choices: list[CompletionChoice]
     usage: Sparse[Usage] = None
+
+
+class Embedding(BaseModel):
+    """The embedding of one input."""
+
+    object: Literal["embedding"] = "embedding"
+    index: int
+    embedding: list[float] | str
+    """The numbers, or in base64 the bytes of float32."""
+
+
+class EmbeddingUsage(BaseModel):
+    """Token counts of a call for embeddings, all inputs together."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingList(BaseModel):
+    """The answer of ``embeddings.create``."""
+
+    object: Literal["list"] = "list"
+    data: list[Embedding]
+    model: str
+    usage: EmbeddingUsage

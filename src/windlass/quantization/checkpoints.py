@@ -1,9 +1,9 @@
 """How quantized Hugging Face checkpoints store a matrix, and the tensor of exactly its numbers.
 
 The layouts are those of AutoGPTQ and GPTQModel (``QuantLinear``), of AutoAWQ (``WQLinear_GEMM``), of compressed-tensors
-(``PackedQuantizationCompressor``, ``NaiveQuantizationCompressor``) and of the FP8 checkpoints of DeepSeek-V3. Whatever
-they are, a matrix [N, K] has N outputs and K inputs here, and codes are unsigned: the zero point of symmetric ones is
-in the middle.
+(``PackedQuantizationCompressor``, ``NaiveQuantizationCompressor``), of the FP8 checkpoints of DeepSeek-V3 and of the
+MXFP4 ones of gpt-oss. Whatever they are, a matrix [N, K] has N outputs and K inputs here, and codes of integers are
+unsigned: the zero point of symmetric ones is in the middle.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from windlass.quantization.ggml import FP4_VALUES, fp4_scales
 from windlass.quantization.schemes import constant_zeros
 from windlass.quantization.tensor import FP8_GROUP, Format, Tensor
 
@@ -23,6 +24,9 @@ Pieces: TypeAlias = Mapping[str, NDArray[Any]]
 
 _AWQ_PLACES = (0, 4, 1, 5, 2, 6, 3, 7)
 """Where the nibble of each of eight rows is in a word of AWQ, from the lowest on."""
+
+FP4_BLOCK = 32
+"""Numbers of FP4 that share a scale."""
 
 _BLOCK_ELEMENTS = 1 << 22
 _RECORD_COLUMNS = 128
@@ -193,6 +197,34 @@ class Fp8Packing:
         if scales.ndim == 2:
             scales = np.repeat(scales, self.block_rows, axis=0)[:rows]
         return Tensor(Format.FP8, self.shape, codes, self.group_size, _spread(scales, self.shape, self.group_size))
+
+
+@dataclass(frozen=True, slots=True)
+class Mxfp4Packing:
+    """Experts as gpt-oss stores them: ``blocks`` [E, N, K / 32, 16] of 32 codes of FP4, and ``scales`` [E, N, K / 32].
+
+    The even ones of a block's columns are in the low halves of its bytes; a scale is an exponent (E8M0). The rows of
+    all experts make one matrix. (OCP Microscaling Formats, 2023.)
+    """
+
+    shape: tuple[int, int]
+
+    @property
+    def bits(self) -> float:
+        """Bits of a number."""
+        return 9.0
+
+    def tensor(self, pieces: Pieces) -> Tensor:
+        """See ``Packing``. ValueError: a scale is a NaN."""
+        rows, columns = self.shape
+        exponents = pieces["scales"].reshape(rows, -1)
+        if (exponents == 0xFF).any():
+            raise ValueError("a number is not finite")
+        packed = pieces["blocks"].reshape(rows, -1)
+        codes = np.empty((rows, columns), np.int8)
+        codes[:, 0::2] = FP4_VALUES[packed & 0x0F]
+        codes[:, 1::2] = FP4_VALUES[packed >> 4]
+        return Tensor(Format.INT8, self.shape, codes, FP4_BLOCK, fp4_scales(exponents))
 
 
 def fp8_group(columns: int, group_size: int) -> bool:

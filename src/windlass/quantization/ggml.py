@@ -20,7 +20,7 @@ Bytes: TypeAlias = NDArray[np.uint8]
 _IQ4_VALUES = np.array(
     [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], dtype=np.int8
 )  # the codebook of IQ4_NL and IQ4_XS
-_FP4_VALUES = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], dtype=np.int8)
+FP4_VALUES = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], dtype=np.int8)
 """Twice the values of E2M1 (OCP Microscaling Formats, 2023): whole numbers."""
 
 
@@ -217,10 +217,14 @@ def _split_iq4_xs(blocks: Bytes) -> Parts:
 
 
 def _split_mxfp4(blocks: Bytes) -> Parts:
-    # The exponent is biased by 127, and the codes stand for twice the value: 2 ** (exponent - 128).
-    exponents = blocks[:, :, 0].astype(np.uint32)
-    bits = np.where(exponents < 2, np.uint32(0x00200000) << exponents, (exponents - 1) << 23)
-    return Parts(_joined(_FP4_VALUES[_nibbles(blocks[:, :, 1:])]), bits.astype("<u4").view("<f4"), 32)
+    return Parts(_joined(FP4_VALUES[_nibbles(blocks[:, :, 1:])]), fp4_scales(blocks[:, :, 0]), 32)
+
+
+def fp4_scales(exponents: Bytes) -> NDArray[np.float32]:
+    """What ``FP4_VALUES`` are multiplied by: half of the powers of two that bytes stand for (E8M0, biased by 127)."""
+    wide = exponents.astype(np.uint32)
+    bits = np.where(wide < 2, np.uint32(0x00200000) << wide, (wide - 1) << 23)
+    return bits.astype("<u4").view("<f4")
 
 
 GGML_TYPES: dict[int, GgmlType] = {

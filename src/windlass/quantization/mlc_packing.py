@@ -2,7 +2,7 @@
 
 Code k of a row sits in word ``k // E`` at bit ``(k % E) * bits`` with E = 32 // bits; a row is padded with zero codes
 to whole groups. For W = ``scheme.words(K)`` and G = ``scheme.groups(K)``, the NK layout is words [N, W] and scales
-[N, G]; the KN layout is the transpose of both. Embeddings are NK in every scheme.
+[N, G]; the KN layout is the transpose of both. Embeddings and experts are NK in every scheme.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ _BLOCK_WORDS = 1 << 16
 
 
 def mlc_layout(scheme: Scheme, role: str) -> Literal["NK", "KN"]:
-    """Return the layout of a weight of this role: the scheme's, but NK for embeddings."""
-    return "NK" if role == "embedding" else scheme.layout
+    """Return the layout of a weight of this role: the scheme's, but NK for embeddings and experts."""
+    return "NK" if role in ("embedding", "experts") else scheme.layout
 
 
 def mlc_shapes(shape: tuple[int, ...], scheme: Scheme, *, role: str) -> tuple[tuple[int, int], tuple[int, int]]:

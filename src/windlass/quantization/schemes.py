@@ -64,7 +64,7 @@ class Scheme:
             return self.grouped and self.quantize_embedding
         if role == "head":
             return self.grouped and self.quantize_head
-        return self.grouped and role == "linear"
+        return self.grouped and role in ("linear", "experts")
 
 
 SCHEMES: dict[str, Scheme] = {

@@ -18,6 +18,7 @@ from windlass.engine.speculation import NgramSpeculator, Speculator
 from windlass.errors import LoadError
 from windlass.machine import available_bytes, total_bytes
 from windlass.models.definition import ModelDefinition
+from windlass.models.embedding import as_embedding, read_pooling
 from windlass.models.quantization_config import read_quantization
 from windlass.models.registry import define_model, find_gguf_family
 from windlass.native.executor import NativeExecutor, kv_bytes_per_page
@@ -36,6 +37,9 @@ from windlass.weights.hub import resolve_model
 from windlass.weights.loader import load_weights
 from windlass.weights.source import WeightSource
 
+EMBEDDED_AT_ONCE = 32
+"""Texts that a model for embeddings takes at once by default."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LoadedModel:
@@ -53,10 +57,16 @@ class LoadedModel:
 
     def close(self) -> None:
         """Free weights, adapters and KV cache of a model that no engine's core has."""
-        self.runtime().close()
+        with ExitStack() as stack:
+            stack.callback(self.adapters.close)
+            for executor in (self.executor, self.draft_executor):
+                if executor is not None:
+                    stack.callback(executor.close)
 
     def load_adapter(self, name: str, path: str, interrupt: Callable[[], None]) -> bool:
         """Load an adapter beside the model; see ``load_adapter``."""
+        if self.definition.pooling is not None:
+            raise LoadError(path, f"the model {self.name!r} makes embeddings; adapters are for models that write text")
         return load_adapter(
             name,
             path,
@@ -66,6 +76,12 @@ class LoadedModel:
             interrupt=interrupt,
         )
 
+    @property
+    def _needs_all_rows(self) -> bool:
+        """True when what an earlier text has left in the KV cache does not make up for running its tokens."""
+        pooling = self.definition.pooling
+        return self.definition.needs_whole_prompts or (pooling is not None and pooling.kind != "last")
+
     def runtime(self) -> Runtime:
         """Return what the engine's core needs of it."""
         return Runtime.build(
@@ -74,14 +90,18 @@ class LoadedModel:
             max_num_sequence=self.sizes.max_num_sequence,
             max_tokens=self.sizes.prefill_chunk_size,
             active_vocab_size=self.active_vocab_size,
-            prefix_cache=self.config.prefix_cache_mode == "radix",
+            prefix_cache=self.config.prefix_cache_mode == "radix" and not self._needs_all_rows,
             kernels=self.config.kernels,
             speculator=self._speculator(),
             draft_executor=self.draft_executor,
             adapters=self.adapters,
+            pooling=self.definition.pooling,
+            whole_prompts=self.definition.needs_whole_prompts,
         )
 
     def _speculator(self) -> Speculator | None:
+        if self.definition.pooling is not None:
+            return None
         length = self.config.spec_draft_length
         if self.draft_executor is not None:
             return ModelSpeculator(
@@ -190,6 +210,9 @@ def _describe(path: Path, config: EngineConfig, progress: Progress, stack: ExitS
 def _describe_directory(path: Path, config: EngineConfig, progress: Progress, stack: ExitStack) -> _Described:
     directory = open_model_directory(path)
     definition = define_model(directory.model_type, directory.config, directory.config_path, dialect=directory.dialect)
+    pooling = read_pooling(path)
+    if pooling is not None:
+        definition = as_embedding(definition, pooling)
     scheme = _wanted_scheme(config, directory.scheme)
     groupings = read_quantization(directory.config, directory.config_path) if directory.dialect == "hf" else None
     source = None
@@ -211,7 +234,7 @@ def _describe_directory(path: Path, config: EngineConfig, progress: Progress, st
 
 def _describe_gguf(path: Path, config: EngineConfig, progress: Progress, stack: ExitStack) -> _Described:
     # For this format only.
-    from windlass.models.gguf_config import from_gguf_metadata
+    from windlass.models.gguf_config import from_gguf_metadata, read_gguf_pooling
     from windlass.weights.gguf_names import hugging_face_tensors, read_rope_factors
 
     model = read_gguf(path)
@@ -220,12 +243,17 @@ def _describe_gguf(path: Path, config: EngineConfig, progress: Progress, stack: 
     shapes = {tensor.name: tensor.shape for tensor in tensors}
     values = from_gguf_metadata(dialect, model.metadata, shapes, read_rope_factors(model), path)
     definition = define_model(model_type, values, path, dialect="hf")
+    pooling = read_gguf_pooling(dialect, model.metadata, path)
+    if pooling is not None:
+        definition = as_embedding(definition, pooling)
     scheme = _wanted_scheme(config, None)
     source = None
     if config.load_format != "dummy":
         source = stack.enter_context(closing(WeightSource(path, tensors)))
     progress("loading the tokenizer", 0, 0)
-    return _described(config, path, definition, scheme, source, TextModel.from_gguf(path, model.metadata))
+    return _described(
+        config, path, definition, scheme, source, TextModel.from_gguf(path, model.metadata, load_cache(config))
+    )
 
 
 def _described(
@@ -315,6 +343,10 @@ def _settle(config: EngineConfig, model: _Described, draft: _Described | None, o
             model.path,
             f"the weights take {weights >> 20} MiB, but {free >> 20} MiB of memory are available{alive.hint()}",
         )
+    pooling = model.definition.pooling
+    if pooling is not None and config.max_num_sequence is None:
+        # Texts pass once, and many of them fit a step.
+        config = dataclasses.replace(config, max_num_sequence=EMBEDDED_AT_ONCE)
     sizes = settle_sizes(
         config,
         context_length=model.definition.context_length,
@@ -327,6 +359,9 @@ def _settle(config: EngineConfig, model: _Described, draft: _Described | None, o
             f"the draft model's context of {draft.definition.context_length} tokens is shorter than the longest "
             f"sequence; set EngineConfig.max_single_sequence_length to it, or lower",
         )
+    if model.definition.needs_whole_prompts:
+        longest = max(sizes.prefill_chunk_size, sizes.max_single_sequence_length)
+        sizes = dataclasses.replace(sizes, prefill_chunk_size=longest)
     return sizes
 
 

@@ -65,6 +65,8 @@ class Call(Generic[Box, Chunk_co, Response_co]):
     requests: tuple[Request, ...]
     mailbox: Box
     format: Format[Chunk_co, Response_co]
+    is_large: bool = False
+    """Its response takes long to make, whatever it holds."""
 
     def usage(self, completion_tokens: Iterable[int]) -> Usage:
         """Return the token counts of the call, when each choice has come to so many tokens."""
@@ -133,7 +135,7 @@ async def wait_async(call: Call[AsyncMailbox, Chunk_co, Response_co]) -> Respons
     except BaseException:
         call.abort()
         raise
-    if collector.num_scored <= SCORED_AT_ONCE:
+    if not call.is_large and collector.num_scored <= SCORED_AT_ONCE:
         return collector.response()
     made: list[Response_co] = []
     await run_in_thread(lambda: made.append(collector.response()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import uuid
@@ -9,11 +10,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from numpy.typing import NDArray
+
 from windlass.errors import LoadError
 from windlass.json_files import read_json_object
 from windlass.models.definition import ModelDefinition
 from windlass.models.quantization_config import read_quantization
 from windlass.models.registry import define_model, to_mlc_config
+from windlass.program.program import Part, WeightSpec
 from windlass.quantization import Format, Scheme, Tensor, get_scheme, mlc_pack
 from windlass.serve.progress import Progress
 from windlass.text.chat_template import read_chat_template
@@ -112,8 +116,8 @@ def _check_output(output: Path) -> None:
 def _write_weights(
     part: Path, definition: ModelDefinition, source: WeightSource, scheme: Scheme, progress: Progress | None
 ) -> None:
-    specs = definition.program.weights
-    roles = {spec.name: spec.role for spec in specs}
+    specs = [_as_mlc_has_it(spec) for spec in definition.program.weights]
+    by_name = {spec.name: spec for spec in specs}
     writer = MlcWriter(part)
 
     def report(done: int, total: int) -> None:
@@ -121,21 +125,29 @@ def _write_weights(
             progress("quantizing", done, total)
 
     for name, tensor in load_weights(specs, source, scheme, ignored=definition.ignored_tensors, progress=report):
-        _write_weight(writer, name, tensor, scheme, roles[name], source.path)
+        _write_weight(writer, by_name[name], tensor, scheme, source.path)
     writer.finish(count_parameters(specs))
 
 
-def _write_weight(writer: MlcWriter, name: str, tensor: Tensor, scheme: Scheme, role: str, path: Path) -> None:
+def _as_mlc_has_it(spec: WeightSpec) -> WeightSpec:
+    return dataclasses.replace(spec, parts=(Part(spec.parts[0].name),)) if spec.mlc_as_stored else spec
+
+
+def _write_weight(writer: MlcWriter, spec: WeightSpec, tensor: Tensor, scheme: Scheme, path: Path) -> None:
+    def stacked(array: NDArray[Any]) -> NDArray[Any]:
+        """The matrices of experts have an axis of their own."""
+        return array.reshape(spec.experts, -1, *array.shape[1:]) if spec.experts > 1 else array
+
     if tensor.format.grouped:
-        words, scales = mlc_pack(tensor, scheme, role=role)
-        stem = name.removesuffix(".weight")
-        writer.add(f"{stem}.q_weight", words, "uint32")
-        writer.add(f"{stem}.q_scale", scales, _DTYPES[scheme.model_dtype])
+        words, scales = mlc_pack(tensor, scheme, role=spec.role)
+        stem = spec.name.removesuffix(".weight")
+        writer.add(f"{stem}.q_weight", stacked(words), "uint32")
+        writer.add(f"{stem}.q_scale", stacked(scales), _DTYPES[scheme.model_dtype])
         return
     try:
-        writer.add(name, tensor.data, _DTYPES[tensor.format])
+        writer.add(spec.name, stacked(tensor.data), _DTYPES[tensor.format])
     except ValueError as error:
-        raise LoadError(path, f"tensor {name}: {error}") from None
+        raise LoadError(path, f"tensor {spec.name}: {error}") from None
 
 
 def _chat_config(

@@ -11,6 +11,7 @@ from windlass.engine.metrics import EngineMetrics
 from windlass.serve.call import Call, Chunk_co, Response_co
 from windlass.serve.chat import AsyncChat, Chat
 from windlass.serve.completions import AsyncCompletions, Completions
+from windlass.serve.embeddings import AsyncEmbeddings, Embeddings
 from windlass.serve.engine_base import MLCEngineBase
 from windlass.serve.mailbox import AsyncMailbox, SyncMailbox
 from windlass.serve.preparer import run_in_thread
@@ -38,6 +39,11 @@ class MLCEngine(MLCEngineBase):
     def completions(self) -> Completions:
         """Text calls: ``engine.completions.create(...)``."""
         return Completions(self)
+
+    @property
+    def embeddings(self) -> Embeddings:
+        """Embeddings of texts: ``engine.embeddings.create(...)``."""
+        return Embeddings(self)
 
     def abort(self, request_id: str) -> None:
         """End the call of that id with ``RequestAbortedError``; unknown and finished ids are ignored."""
@@ -130,6 +136,11 @@ class AsyncMLCEngine(MLCEngineBase):
     def completions(self) -> AsyncCompletions:
         """Text calls: ``await engine.completions.create(...)``."""
         return AsyncCompletions(self)
+
+    @property
+    def embeddings(self) -> AsyncEmbeddings:
+        """Embeddings of texts: ``await engine.embeddings.create(...)``."""
+        return AsyncEmbeddings(self)
 
     @classmethod
     async def load(cls, model: str | None = None, device: str = "auto", **arguments: Any) -> Self:

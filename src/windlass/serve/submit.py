@@ -67,10 +67,14 @@ def start_call(
 
     Raises:
         ContextLengthError: the prompt leaves no room for an answer.
-        InvalidRequestError: the request id is in use, an id in ``logit_bias`` is not in the vocabulary, or there is no
-            adapter of the name given.
+        InvalidRequestError: the request id is in use, an id in ``logit_bias`` is not in the vocabulary, there is no
+            adapter of the name given, or the model generates no text.
         EngineError: the engine does not accept requests now.
     """
+    if model.definition.pooling is not None:
+        raise InvalidRequestError(
+            f"model {model.name!r} makes embeddings and generates no text", param="model", code="unsupported_model"
+        )
     adapter, name = chosen_adapter(arguments, model.adapters, model.name)
     rooms = [_room(model, prompt_ids, param) for prompt_ids in prompts]
     choices_per_prompt = arguments.get("n") or 1

@@ -26,6 +26,7 @@ from windlass.server.routes import (
     chat,
     completions,
     debug,
+    embeddings,
     messages,
     metrics,
     models,
@@ -36,7 +37,7 @@ from windlass.server.routes import (
 )
 from windlass.server.settings import ServerSettings
 
-ROUTERS = (chat, completions, responses, messages, models, tokens, metrics, page, probes)
+ROUTERS = (chat, completions, embeddings, responses, messages, models, tokens, metrics, page, probes)
 
 
 class Api(FastAPI):

@@ -271,7 +271,9 @@ def read_chat_template(
     return None
 
 
-def gguf_chat_template(metadata: Mapping[str, Any], tokenizer: Tokenizer, path: Path) -> ChatTemplate | None:
+def gguf_chat_template(
+    metadata: Mapping[str, Any], tokenizer: Tokenizer, path: Path, findings: Findings | None = None
+) -> ChatTemplate | None:
     """The chat template of the GGUF file ``path``, or None: ``tokenizer.chat_template``, and others by their names.
 
     Raises:
@@ -284,7 +286,7 @@ def gguf_chat_template(metadata: Mapping[str, Any], tokenizer: Tokenizer, path: 
     named = {name.removeprefix(f"{key}."): text for name, text in metadata.items() if name.startswith(f"{key}.")}
     if not all(isinstance(text, str) for text in (source, *named.values())):
         raise LoadError(path, f"{key} must be a string")
-    return ChatTemplate({**named, "default": source}, tokenizer=tokenizer, origin=path)
+    return ChatTemplate({**named, "default": source}, tokenizer=tokenizer, origin=path, findings=findings)
 
 
 def _named_sources(source: object, path: Path) -> dict[str, str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from windlass.errors import LoadError
 from windlass.text.byte_ranks import LLAMA_3, QWEN_2
+from windlass.text.gguf_token_ids import read_token_id
 from windlass.text.library_tokenizer import LibraryEncoder, read_library_json
 from windlass.text.sentencepiece_model import CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
 from windlass.text.sentencepiece_tokenizer import merges_by_score
@@ -24,8 +25,6 @@ _NAMED = {
     "sep_token": "seperator_token_id",
     "pad_token": "padding_token_id",
 }
-_NONE = 0xFFFFFFFF
-"""An id that stands for none."""
 
 _SPLITS: dict[str, tuple[str, ...]] = {
     "gpt-2": (GPT2,),
@@ -72,17 +71,6 @@ def read_gguf_tokenizer(path: Path, metadata: Mapping[str, Any]) -> tuple[Librar
     return read_library_json(json.dumps(tokenizer), path, config)
 
 
-def read_stop_ids(path: Path, metadata: Mapping[str, Any]) -> frozenset[int]:
-    """Return the ids of the tokens that end an answer.
-
-    Raises:
-        LoadError: one is not in the vocabulary.
-    """
-    reader = _Reader(path, metadata)
-    ids = (reader.token_id(key) for key in ("eos_token_id", "eot_token_id", "eom_token_id"))
-    return frozenset(token_id for token_id in ids if token_id is not None)
-
-
 class _Reader:
     """The keys that begin with ``tokenizer.ggml.``, checked."""
 
@@ -112,12 +100,7 @@ class _Reader:
         return values
 
     def token_id(self, key: str) -> int | None:
-        value = self._metadata.get(f"tokenizer.ggml.{key}")
-        if value is None or value == _NONE:
-            return None
-        if type(value) is not int or not 0 <= value < len(self.tokens):
-            raise self.error(key, f"is {value!r}, which is not one of {len(self.tokens)} tokens")
-        return value
+        return read_token_id(self._path, self._metadata, key, len(self.tokens))
 
     def error(self, key: str, reason: str) -> LoadError:
         return LoadError(self._path, f"tokenizer.ggml.{key} {reason}")

@@ -119,6 +119,8 @@ def _prepared(
         return token_id
 
     bos_id = named_id("bos_token")
+    around = _find_around(library)
+    add_bos = config.get("add_bos_token")  # overrules the post-processor
     facts = TokenizerFacts(
         vocab_size=vocab_size,
         added_ids=added_ids | hidden_ids,
@@ -127,7 +129,8 @@ def _prepared(
         boundary_id=library.token_to_id(BOUNDARY),
         bos_id=bos_id,
         eos_id=named_id("eos_token"),
-        bos_prefix=_find_bos_prefix(library, config.get("add_bos_token"), bos_id),
+        bos_prefix=around[0] if not isinstance(add_bos, bool) else (bos_id,) if add_bos and bos_id is not None else (),
+        around=around,
         decoding=decoding,
     )
     # It looks for the likeliest pieces in the whole text, and special tokens are pieces to it.
@@ -136,15 +139,13 @@ def _prepared(
     return LibraryEncoder(library, hidden, broken), facts, path
 
 
-def _find_bos_prefix(library: _Library, add_bos_token: object, bos_id: int | None) -> tuple[int, ...]:
-    """What the post-processor puts before a text; ``add_bos_token`` of tokenizer_config.json overrules it."""
-    if isinstance(add_bos_token, bool):
-        return (bos_id,) if add_bos_token and bos_id is not None else ()
+def _find_around(library: _Library) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """What the post-processor puts before a text, and behind it."""
     plain: list[int] = library.encode("a", add_special_tokens=False).ids
     full: list[int] = library.encode("a", add_special_tokens=True).ids
     count = len(full) - len(plain)
     starts = [start for start in range(count + 1) if full[start : start + len(plain)] == plain]
-    return tuple(full[: starts[0]]) if starts else ()
+    return (tuple(full[: starts[0]]), tuple(full[starts[0] + len(plain) :])) if starts else ((), ())
 
 
 def _mark_special(library: _Library, config: Mapping[str, Any]) -> None:

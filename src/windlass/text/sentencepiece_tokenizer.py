@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,29 @@ def merges_by_score(pieces: Mapping[str, float], ids: Mapping[str, int]) -> list
     return [[left, right] for *_, left, right in merges]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlainParts:
+    """A SentencePiece model of the simple kind: spaces are written as letters, pairs merge, and that is all.
+
+    Attributes:
+        model: as the ``model`` of a tokenizer.json.
+        entries: how tokens are written, by their ids.
+        byte_ids: the tokens of the 256 bytes, which stand for unknown characters; None without them.
+        unknown_id: stands for them then.
+        added: tokens that are found in the text before anything else; ``normalized`` ones, when spaces are written.
+        replaces_spaces, prefixes, prefixes_inside: what becomes of spaces; a text gets one before it, each part too.
+    """
+
+    model: dict[str, Any]
+    entries: Sequence[str | None]
+    byte_ids: Sequence[int] | None
+    unknown_id: int
+    added: Sequence[DeclaredToken]
+    replaces_spaces: bool
+    prefixes: bool
+    prefixes_inside: bool
+
+
 class SentencePieceEncoder:
     """An ``Encoder``. Immutable after construction and safe to use from many threads.
 
@@ -93,6 +116,27 @@ class SentencePieceEncoder:
                 self._byte_ids[int(piece[3:5], 16)] = token_id
         self._parts: dict[int, list[int]] = {}
         self._library = _Library.from_str(json.dumps(_bare(_unigram(model) if model.unigram else self._bpe())))
+
+    def plain_parts(self) -> PlainParts | None:
+        """What it is made of, if it is of the simple kind."""
+        model = self._model
+        odd = self._charsmap is not None or model.remove_extra_whitespaces or model.treat_whitespace_as_suffix
+        if model.unigram or odd or self._parts:
+            return None
+        whole = [
+            DeclaredToken(token_id=token_id, content=piece, special=False, normalized=True)
+            for piece, token_id in self._whole_ids.items()
+        ]
+        return PlainParts(
+            model=self._bpe(),
+            entries=self._entries,
+            byte_ids=self._byte_ids if model.byte_fallback else None,
+            unknown_id=model.unk_id,
+            added=(*self._added.values(), *whole),
+            replaces_spaces=model.escape_whitespaces,
+            prefixes=model.add_dummy_prefix,
+            prefixes_inside=self._prefix_inside,
+        )
 
     def entry(self, token_id: int) -> str | None:
         """See ``Encoder``."""
@@ -327,7 +371,7 @@ def _facts(
         },
         specials=specials,
         special_tokens=named,
-        boundary_id=None,
+        boundary_id=len(entries),
         bos_id=bos_id,
         eos_id=by_text.get(eos) if isinstance(eos, str) else None,
         bos_prefix=(bos_id,) if bos_id is not None and config.get("add_bos_token") is not False else (),

@@ -12,6 +12,7 @@ from windlass.text.byte_decoding import ByteDecoding
 from windlass.text.chat_template import ChatTemplate, Findings, gguf_chat_template, read_chat_template
 from windlass.text.detokenizer import IncrementalDetokenizer
 from windlass.text.generation import GenerationDefaults, read_generation_defaults
+from windlass.text.gguf_token_ids import read_stop_ids
 from windlass.text.prompt_template import PromptTemplate
 from windlass.text.text_pack import TextCache, TextPack
 from windlass.text.tokenizer import Tokenizer
@@ -33,6 +34,7 @@ class PlaceholderTokenizer:
     longest_entry = 1
     eos_id = None
     decoding = ByteDecoding()
+    around: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
 
     def encode(self, text: str, *, bos: bool = False) -> list[int]:  # noqa: ARG002  (the face of Tokenizer)
         """Raises InvalidRequestError."""
@@ -130,17 +132,22 @@ class TextModel:
         )
 
     @classmethod
-    def from_gguf(cls, path: Path, metadata: Mapping[str, Any]) -> TextModel:
+    def from_gguf(cls, path: Path, metadata: Mapping[str, Any], cache: TextCache | None = None) -> TextModel:
         """The text side of the GGUF file ``path``.
+
+        Args:
+            path: the file.
+            metadata: what it says of itself.
+            cache: where what takes long to make is looked for and kept.
 
         Raises:
             LoadError: it has no tokenizer, or something that this engine does not know.
         """
-        from windlass.text.gguf_tokenizer import read_gguf_tokenizer, read_stop_ids  # with the library, 30 ms to import
-
-        tokenizer = Tokenizer(*read_gguf_tokenizer(path, metadata))
-        template = gguf_chat_template(metadata, tokenizer, path)
-        stop_ids = read_stop_ids(path, metadata)
+        pack = TextPack.open_gguf(path, metadata, cache)
+        template = gguf_chat_template(metadata, pack.tokenizer, path, pack.findings)
+        pack.keep(None if template is None else template.findings)
+        tokenizer = pack.tokenizer
+        stop_ids = read_stop_ids(path, metadata, tokenizer.vocab_size)
         marks, ends = _harmony_marks(template, tokenizer)
         return cls(
             tokenizer=tokenizer,
@@ -177,6 +184,15 @@ class TextModel:
             InvalidRequestError: the text cannot be encoded.
         """
         return self.tokenizer.encode(text, bos=self.prompts_begin_with_bos if bos is None else bos)
+
+    def encode_whole(self, text: str) -> list[int]:
+        """Token ids of a text with what the tokenizer itself puts around it, as models for embeddings are fed.
+
+        Raises:
+            InvalidRequestError: the text cannot be encoded.
+        """
+        before, after = self.tokenizer.around
+        return [*before, *self.tokenizer.encode(text), *after]
 
     def encode_chat(
         self,

@@ -8,7 +8,7 @@ import json
 import os
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,7 +21,10 @@ from windlass.text.tokenizer_files import BESIDE, find_tokenizer
 LEAST_BYTES = 1 << 20
 """Tokenizers in smaller files are read in a moment."""
 
-_REVISION = 3
+LEAST_DENSE_BYTES = 1 << 18
+"""The same of metadata of GGUF files and of SentencePiece's models, which are shorter than JSON."""
+
+_REVISION = 5
 """To be raised when the same files give another pack than before."""
 
 _MAGIC = b"WLTEXT01"
@@ -62,11 +65,34 @@ class TextPack:
             LoadError: no tokenizer that this engine can read, or a broken one.
         """
         name = None if cache is None else _name(directory)
+        return cls._open(cache, name, directory.joinpath, lambda: Tokenizer.from_directory(directory))
+
+    @classmethod
+    def open_gguf(cls, path: Path, metadata: Mapping[str, Any], cache: TextCache | None) -> TextPack:
+        """The pack of a GGUF file.
+
+        Raises:
+            LoadError: it has no tokenizer that this engine can read, or a broken one.
+        """
+
+        def make() -> Tokenizer:
+            from windlass.text.gguf_tokenizer import read_gguf_tokenizer  # with the library, 30 ms to import
+
+            return Tokenizer(*read_gguf_tokenizer(path, metadata))
+
+        name = None if cache is None else _gguf_name(metadata)
+        return cls._open(cache, name, lambda _: path, make)
+
+    @classmethod
+    def _open(
+        cls, cache: TextCache | None, name: str | None, place: Callable[[str], Path], make: Callable[[], Tokenizer]
+    ) -> TextPack:
+        """The pack called ``name``, whose tokenizer is at ``place`` of its file's name, or else what ``make`` gives."""
         if cache is not None and name is not None:
-            known = _restored(directory, _read(cache, name))
+            known = _restored(place, _read(cache, name))
             if known is not None:
                 return cls(*known, cache, None)
-        return cls(Tokenizer.from_directory(directory), None, cache, name)
+        return cls(make(), None, cache, name)
 
     def keep(self, findings: Findings | None) -> None:
         """Keep a pack that was made anew, if it is of a kind that can be kept; ``tokenizer`` then encodes with it.
@@ -79,12 +105,16 @@ class TextPack:
             return
         from windlass.text.library_tokenizer import LibraryEncoder  # the library takes 30 ms to import
         from windlass.text.packed_bpe import PackedBpe
-        from windlass.text.packing import pack_bpe
+        from windlass.text.packing import pack_bpe, pack_sentencepiece
+        from windlass.text.sentencepiece_tokenizer import SentencePieceEncoder
 
-        if not isinstance(encoder, LibraryEncoder):
+        if isinstance(encoder, LibraryEncoder):
+            entries = [encoder.entry(token_id) for token_id in range(self.tokenizer.vocab_size)]
+            packed = pack_bpe(encoder.to_json(), entries)
+        elif isinstance(encoder, SentencePieceEncoder):
+            packed = pack_sentencepiece(encoder)
+        else:
             return
-        entries = [encoder.entry(token_id) for token_id in range(self.tokenizer.vocab_size)]
-        packed = pack_bpe(encoder.to_json(), entries)
         if packed is None:
             return
         meta, tables = packed
@@ -108,7 +138,7 @@ def _name(directory: Path) -> str | None:
     digest = hashlib.sha256()
     size = 0
     try:
-        digest.update(repr((_REVISION, _installed("tokenizers"), _installed("jinja2"))).encode())
+        digest.update(repr(_versions()).encode())
         vocabulary = find_tokenizer(directory)
         for file in [
             *((vocabulary,) if vocabulary is not None else ()),
@@ -124,7 +154,30 @@ def _name(directory: Path) -> str | None:
             digest.update(content)
     except OSError:
         return None  # whoever reads the file says what is wrong
-    return f"{digest.hexdigest()}.text" if size >= LEAST_BYTES else None
+    dense = vocabulary is not None and vocabulary.suffix not in (".json", ".txt")
+    return f"{digest.hexdigest()}.text" if size >= (LEAST_DENSE_BYTES if dense else LEAST_BYTES) else None
+
+
+def _gguf_name(metadata: Mapping[str, Any]) -> str | None:
+    """The name for the pack of a GGUF file, made from its metadata of text; None when it is not worth keeping."""
+    digest = hashlib.sha256()
+    digest.update(repr(("gguf", *_versions())).encode())
+    size = 0
+    for key, value in sorted(metadata.items()):
+        if not key.startswith("tokenizer."):
+            continue
+        is_text = isinstance(value, list) and bool(value) and all(isinstance(one, str) for one in value)
+        content = "\0".join(value) if is_text else repr(value)
+        written = content.encode("utf-8", "surrogatepass")
+        size += len(written)
+        digest.update(repr((key, is_text, len(value) if is_text else 0, len(written))).encode())
+        digest.update(written)
+    return f"{digest.hexdigest()}.text" if size >= LEAST_DENSE_BYTES else None
+
+
+def _versions() -> tuple[object, ...]:
+    """What packs depend on besides the files."""
+    return _REVISION, _installed("tokenizers"), _installed("jinja2")
 
 
 def _installed(library: str) -> tuple[int, int] | None:
@@ -152,7 +205,7 @@ def _write(descriptor: int, data: bytes) -> None:
         file.write(data)
 
 
-def _restored(directory: Path, data: bytes | None) -> tuple[Tokenizer, Findings | None] | None:
+def _restored(place: Callable[[str], Path], data: bytes | None) -> tuple[Tokenizer, Findings | None] | None:
     """What a file holds, or None when it is damaged."""
     if data is None or len(data) < _HEAD.size:
         return None
@@ -165,7 +218,7 @@ def _restored(directory: Path, data: bytes | None) -> tuple[Tokenizer, Findings 
     try:
         values: dict[str, Any] = json.loads(bytes(body[:text_bytes]))
         encoder = PackedBpe(values["bpe"], body[text_bytes:])
-        tokenizer = Tokenizer(encoder, TokenizerFacts.from_json(values["facts"]), directory / values["file"])
+        tokenizer = Tokenizer(encoder, TokenizerFacts.from_json(values["facts"]), place(values["file"]))
         findings = values["findings"]
         return tokenizer, None if findings is None else Findings.from_json(findings)
     except (KeyError, TypeError, ValueError):

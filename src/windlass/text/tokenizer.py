@@ -42,6 +42,7 @@ class Tokenizer:
         special_tokens: the tokenizer's named special tokens as chat templates see them, such as ``bos_token``.
         bos_id, eos_id: ids of ``bos_token`` and ``eos_token``, or None.
         bos_prefix: the ids that the tokenizer itself puts before a text (its own BOS), often none.
+        around: the ids that its post-processor puts before a text, and those behind it.
         decoding: how tokens become bytes.
     """
 
@@ -55,6 +56,7 @@ class Tokenizer:
         self.bos_id = facts.bos_id
         self.eos_id = facts.eos_id
         self.bos_prefix = facts.bos_prefix
+        self.around = facts.around
         self.decoding: ByteDecoding = facts.decoding
         self._bytes: dict[int, bytes | None] = {}
 

@@ -40,6 +40,7 @@ class TokenizerFacts:
     eos_id: int | None
     bos_prefix: tuple[int, ...]
     decoding: ByteDecoding
+    around: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
 
     def to_json(self) -> dict[str, Any]:
         """As an object of JSON."""
@@ -55,6 +56,7 @@ class TokenizerFacts:
                 **values,
                 "specials": {content: SpecialToken(**special) for content, special in values["specials"].items()},
                 "bos_prefix": tuple(values["bos_prefix"]),
+                "around": tuple(map(tuple, values["around"])),
                 "decoding": ByteDecoding(**decoding),
             }
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -29,12 +30,17 @@ COMMON_TENSORS = {
 }
 """What most families call the same; those with ``{layer}`` come after ``blk.`` and the layer's number."""
 
-ROPE_FACTORS = "rope_freqs.weight"
-"""How much each pair of a head is slowed; it goes into the configuration, not into the weights."""
+FIXED_FACTORS = "rope_freqs.weight"
+SHORT_FACTORS = "rope_factors_short.weight"
+LONG_FACTORS = "rope_factors_long.weight"
+ROPE_FACTORS = (FIXED_FACTORS, SHORT_FACTORS, LONG_FACTORS)
+"""How much each pair of a head is slowed; they go into the configuration, not into the weights."""
 
 MAX_FACTOR_BYTES = 1 << 16
 
-_NAME = re.compile(r"(?:blk\.(?P<layer>\d+)\.)?(?P<stem>\w+)\.(?P<suffix>weight|bias)")
+MAX_EXPERTS = 4096
+
+_NAME = re.compile(r"(?:blk\.(?P<layer>\d+)\.)?(?P<stem>\w+)(?:\.(?P<expert>\d+))?\.(?P<suffix>weight|bias)")
 
 
 def hugging_face_tensors(model: GgufModel, tensors: Mapping[str, str], paired: Mapping[str, str]) -> list[StoredTensor]:
@@ -42,28 +48,59 @@ def hugging_face_tensors(model: GgufModel, tensors: Mapping[str, str], paired: M
 
     Args:
         model: the file.
-        tensors: templates of Hugging Face's names by the stems of GGUF's, beyond ``COMMON_TENSORS``.
+        tensors: templates of Hugging Face's names by the stems of GGUF's, beyond ``COMMON_TENSORS``. A tensor whose
+            template has ``{expert}`` is cut into those of the experts; old files, which have one tensor for each,
+            have its number in place of ``_exps``. With its suffix in the key, a template is the whole name.
         paired: stems whose rows are ordered for rotation in pairs, and the key that says how many heads they have.
 
     Raises:
-        LoadError: the rows of a tensor are not those of so many heads.
+        LoadError: the rows of a tensor are not those of so many heads, or it cannot be cut into experts.
     """
     names = {**COMMON_TENSORS, **tensors}
-    return [_renamed(tensor, model, names, paired) for tensor in model.tensors if tensor.name != ROPE_FACTORS]
+    own = (tensor for tensor in model.tensors if tensor.name not in ROPE_FACTORS)
+    return [renamed for tensor in own for renamed in _renamed(tensor, model, names, paired)]
 
 
 def _renamed(
     tensor: StoredTensor, model: GgufModel, names: Mapping[str, str], paired: Mapping[str, str]
-) -> StoredTensor:
+) -> list[StoredTensor]:
     found = _NAME.fullmatch(tensor.name)
     if found is None:
-        return tensor
-    layer, stem, suffix = found["layer"], found["stem"], found["suffix"]
-    known = names.get(stem)
-    if known is None or ("{layer}" in known) != (layer is not None):
-        return tensor
+        return [tensor]
+    layer, expert, suffix = found["layer"], found["expert"], found["suffix"]
+    stem = found["stem"] if expert is None else f"{found['stem']}_exps"
+    whole = names.get(f"{stem}.{suffix}")
+    known = f"{names[stem]}.{suffix}" if whole is None and stem in names else whole
+    if known is None or ("{layer}" in known) != (layer is not None) or (expert is not None and "{expert}" not in known):
+        return [tensor]
+    if expert is None and "{expert}" in known:
+        return _experts(tensor, known.replace("{layer}", layer))
     heads = _heads(model, paired[stem], tensor) if stem in paired else 0
-    return dataclasses.replace(tensor, name=f"{known.format(layer=layer)}.{suffix}", paired_heads=heads)
+    name = known.format(layer=layer, expert=expert)
+    return [dataclasses.replace(tensor, name=name, shape=_matrix(tensor.shape), paired_heads=heads)]
+
+
+def _experts(tensor: StoredTensor, name: str) -> list[StoredTensor]:
+    """The tensors of the experts, which lie one behind the other."""
+    count, *shape = tensor.shape
+    if not shape or not 1 <= count <= MAX_EXPERTS:
+        raise LoadError(tensor.file, f"{tensor.name} has shape {list(tensor.shape)}, which cannot be that of experts")
+    size = tensor.nbytes // count
+    return [
+        dataclasses.replace(
+            tensor,
+            name=name.format(expert=number),
+            offset=tensor.offset + number * size,
+            nbytes=size,
+            shape=tuple(shape),
+        )
+        for number in range(count)
+    ]
+
+
+def _matrix(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The rows of several matrices are those of one."""
+    return shape if len(shape) < 3 else (math.prod(shape[:-1]), shape[-1])
 
 
 def _heads(model: GgufModel, key: str, tensor: StoredTensor) -> int:
@@ -75,16 +112,17 @@ def _heads(model: GgufModel, key: str, tensor: StoredTensor) -> int:
     return heads
 
 
-def read_rope_factors(model: GgufModel) -> list[float] | None:
-    """Return how much each pair of a head is slowed, where the file says it.
+def read_rope_factors(model: GgufModel) -> dict[str, list[float]]:
+    """Return how much each pair of a head is slowed, by the names of ``ROPE_FACTORS`` that the file has.
 
     Raises:
-        LoadError: the tensor is not of float32, or cannot be read.
+        LoadError: a tensor is not of float32, or cannot be read.
     """
-    tensor = next((tensor for tensor in model.tensors if tensor.name == ROPE_FACTORS), None)
-    if tensor is None:
-        return None
-    if tensor.dtype != "float32" or tensor.nbytes > MAX_FACTOR_BYTES:
-        raise LoadError(tensor.file, f"{ROPE_FACTORS} must be a short list of float32")
-    with WeightSource(model.path, [tensor]) as source:
-        return [float(factor) for factor in source.read(ROPE_FACTORS).ravel()]
+    tensors = [tensor for tensor in model.tensors if tensor.name in ROPE_FACTORS]
+    for tensor in tensors:
+        if tensor.dtype != "float32" or tensor.nbytes > MAX_FACTOR_BYTES:
+            raise LoadError(tensor.file, f"{tensor.name} must be a short list of float32")
+    if not tensors:
+        return {}
+    with WeightSource(model.path, tensors) as source:
+        return {tensor.name: [float(factor) for factor in source.read(tensor.name).ravel()] for tensor in tensors}

@@ -27,6 +27,11 @@ Quantizer: TypeAlias = Callable[[Tensor, Scheme], Tensor]
 class RowOrder(Protocol):
     """Which rows are taken, in which order; see ``windlass.program.RowOrder``."""
 
+    @property
+    def groups(self) -> int:
+        """Equal runs that the rows are."""
+        ...
+
     def indices(self, rows: int) -> NDArray[np.int64]:
         """Return the numbers of the rows taken, of ``rows``. ValueError when they cannot be taken."""
         ...
@@ -55,6 +60,11 @@ class Part(Protocol):
         """What is added to every number."""
         ...
 
+    @property
+    def matrices(self) -> RowOrder | None:
+        """The rows that become matrices of their own before that."""
+        ...
+
 
 class WeightSpec(Protocol):
     """What a program says about a weight it needs; see ``windlass.program.WeightSpec`` for the meaning."""
@@ -76,12 +86,17 @@ class WeightSpec(Protocol):
 
     @property
     def role(self) -> str:
-        """One of linear, embedding, head, router, plain."""
+        """One of linear, experts, embedding, head, router, plain."""
         ...
 
     @property
     def experts(self) -> int:
         """How many equal matrices are stacked; with more than one, files may have an axis more."""
+        ...
+
+    @property
+    def mlc_as_stored(self) -> bool:
+        """An MLC directory has the rows as the tensor that the parts are taken from."""
         ...
 
 
@@ -159,14 +174,12 @@ def _load(
     done = 0
     for spec in specs:
         names = _stored_names(spec, source)
-        parts = _read(spec, source)
         reason = None
         try:
             # Part by part: rows are quantized by themselves, and codes are less to join than floats.
-            tensor = _joined([_converted(part, spec, source, scheme, quantizer) for part in parts])
+            tensor = _joined([_converted(part, spec, source, scheme, quantizer) for part in _read(spec, source)])
         except ValueError as error:
             reason = str(error)
-        del parts
         if reason is not None:
             # Raised here, not above: an error that someone keeps must not keep the mapped file through its frames.
             raise LoadError(source.info(names[0]).file, f"tensor {_some(list(names))}: {reason}")
@@ -187,18 +200,25 @@ def _read(spec: WeightSpec, source: WeightSource) -> list[Tensor]:
     if len(names) == 2:
         rows, columns = spec.shape
         words, scales = (_flat(source.read(name), 2) for name in names)
-        return [mlc_unpack(words, scales, (rows, columns), source.scheme, role=spec.role)]
-    tensor = _stored(source.info(names[0]), source)
-    return [dataclasses.replace(tensor, shape=spec.shape, data=tensor.data.reshape(spec.shape))]
+        tensor = mlc_unpack(words, scales, (rows, columns), source.scheme, role=spec.role)
+    else:
+        tensor = _stored(source.info(names[0]), source)
+        tensor = dataclasses.replace(tensor, shape=spec.shape, data=tensor.data.reshape(spec.shape))
+    return [_prepared(tensor, part, spec) for part in spec.parts] if spec.mlc_as_stored else [tensor]
 
 
 def _prepared(tensor: Tensor, part: Part, spec: WeightSpec) -> Tensor:
-    """Do to a stored tensor what a part says. ValueError when that cannot be done to codes."""
-    if tensor.format.grouped and (part.transposed or part.plus):
-        raise ValueError("it is quantized in the file, along the rows; the columns would be needed")
+    """Do to a stored tensor what a part says."""
+    if part.matrices is not None:
+        tensor = take_rows(tensor, part.matrices.indices(tensor.shape[0]))
+    if part.transposed and tensor.format.grouped:
+        tensor = Tensor(Format.F32, tensor.shape, tensor.dequantize())
     if not tensor.format.grouped:
-        data = np.ascontiguousarray(tensor.data.swapaxes(-1, -2)) if part.transposed else tensor.data
-        data = _flat(data, len(spec.shape))
+        data = tensor.data
+        if part.matrices is not None:
+            data = data.reshape(part.matrices.groups, -1, data.shape[-1])
+        data = np.ascontiguousarray(data.swapaxes(-1, -2)) if part.transposed else data
+        data = data.reshape(spec.shape) if data.ndim < len(spec.shape) else _flat(data, len(spec.shape))
         tensor = dataclasses.replace(tensor, shape=data.shape, data=data)
     if part.rows is not None:
         tensor = take_rows(tensor, part.rows.indices(tensor.shape[0]))
@@ -361,8 +381,16 @@ def _check_shapes(spec: WeightSpec, source: WeightSource) -> None:
 def _prepared_shape(shape: tuple[int, ...], part: Part | None, spec: WeightSpec) -> tuple[int, ...] | None:
     """The shape that ``_prepared`` gives, or None when it cannot."""
     axes = len(spec.shape)
+    if len(shape) == 1 and axes == 2 and spec.shape[0] == 1:
+        shape = (1, *shape)  # files may have a single row as a vector
     if not axes <= len(shape) <= (axes + 1 if spec.experts > 1 or axes == 1 else axes):
         return None
+    if part is not None and part.matrices is not None:
+        try:
+            rows = len(part.matrices.indices(shape[0]))
+        except ValueError:
+            return None
+        shape = (part.matrices.groups, rows // part.matrices.groups, *shape[1:])
     if part is not None and part.transposed:
         if len(shape) < 2:
             return None

@@ -12,10 +12,12 @@ from typing import Literal, TypeAlias
 
 from windlass.errors import LoadError
 from windlass.quantization.checkpoints import (
+    FP4_BLOCK,
     AwqPacking,
     BytePacking,
     Fp8Packing,
     GptqPacking,
+    Mxfp4Packing,
     Packing,
     WordPacking,
     fp8_group,
@@ -25,7 +27,7 @@ from windlass.weights.source import StoredTensor, StoredType, WeightSource
 WHOLE = -1
 """A group size or a number of rows: all of the matrix."""
 
-Storage: TypeAlias = Literal["gptq", "awq", "words", "bytes", "fp8"]
+Storage: TypeAlias = Literal["gptq", "awq", "words", "bytes", "fp8", "mxfp4"]
 Pieces: TypeAlias = Mapping[str, StoredTensor]
 """The stored tensors of a matrix by the last part of their names."""
 
@@ -35,7 +37,7 @@ class Grouping:
     """One way in which a checkpoint stores quantized matrices.
 
     Attributes:
-        storage: that of GPTQ, that of AWQ, in words or in bytes as compressed-tensors does, or floats of 8 bits.
+        storage: that of GPTQ, that of AWQ, in words or in bytes as compressed-tensors does, floats of 8 bits, or of 4.
         bits: of a code; 8 for floats.
         group_size: columns that share a scale; ``WHOLE`` rows.
         block_rows: rows that share scales; for a ``WHOLE`` matrix there is one scale.
@@ -74,6 +76,7 @@ _MARKS: dict[Storage, tuple[str, StoredType]] = {
     "words": ("weight_packed", "int32"),
     "bytes": ("weight", "int8"),
     "fp8": ("weight", "float8"),
+    "mxfp4": ("blocks", "uint8"),
 }
 """The piece that has the codes, and its type."""
 
@@ -83,7 +86,11 @@ _COMPANIONS: dict[Storage, tuple[str, ...]] = {
     "words": ("weight_scale", "weight_shape", "weight_zero_point", "weight_g_idx"),
     "bytes": ("weight_scale", "weight_zero_point"),
     "fp8": ("weight_scale", "weight_scale_inv"),
+    "mxfp4": ("scales",),
 }
+_BETWEEN: dict[Storage, str] = {"mxfp4": "_"}
+"""What is between the name of a matrix, which is then whole, and that of a piece; a point for all others."""
+
 _OF_ACTIVATIONS = ("input_scale", "input_zero_point", "input_scale_ub", "activation_scale")
 _OF_THE_CACHE = (".k_scale", ".v_scale")
 """What a checkpoint says of a rounding of activations, or of keys and values, that is not done: see docs/models.md."""
@@ -109,14 +116,17 @@ def quantized_tensors(path: Path, tensors: Sequence[StoredTensor], groupings: Se
     matrices: dict[str, StoredTensor] = {}
     used: set[str] = set()
     for tensor in tensors:
-        stem, _, last = tensor.name.rpartition(".")
-        fitting = [grouping for grouping in groupings if _is_marked(tensor, last, grouping)]
+        fitting = [grouping for grouping in groupings if _is_marked(tensor, grouping)]
         if not fitting:
             continue
-        names = (last, *_COMPANIONS[fitting[0].storage])
-        pieces = {name: by_name[f"{stem}.{name}"] for name in names if f"{stem}.{name}" in by_name}
-        packing = _packing(stem, pieces, fitting, shapes.get(f"{stem}.weight_shape"))
-        matrices[f"{stem}.weight"] = _matrix(f"{stem}.weight", pieces, packing)
+        storage = fitting[0].storage
+        between, last = _BETWEEN.get(storage, "."), _MARKS[storage][0]
+        stem = tensor.name.removesuffix(between + last)
+        names = (last, *_COMPANIONS[storage])
+        pieces = {name: by_name[stem + between + name] for name in names if stem + between + name in by_name}
+        packing = _packing(stem + between, pieces, fitting, shapes.get(f"{stem}.weight_shape"))
+        matrix = stem if storage in _BETWEEN else f"{stem}.weight"
+        matrices[matrix] = _matrix(matrix, pieces, packing)
         used.update(piece.name for piece in pieces.values())
         used.update(f"{stem}.{name}" for name in _OF_ACTIVATIONS)
     rest = [tensor for tensor in tensors if tensor.name not in used and not tensor.name.endswith(_OF_THE_CACHE)]
@@ -126,10 +136,11 @@ def quantized_tensors(path: Path, tensors: Sequence[StoredTensor], groupings: Se
     return [*rest, *matrices.values()]
 
 
-def _is_marked(tensor: StoredTensor, last: str, grouping: Grouping) -> bool:
+def _is_marked(tensor: StoredTensor, grouping: Grouping) -> bool:
     """Whether a tensor has the codes of a matrix. Of ``weight`` the type tells; other names leave no doubt."""
     mark, dtype = _MARKS[grouping.storage]
-    return last == mark and (mark != "weight" or tensor.dtype == dtype)
+    ending = _BETWEEN.get(grouping.storage, ".") + mark
+    return tensor.name.endswith(ending) and (mark != "weight" or tensor.dtype == dtype)
 
 
 def _stored_shapes(path: Path, tensors: Iterable[StoredTensor]) -> dict[str, tuple[int, ...]]:
@@ -157,7 +168,7 @@ def _matrix(name: str, pieces: Pieces, packing: Packing) -> StoredTensor:
 
 
 def _packing(stem: str, pieces: Pieces, groupings: Sequence[Grouping], stored_shape: tuple[int, ...] | None) -> Packing:
-    """How the pieces are stored: by the first grouping that they fit."""
+    """How the pieces, whose names begin with ``stem``, are stored: by the first grouping that they fit."""
     reasons: dict[str, None] = {}
     for grouping in groupings:
         try:
@@ -165,7 +176,7 @@ def _packing(stem: str, pieces: Pieces, groupings: Sequence[Grouping], stored_sh
         except _UnfitError as unfit:
             reasons[str(unfit)] = None
         except KeyError as missing:
-            reasons[f"tensor {f'{stem}.{missing.args[0]}'!r} is missing"] = None
+            reasons[f"tensor {f'{stem}{missing.args[0]}'!r} is missing"] = None
     raise LoadError(next(iter(pieces.values())).file, "; ".join(reasons))
 
 
@@ -261,10 +272,22 @@ def _fp8(pieces: Pieces, grouping: Grouping, _: tuple[int, ...] | None) -> Packi
     return Fp8Packing((rows, columns), max(1, grouping.block_rows), group, grouping.scale)
 
 
+def _mxfp4(pieces: Pieces, grouping: Grouping, _: tuple[int, ...] | None) -> Packing:
+    blocks = pieces["blocks"]
+    if blocks.dtype != "uint8" or len(blocks.shape) != 4 or 0 in blocks.shape or blocks.shape[3] != FP4_BLOCK // 2:
+        raise _UnfitError(
+            f"tensor {blocks.name!r} must be uint8 [experts, rows, blocks, 16], not {blocks.dtype} {list(blocks.shape)}"
+        )
+    experts, rows, count, _bytes = blocks.shape
+    _check(pieces["scales"], ("uint8",), [(experts, rows, count)], grouping)
+    return Mxfp4Packing((experts * rows, count * FP4_BLOCK))
+
+
 _MAKERS: dict[Storage, Callable[[Pieces, Grouping, tuple[int, ...] | None], Packing]] = {
     "gptq": _gptq,
     "awq": _awq,
     "words": _words,
     "bytes": _bytes,
     "fp8": _fp8,
+    "mxfp4": _mxfp4,
 }

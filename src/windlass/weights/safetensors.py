@@ -22,6 +22,7 @@ _QUANTIZED_DTYPES: dict[str, StoredType] = {
     "I64": "int64",
     "I32": "int32",
     "I8": "int8",
+    "U8": "uint8",
 }
 """Those of quantized checkpoints."""
 

@@ -22,7 +22,9 @@ from windlass.quantization import Format, Scheme, Tensor, bf16_to_f32
 from windlass.quantization.checkpoints import Packing
 from windlass.quantization.ggml import GgmlType, to_tensor
 
-StoredType = Literal["float32", "float16", "bfloat16", "float8", "uint32", "int64", "int32", "int8", "blocks", "pieces"]
+StoredType = Literal[
+    "float32", "float16", "bfloat16", "float8", "uint32", "int64", "int32", "int8", "uint8", "blocks", "pieces"
+]
 
 _NUMPY_TYPES: dict[StoredType, str] = {
     "float32": "<f4",
@@ -33,6 +35,7 @@ _NUMPY_TYPES: dict[StoredType, str] = {
     "int64": "<i8",
     "int32": "<i4",
     "int8": "i1",
+    "uint8": "u1",
     "blocks": "u1",
     "pieces": "u1",
 }

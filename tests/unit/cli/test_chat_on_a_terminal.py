@@ -35,9 +35,7 @@ def test_ctrl_c_stops_an_answer_that_hangs_and_keeps_the_chat() -> None:
 def test_ctrl_c_twice_at_the_prompt_leaves() -> None:
     with on_terminal(SCRIPTED) as terminal:
         terminal.expect_prompt()
-        terminal.type("half a line")
-        terminal.expect_at_rest("half a line")
-        terminal.type(CTRL_C)
+        terminal.type("half a line" + CTRL_C)
         terminal.expect("leaves.")
         terminal.expect_prompt()
         terminal.type(CTRL_C)

@@ -105,8 +105,8 @@ def test_yarn_settings() -> None:
     ("message", "config"),
     [
         (
-            "rope_scaling.rope_type is 'longrope'; supported: default, linear, ",
-            {"rope_scaling": {"rope_type": "longrope"}},
+            "rope_scaling.rope_type is 'axial'; supported: default, linear, ",
+            {"rope_scaling": {"rope_type": "axial"}},
         ),
         ("rope_scaling.type is 'mrope'; supported: ", {"rope_scaling": {"type": "mrope"}}),
         ("rope_parameters.rope_type is 3; supported: ", {"rope_parameters": {"rope_type": 3}}),
@@ -124,7 +124,7 @@ def test_yarn_settings() -> None:
             "unknown keys: rope_parameters.full_attention",
             {"rope_parameters": {"full_attention": {"rope_type": "default"}}},
         ),
-        ("rope_scaling.low_freq_factor is 4, which must be less", {"rope_scaling": {**LLAMA3, "low_freq_factor": 4}}),
+        ("rope_scaling.low_freq_factor is 5, which must not be", {"rope_scaling": {**LLAMA3, "low_freq_factor": 5}}),
         (
             "rope_scaling.original_max_position_embeddings is missing",
             {"rope_scaling": {**LLAMA3, "original_max_position_embeddings": None}},

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from windlass.program.builder import ProgramBuilder, ProgramError
-from windlass.program.ops import Attention, Linear, Logits, Value
+from windlass.program.ops import Attention, Experts, Linear, Logits, Value
 from windlass.program.program import Part, Program, WeightSpec
 
 
@@ -89,7 +90,39 @@ MISTAKES: dict[str, tuple[str, Callable[[ProgramBuilder], object]]] = {
     "a layer left out": (r"layers \[0\]", lambda b: (b.logits(b.embed("e", 8), "h"), b.build())),
     "something after logits": ("last operation", lambda b: (b.logits(b.embed("e", 8), "h"), b.embed("f", 8))),
     "cache written twice": ("twice", lambda b: [b.write_kv(0, v, v) for v in [b.embed("e", 4)] * 2]),
+    "something after hidden states": ("last operation", lambda b: (b.hidden_states(b.embed("e", 8)), b.embed("f", 8))),
+    "half a head of a norm": ("heads of 4", lambda b: b.head_norm(b.embed("e", 10), None, 1e-5, centered=True)),
+    "layer norm with a negative eps": ("eps", lambda b: b.layer_norm(b.embed("e", 8), "n", -1.0)),
+    "heads that do not divide": (
+        "do not have 3 columns",
+        lambda b: b.head_linear(b.embed("e", 8), "w", num_heads=3, in_features=3, out_features=2),
+    ),
+    "heads with too few columns": (
+        "do not have 5 columns",
+        lambda b: b.head_linear(b.embed("e", 8), "w", num_heads=2, in_features=5, out_features=2),
+    ),
+    "joining no heads": ("3 heads", lambda b: b.join_heads(b.embed("e", 6), b.embed("f", 8), num_heads=3)),
+    "rotating another head": (
+        "heads of 3",
+        lambda b: b.rope(b.embed("e", 8), b.rope_table(NoRotation(2)), head_dim=3, rotary_dim=2),
+    ),
+    "rotating too much": (
+        "6 of the 4 columns",
+        lambda b: b.rope(b.embed("e", 8), b.rope_table(NoRotation(6)), rotary_dim=6),
+    ),
+    "groups of no size": ("1 of 3 groups", lambda b: route(b, num_groups=3)),
+    "more groups than there are": ("5 of 4 groups", lambda b: route(b, num_groups=4, top_groups=5)),
+    "more experts than there are": ("9 experts cannot be taken", lambda b: route(b, top_k=9)),
+    "more experts than the groups have": ("3 experts cannot", lambda b: route(b, top_k=3, num_groups=4)),
+    "the best two of one": ("groups of 1", lambda b: route(b, num_groups=8, group_score="top2_sum")),
+    "a gate of two columns": ("one column, not 2", lambda b: b.sigmoid_gate(b.embed("e", 8), b.embed("f", 2))),
+    "a cap of nothing": ("softcap is 0", lambda b: b.logits(b.embed("e", 8), "h", softcap=0.0)),
 }
+
+
+def route(b: ProgramBuilder, **options: Any) -> Value:
+    """Choose among eight experts."""
+    return b.route(b.embed("e", 8), **{"top_k": 1, "scores": "softmax", "normalize": True, **options})
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
@@ -107,12 +140,50 @@ def test_heads_that_cannot_share_are_refused() -> None:
         b.attention(x, 0, num_heads=3)
 
 
-def test_a_window_must_see_something() -> None:
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"window": 0}, "window of 0"),
+        ({"chunk": 0}, "chunk of 0"),
+        ({"window": 2, "chunk": 2}, "a window or a chunk, not both"),
+        ({"window": 2, "causal": False}, "not causal sees all"),
+        ({"chunk": 2, "causal": False}, "not causal sees all"),
+        ({"softcap": -1.0}, "softcap is -1.0"),
+    ],
+)
+def test_attention_must_make_sense(options: dict[str, Any], message: str) -> None:
     b = new_builder()
     x = b.embed("e", 4)
     b.write_kv(0, x, x)
-    with pytest.raises(ProgramError, match="window of 0"):
-        b.attention(x, 0, num_heads=1, window=0)
+    with pytest.raises(ProgramError, match=message):
+        b.attention(x, 0, num_heads=1, **options)
+
+
+def test_a_program_of_experts() -> None:
+    b = new_builder()
+    x = b.embed("embed", 4)
+    b.write_kv(0, x, x)
+    b.attention(x, 0, num_heads=1)
+    shares = b.route(b.linear(x, "router", 3, role="router"), top_k=2, scores="sigmoid", normalize=True, bias="bias")
+    out = b.experts(
+        x,
+        shares,
+        gate_up="gate_up",
+        down="down",
+        intermediate_size=5,
+        gate_up_parts=("gate", Part("up", transposed=True)),
+        gate_up_bias=("c", Part("c")),
+    )
+    b.hidden_states(out)
+    program = b.build()
+    assert program.weights[-4:] == (
+        WeightSpec("bias", (3,), (Part("bias"),), "plain"),
+        WeightSpec("gate_up", (30, 4), (Part("gate"), Part("up", transposed=True)), experts=3),
+        WeightSpec("down", (12, 5), (Part("down"),), experts=3),
+        WeightSpec("c", (30,), (Part("c"),), "plain", experts=3),
+    )
+    assert Experts(out, x, shares, "gate_up", "down", "silu", "c") in program.ops
+    assert program.output_width == 4
 
 
 def test_rotation_needs_an_even_head() -> None:

@@ -16,14 +16,16 @@ def pieces(tokenizer: Tokenizer, ids: list[int], tail: list[int] | None = None) 
     return [*(detokenizer.push(token_id) for token_id in ids), detokenizer.flush()]
 
 
-@pytest.fixture
-def byte_level(tmp_path: Path) -> Tokenizer:
-    return Tokenizer.from_directory(write_json(tmp_path, tokenizer=byte_level_tokenizer()))
+@pytest.fixture(scope="module")
+def byte_level(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    return Tokenizer.from_directory(write_json(tmp_path_factory.mktemp("byte_level"), tokenizer=byte_level_tokenizer()))
 
 
-@pytest.fixture
-def sentencepiece(tmp_path: Path) -> Tokenizer:
-    return Tokenizer.from_directory(write_json(tmp_path, tokenizer=sentencepiece_tokenizer()))
+@pytest.fixture(scope="module")
+def sentencepiece(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    return Tokenizer.from_directory(
+        write_json(tmp_path_factory.mktemp("sentencepiece"), tokenizer=sentencepiece_tokenizer())
+    )
 
 
 @pytest.mark.parametrize("name", ["qwen2", "phi3"])
@@ -47,6 +49,45 @@ def test_no_piece_holds_a_broken_character(request: pytest.FixtureRequest, name:
         assert "".join(got) == text[cut:]
         assert not any("\ufffd" in piece for piece in got)
         assert got[-1] == ""
+
+
+# Lead bytes, continuations, overlong forms, surrogates and beyond, beside bytes of whole characters.
+BYTES = st.one_of(
+    st.sampled_from(
+        [b"\x80", b"\xbf", b"\xc0", b"\xc2", b"\xe0", b"\xed\xa0", b"\xe4\xbd", b"\xf0\x9f", b"\xf4\x90", b"\xff"]
+    ),
+    st.sampled_from(["a", " ", "é", "你", "🙂", "\u0301", "\ufffd"]).map(str.encode),
+    st.binary(max_size=3),
+)
+
+
+@pytest.mark.parametrize("first", [0, 3])
+@settings(max_examples=300, deadline=None)
+@given(stream=st.lists(BYTES, max_size=20).map(b"".join))
+def test_any_bytes_become_what_unicode_says(
+    byte_level: Tokenizer, sentencepiece: Tokenizer, first: int, stream: bytes
+) -> None:
+    """One U+FFFD for each maximal subpart, as Python and Rust decode; little is held back."""
+    detokenizer = IncrementalDetokenizer(sentencepiece if first else byte_level)
+    if first:
+        assert detokenizer.push(first + ord(" ")) == ""  # the one that SentencePiece puts before a text
+    text = ""
+    for at, byte in enumerate(stream):
+        text += detokenizer.push(first + byte)
+        whole = stream[: at + 1].decode("utf-8", "replace")
+        known = whole.removeprefix(text)
+        assert whole.startswith(text)
+        assert known in (
+            "",
+            "\ufffd",
+            "\ufffd" * 2,
+        )  # it may become whole, or so Python thinks
+    assert text + detokenizer.flush() == stream.decode("utf-8", "replace")
+
+
+def test_special_tokens_that_are_shown_end_a_character(byte_level: Tokenizer) -> None:
+    detokenizer = IncrementalDetokenizer(byte_level, shown={259: "|"})
+    assert [detokenizer.push(token_id) for token_id in (256, 0xE4, 259, 260, 65)] == ["he", "", "\ufffd|", "", "A"]
 
 
 def test_incomplete_characters_are_held_back(byte_level: Tokenizer) -> None:

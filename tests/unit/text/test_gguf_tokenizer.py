@@ -10,7 +10,8 @@ import pytest
 
 from windlass.errors import LoadError
 from windlass.json_files import read_json_object
-from windlass.text.gguf_tokenizer import read_gguf_tokenizer, read_stop_ids
+from windlass.text.gguf_token_ids import read_stop_ids
+from windlass.text.gguf_tokenizer import read_gguf_tokenizer
 from windlass.text.text_model import TextModel
 from windlass.text.tokenizer import Tokenizer
 from windlass.weights.gguf import read_gguf
@@ -99,7 +100,9 @@ def test_byte_level() -> None:
     assert made.encode_template("ab<|end|>") == [3, 5]
     assert made.eos_id == 5
     assert made.vocab_size == 8
-    assert read_stop_ids(Path("m.gguf"), {**BPE, "tokenizer.ggml.eot_token_id": 6}) == {5, 6}
+    assert read_stop_ids(Path("m.gguf"), {**BPE, "tokenizer.ggml.eot_token_id": 6}, 8) == {5, 6}
+    with pytest.raises(LoadError, match="eot_token_id is 8, which is not one of 8 tokens"):
+        read_stop_ids(Path("m.gguf"), {"tokenizer.ggml.eot_token_id": 8}, 8)
 
 
 @pytest.mark.parametrize(

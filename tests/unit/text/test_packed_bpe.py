@@ -380,12 +380,6 @@ def test_damaged_tables_do_no_harm(tables: tuple[dict[str, Any], bytes], data: s
         assert all(0 <= token_id < 1 << 32 for token_id in encoder.encode(text))
 
 
-def test_what_is_not_byte_level_bpe_is_not_packed(phi3: Tokenizer) -> None:
-    encoder = phi3.encoder
-    assert isinstance(encoder, LibraryEncoder)
-    assert pack_bpe(encoder.to_json(), []) is None
-
-
 def test_kinds_of_bpe_that_are_not_known(qwen2: Tokenizer) -> None:
     encoder = qwen2.encoder
     assert isinstance(encoder, LibraryEncoder)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,6 +45,7 @@ class Cache:
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cache:
     monkeypatch.setattr(text_pack, "LEAST_BYTES", 0)
+    monkeypatch.setattr(text_pack, "LEAST_DENSE_BYTES", 0)
     (tmp_path / "cache").mkdir()
     return Cache(tmp_path / "cache")
 
@@ -90,6 +93,61 @@ def test_a_text_model_from_the_cache(data_dir: Path, tmp_path: Path, cache: Cach
     assert restored.tokenizer.encode_template(f"<|im_{MARK}end|>") == made.tokenizer.encode_template(
         f"<|im_{MARK}end|>"
     )
+
+
+def gguf_metadata(data_dir: Path) -> dict[str, Any]:
+    whole = json.loads(small_tokenizer(data_dir / "tokenizers" / "qwen2" / "tokenizer.json"))
+    added = {token["content"]: token["id"] for token in whole["added_tokens"]}
+    tokens = sorted({**whole["model"]["vocab"], **added}.items(), key=lambda item: item[1])
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in whole["model"]["merges"]]
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "qwen2",
+        "tokenizer.ggml.tokens": [token for token, _ in tokens],
+        "tokenizer.ggml.token_type": [3 if token in added else 1 for token, _ in tokens],
+        "tokenizer.ggml.merges": merges,
+        "tokenizer.ggml.eos_token_id": added["<|im_end|>"],
+        "tokenizer.chat_template": TEMPLATE,
+    }
+
+
+def test_a_gguf_file_from_the_cache(data_dir: Path, cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    metadata = gguf_metadata(data_dir)
+    made = TextModel.from_gguf(Path("a.gguf"), metadata, cache)
+    assert len(kept(cache)) == 1
+    monkeypatch.setitem(sys.modules, "windlass.text.gguf_tokenizer", None)  # it is not read again
+    restored = TextModel.from_gguf(Path("b.gguf"), metadata, cache)
+    assert restored.tokenizer.path == Path("b.gguf")
+    assert isinstance(restored.tokenizer.encoder, PackedBpe)
+    assert restored.encode_chat(QUESTION) == made.encode_chat(QUESTION)
+    assert restored.stop_token_ids == made.stop_token_ids != frozenset()
+    assert restored.tokenizer.facts == made.tokenizer.facts
+    assert len(kept(cache)) == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tokenizer.chat_template": "{{ messages[0].content }}"},
+        {"tokenizer.ggml.pre": "gpt-2"},
+        {"tokenizer.ggml.bos_token_id": 5},
+        {"general.name": "another"},
+    ],
+)
+def test_other_metadata_is_another_pack(data_dir: Path, cache: Cache, change: dict[str, Any]) -> None:
+    metadata = gguf_metadata(data_dir)
+    TextModel.from_gguf(Path("a.gguf"), metadata, cache)
+    TextModel.from_gguf(Path("a.gguf"), {**metadata, **change}, cache)
+    assert len(kept(cache)) == (1 if "general.name" in change else 2)
+
+
+@pytest.mark.usefixtures("cache")
+def test_metadata_whose_tokens_are_cut_elsewhere_is_another_pack(data_dir: Path) -> None:
+    metadata = gguf_metadata(data_dir)
+    names = set()
+    for tokens in (["a", "b"], ["a\0b"], "a\0b", ["a", 0]):
+        names.add(text_pack._gguf_name({**metadata, "tokenizer.ggml.tokens": tokens}))
+    assert len(names) == 4
 
 
 def kept(cache: Cache) -> list[Path]:

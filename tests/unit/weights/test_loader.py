@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from support.quantized_files import gptq
 from support.weight_files import open_in, write_mlc, write_safetensors
 from windlass.errors import LoadError
-from windlass.program.program import Part, WeightSpec
+from windlass.models.quantization_config import read_quantization
+from windlass.program.program import EVEN_THEN_ODD, Part, RowOrder, WeightSpec
 from windlass.quantization import SCHEMES, Format, Tensor, f32_to_bf16, get_scheme, mlc_pack, quantize
 from windlass.weights import check_weights, count_parameters, load_weights, open_mlc, open_safetensors
 
@@ -149,7 +151,7 @@ def test_progress_counts_stored_bytes(tmp_path: Path) -> None:
             {**HF, "norm.weight": np.ones(63, "f4")},
             r"norm.weight has shape \[63\], the configuration asks for \[64\]",
         ),
-        ({**HF, "norm.weight": np.ones((64, 1), "f4")}, r"has shape \[64, 1\], the configuration asks for \[64\]"),
+        ({**HF, "norm.weight": np.ones((64, 2), "f4")}, r"has shape \[64, 2\], the configuration asks for \[64\]"),
         (
             {**HF, "l.q.weight": np.ones((8, 32), "f4")},
             r"'l.q.weight' has shape \[8, 32\], .* \[12, 64\] for all parts",
@@ -231,6 +233,93 @@ def test_ignored_tensors_may_be_there(tmp_path: Path) -> None:
     write_mlc(tmp_path, mlc_tensors(SCHEMES["q4f16_1"]))
     with open_mlc(tmp_path, SCHEMES["q4f16_1"]) as source:
         check_weights(tied, source, ignored=ignored)
+
+
+def part_weight(directory: Path, stored: dict[str, Any], spec: WeightSpec) -> Tensor:
+    with hf(directory, stored) as source:
+        return dict(load_weights([spec], source))[spec.name]
+
+
+def numbers(*shape: int) -> Any:
+    return np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+
+
+PAIRS = RowOrder(2, EVEN_THEN_ODD)  # of two heads of four rows
+PARTS: dict[str, tuple[dict[str, Any], WeightSpec, Any]] = {
+    "rows": (
+        {"a": numbers(8, 3)},
+        WeightSpec("w", (8, 3), (Part("a", rows=PAIRS),)),
+        numbers(8, 3)[[0, 2, 1, 3, 4, 6, 5, 7]],
+    ),
+    "rows of a vector": (
+        {"a": numbers(8)},
+        WeightSpec("w", (4,), (Part("a", rows=RowOrder(2, ((1, 3, 1),))),), "plain"),
+        np.float32([1, 2, 5, 6]),
+    ),
+    "the same tensor twice": (
+        {"a": numbers(6, 2)},
+        WeightSpec("w", (6, 2), (Part("a", rows=RowOrder(2, ((1, 3, 1),))), Part("a", rows=RowOrder(2, ((0, 1, 1),))))),
+        numbers(6, 2)[[1, 2, 4, 5, 0, 3]],
+    ),
+    "transposed": ({"a": numbers(3, 4)}, WeightSpec("w", (4, 3), (Part("a", transposed=True),)), numbers(3, 4).T),
+    "transposed, then rows": (
+        {"a": numbers(3, 4)},
+        WeightSpec("w", (4, 3), (Part("a", rows=RowOrder(1, EVEN_THEN_ODD), transposed=True),)),
+        numbers(3, 4).T[[0, 2, 1, 3]],
+    ),
+    "plus": ({"a": numbers(4)}, WeightSpec("w", (4,), (Part("a", plus=1.0),), "plain"), np.float32([1, 2, 3, 4])),
+    "three axes": (
+        {"a": numbers(2, 3, 4)},
+        WeightSpec("w", (6, 4), (Part("a"),), experts=2),
+        numbers(6, 4),
+    ),
+    "three axes, transposed": (
+        {"a": numbers(2, 3, 4)},
+        WeightSpec("w", (8, 3), (Part("a", rows=PAIRS, transposed=True),), experts=2),
+        np.concatenate([expert.T for expert in numbers(2, 3, 4)])[[0, 2, 1, 3, 4, 6, 5, 7]],
+    ),
+    "biases of experts": (
+        {"a": numbers(2, 4)},
+        WeightSpec("w", (8,), (Part("a"),), "plain", experts=2),
+        numbers(8),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", PARTS)
+def test_parts(tmp_path: Path, case: str) -> None:
+    stored, spec, expected = PARTS[case]
+    assert np.array_equal(part_weight(tmp_path, stored, spec).dequantize(), expected)
+
+
+UNFIT: dict[str, tuple[dict[str, Any], WeightSpec]] = {
+    "an axis too many": ({"a": numbers(2, 3, 4)}, WeightSpec("w", (6, 4), (Part("a"),))),
+    "not transposed": ({"a": numbers(3, 4)}, WeightSpec("w", (4, 3), (Part("a"),))),
+    "rows that are no equal runs": ({"a": numbers(7, 3)}, WeightSpec("w", (7, 3), (Part("a", rows=PAIRS),))),
+    "a transposed vector": ({"a": numbers(4)}, WeightSpec("w", (4,), (Part("a", transposed=True),), "plain")),
+}
+
+
+@pytest.mark.parametrize("case", UNFIT)
+def test_parts_that_do_not_fit(tmp_path: Path, case: str) -> None:
+    stored, spec = UNFIT[case]
+    with pytest.raises(LoadError, match=r"model\.safetensors.*tensor 'a' has shape"):
+        part_weight(tmp_path, stored, spec)
+
+
+def test_parts_of_quantized_tensors(tmp_path: Path) -> None:
+    config = {"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 32}}
+    matrix = gptq(np.random.default_rng(3), 8, 64)
+    write_safetensors(tmp_path / "model.safetensors", {f"a.{name}": array for name, array in matrix.pieces.items()})
+    with open_safetensors(tmp_path, read_quantization(config, tmp_path / "config.json")) as source:
+        ordered = WeightSpec("w", (8, 64), (Part("a.weight", rows=PAIRS),))
+        loaded = dict(load_weights([ordered], source))["w"]
+        assert loaded.format is Format.INT4
+        assert np.array_equal(loaded.dequantize(), matrix.numbers[[0, 2, 1, 3, 4, 6, 5, 7]])
+        for part in (Part("a.weight", transposed=True), Part("a.weight", plus=1.0)):
+            spec = WeightSpec("w", (64, 8) if part.transposed else (8, 64), (part,))
+            with pytest.raises(LoadError, match=r"a\.weight: it is quantized in the file, along the rows"):
+                dict(load_weights([spec], source))
 
 
 def test_the_check_comes_before_any_reading(tmp_path: Path) -> None:

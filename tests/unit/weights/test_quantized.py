@@ -14,7 +14,7 @@ from support.quantized_files import Matrix, awq, compressed, fp8, gptq, groups_o
 from support.weight_files import write_safetensors
 from windlass.errors import LoadError
 from windlass.models.quantization_config import read_quantization
-from windlass.quantization import Format, Tensor
+from windlass.quantization import Format, Tensor, f32_to_bf16
 from windlass.weights.safetensors import open_safetensors
 
 ROWS, COLUMNS = 40, 192
@@ -139,6 +139,58 @@ def test_the_numbers_are_those_of_the_formula(tmp_path: Path, name: str) -> None
     assert tensor.format is kind
     assert tensor.shape == matrix.numbers.shape
     np.testing.assert_array_equal(tensor.dequantize(), matrix.numbers)
+
+
+GOLDENS = Path(__file__).parents[2] / "conformance" / "goldens" / "quantized.npz"
+GOLDEN_CONFIGS = {
+    **{
+        f"gptq-{bits}-{'sym' if sym else 'asym'}{'-act-order' * act_order}": gptq_config(
+            bits=bits, sym=sym, desc_act=act_order
+        )
+        for bits in (4, 8)
+        for sym in (True, False)
+        for act_order in (True, False)
+    },
+    "awq": awq_config(group_size=64),
+    **{
+        f"words-{bits}-{'sym' if sym else 'asym'}": weights_config(num_bits=bits, symmetric=sym, group_size=32)
+        for bits in (4, 8)
+        for sym in (True, False)
+    },
+    "words-4-channels": weights_config(strategy="channel"),
+    "bytes-8-channels": weights_config("int-quantized", num_bits=8, strategy="channel"),
+    **{
+        f"float-{strategy}": weights_config(
+            "float-quantized", num_bits=8, type="float", strategy=strategy, block_structure=[16, 64]
+        )
+        for strategy in ("tensor", "channel", "block")
+    },
+    "fp8-blocks": fp8_config(weight_block_size=[32, 64]),
+}
+
+
+@pytest.fixture(scope="module")
+def goldens() -> dict[str, dict[str, NDArray[Any]]]:
+    """Pieces and numbers of each case of tools/make_quantized_goldens.py."""
+    cases: dict[str, dict[str, NDArray[Any]]] = {}
+    with np.load(GOLDENS) as file:
+        for key in file.files:
+            case, _, name = key.partition("/")
+            cases.setdefault(case, {})[name] = file[key]
+    assert cases.keys() == GOLDEN_CONFIGS.keys()
+    return cases
+
+
+@pytest.mark.parametrize("name", GOLDEN_CONFIGS)
+def test_the_numbers_are_those_of_the_tools(
+    tmp_path: Path, goldens: dict[str, dict[str, NDArray[Any]]], name: str
+) -> None:
+    """To the last bit of the type that the tool makes them in: ours have what it rounds away."""
+    pieces = dict(goldens[name])
+    numbers = pieces.pop("numbers")
+    ours = opened(tmp_path, GOLDEN_CONFIGS[name], pieces).dequantize()
+    rounded = f32_to_bf16(ours) if numbers.dtype == np.uint16 else ours.astype(numbers.dtype)
+    np.testing.assert_array_equal(rounded, numbers)
 
 
 def test_a_subtraction_that_borrowed_is_undone(tmp_path: Path) -> None:

@@ -1,0 +1,115 @@
+"""Mixtures of experts in GGUF files: the numbers of the Hugging Face models that they were written from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from support.executors import make_executor
+from support.gguf_moe import write_moe_gguf
+from support.greedy import GreedyDriver
+from support.tiny_models import CASES, program_weights
+from windlass.errors import LoadError
+from windlass.models.config import ConfigReader
+from windlass.models.definition import ModelDefinition
+from windlass.models.gguf_config import from_gguf_metadata
+from windlass.models.registry import FAMILIES, define_model, find_gguf_family
+from windlass.quantization import Format, Tensor
+from windlass.weights.gguf import read_gguf
+from windlass.weights.gguf_names import hugging_face_tensors, read_rope_factors
+from windlass.weights.loader import load_weights
+from windlass.weights.source import WeightSource
+
+F32 = NDArray[np.float32]
+PROMPT = np.random.default_rng(3).integers(0, 300, 70).tolist()
+FIXED_IN_LLAMA_CPP = {"attention_chunk_size": 8192, "floor_scale": 8192}
+MODELS = (
+    "mixtral",
+    "qwen2_moe",
+    "qwen3_moe",
+    "gpt_oss",
+    "deepseek_v2_lite",
+    "deepseek_v2",
+    "deepseek_v3",
+    "llama4_text",
+)
+
+
+def logits(definition: ModelDefinition, weights: dict[str, Tensor]) -> F32:
+    executor = make_executor("reference", definition.program, weights, num_pages=8, max_positions=128)
+    try:
+        return np.array(GreedyDriver(executor, 8).generate(PROMPT, 1).logits)
+    finally:
+        executor.close()
+
+
+def expected(name: str) -> F32:
+    config = dict(CASES[name].config)
+    if name == "llama4_text":
+        config |= FIXED_IN_LLAMA_CPP
+    definition = define_model(config["model_type"], config, Path("config.json"), dialect="hf")
+    return logits(definition, program_weights(definition.program, CASES[name].weights()))
+
+
+def load(path: Path) -> tuple[ModelDefinition, dict[str, Tensor]]:
+    model = read_gguf(path)
+    model_type, dialect = find_gguf_family(model.metadata, path)
+    tensors = hugging_face_tensors(model, dialect.tensors, dialect.paired)
+    shapes = {tensor.name: tensor.shape for tensor in tensors}
+    config = from_gguf_metadata(dialect, model.metadata, shapes, read_rope_factors(model), path)
+    definition = FAMILIES[model_type].define(ConfigReader(config, path))
+    with WeightSource(path, tensors) as source:
+        return definition, dict(load_weights(definition.program.weights, source))
+
+
+def rope_factors(config: dict[str, Any]) -> F32 | None:
+    """Of Llama 4's scaling, in which the low and the high frequency factor are the same: a step."""
+    scaling = config.get("rope_scaling", {})
+    if "low_freq_factor" not in scaling:
+        return None
+    dim = config["head_dim"]
+    waves = 2 * np.pi * config["rope_theta"] ** (np.arange(0, dim, 2) / dim)
+    slow = waves > scaling["original_max_position_embeddings"] / scaling["low_freq_factor"]
+    factors: F32 = np.where(slow, scaling["factor"], 1).astype(np.float32)
+    return factors
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_mixture_is_the_one_that_it_was_written_from(tmp_path: Path, name: str) -> None:
+    case = CASES[name]
+    path = write_moe_gguf(
+        tmp_path / "m.gguf", case.config, case.weights(), rope_factors=rope_factors(dict(case.config))
+    )
+    definition, weights = load(path)
+    assert definition.model_type == case.config["model_type"]
+    np.testing.assert_allclose(logits(definition, weights), expected(name), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["mixtral", "deepseek_v2_lite"])
+def test_old_files_too(tmp_path: Path, name: str) -> None:
+    case = CASES[name]
+    path = write_moe_gguf(tmp_path / "m.gguf", case.config, case.weights(), old=True)
+    np.testing.assert_allclose(logits(*load(path)), expected(name), atol=1e-4)
+
+
+def test_experts_in_mxfp4_are_computed_on_as_they_are(tmp_path: Path) -> None:
+    case = CASES["gpt_oss"]
+    config = {**case.config, "intermediate_size": 64}
+    model = type(case)("gpt_oss", config, case.seed)
+    definition, weights = load(write_moe_gguf(tmp_path / "m.gguf", config, model.weights(), mxfp4=True))
+    stored = weights["model.layers.1.mlp.experts.gate_up_proj"]
+    assert stored.format is Format.INT8
+    floats = {name: Tensor(Format.F32, tensor.shape, tensor.dequantize()) for name, tensor in weights.items()}
+    np.testing.assert_array_equal(logits(definition, weights), logits(definition, floats))
+
+
+def test_experts_that_cannot_be_cut_are_refused(tmp_path: Path) -> None:
+    case = CASES["mixtral"]
+    weights = case.weights()
+    path = write_moe_gguf(tmp_path / "m.gguf", {**case.config, "num_local_experts": 3}, weights)
+    with pytest.raises(LoadError, match="left over"):
+        load(path)
