@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import tempfile
 import time
@@ -37,17 +38,27 @@ class Shape:
     head_dim: int
     ffn: int
     vocab: int
+    experts: int = 1  # each of them with ``ffn``
+    top_k: int = 1
 
     @property
     def layer_weights(self) -> int:
-        """Weights of the linear layers, without embedding and head."""
+        """Weights of the linear layers that a token meets, without embedding and head."""
         attention = self.hidden * self.head_dim * 2 * (self.heads + self.kv_heads)
-        return self.layers * (attention + 3 * self.hidden * self.ffn)
+        return self.layers * (attention + self.top_k * 3 * self.hidden * self.ffn)
+
+    @property
+    def idle_weights(self) -> int:
+        """Weights of the experts that a token does not meet."""
+        return self.layers * (self.experts - self.top_k) * 3 * self.hidden * self.ffn
 
 
 SHAPES = {
     "llama-1b": Shape(hidden=2048, layers=16, heads=32, kv_heads=8, head_dim=64, ffn=8192, vocab=128256),
     "qwen-0.5b": Shape(hidden=896, layers=24, heads=14, kv_heads=2, head_dim=64, ffn=4864, vocab=151936),
+    "experts": Shape(
+        hidden=2048, layers=4, heads=32, kv_heads=4, head_dim=64, ffn=768, vocab=32000, experts=128, top_k=8
+    ),
     "tiny": Shape(hidden=256, layers=4, heads=8, kv_heads=4, head_dim=32, ffn=512, vocab=1024),
 }
 
@@ -91,8 +102,15 @@ def make_program(shape: Shape) -> Program:
         builder.rope(k, rope)
         builder.write_kv(i, k, v)
         builder.add(x, builder.linear(builder.attention(q, i, num_heads=shape.heads), f"{i}.o", shape.hidden))
-        gate_up = builder.linear(builder.rms_norm(x, f"{i}.norm2", 1e-5), f"{i}.gate_up", 2 * shape.ffn)
-        builder.add(x, builder.linear(builder.gated_activation(gate_up), f"{i}.down", shape.hidden))
+        normed = builder.rms_norm(x, f"{i}.norm2", 1e-5)
+        if shape.experts > 1:
+            logits = builder.linear(normed, f"{i}.router", shape.experts, role="router")
+            shares = builder.route(logits, top_k=shape.top_k, scores="softmax", normalize=True)
+            names = {"gate_up": f"{i}.gate_up", "down": f"{i}.down"}
+            builder.add(x, builder.experts(normed, shares, **names, intermediate_size=shape.ffn))
+            continue
+        gated = builder.gated_activation(builder.linear(normed, f"{i}.gate_up", 2 * shape.ffn))
+        builder.add(x, builder.linear(gated, f"{i}.down", shape.hidden))
     builder.logits(builder.rms_norm(x, "norm", 1e-5), "embed")
     return builder.build()
 
@@ -105,10 +123,11 @@ def random_weights(program: Program, kind: Format, group: int) -> Iterator[tuple
             continue
         rows, columns = spec.shape
         deviation = columns**-0.5
-        if not kind.grouped:
+        if spec.role == "router" or not kind.grouped:
             values = rng.standard_normal(spec.shape, dtype=np.float32) * np.float32(deviation)
             data = {Format.F32: lambda v: v, Format.F16: lambda v: v.astype(np.float16), Format.BF16: f32_to_bf16}
-            yield spec.name, Tensor(kind, spec.shape, data[kind](values))
+            own = Format.F32 if kind.grouped else kind
+            yield spec.name, Tensor(own, spec.shape, data[own](values))
             continue
         groups = -(-columns // group)
         if kind is Format.INT4:
@@ -185,7 +204,8 @@ def measure(shape: Shape, arguments: argparse.Namespace, kernels: str, threads: 
         limits = measure_limits(build_limits(Path(tempfile.gettempdir()) / "windlass-limits"), threads)
         one = decode_seconds(executor, shape, arguments.context, 1, arguments.steps, max_tokens)
         many = decode_seconds(executor, shape, arguments.context, arguments.sequences, arguments.steps, max_tokens)
-        decode_bytes = executor.weight_bytes / one / 1e9
+        idle = shape.idle_weights / sum(math.prod(spec.shape) for spec in program.weights)
+        decode_bytes = executor.weight_bytes * (1 - idle) / one / 1e9
         gigaops = 2 * shape.layer_weights * arguments.prefill / min(times) / 1e9
         return Row(
             kernels=kernels,

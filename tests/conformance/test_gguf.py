@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 
 from support.gguf_dense import write_dense_gguf
 from support.gguf_files import BLOCK_TYPES, dequantized, random_blocks, write_gguf
+from support.gguf_layer_norm import write_layer_norm_gguf
 from support.tiny_dense import DENSE_CONFIGS
+from support.tiny_layer_norm import LAYER_NORM_CONFIGS
 from support.tiny_models import CASES, TinyModel, write_hf_directory
 from windlass import EngineConfig, LoadError, MLCEngine
 from windlass.program.executor import Batch
@@ -84,6 +86,22 @@ def test_a_dense_family_is_the_one_that_it_was_written_from(tmp_path: Path, name
     directory = write_hf_directory(model, tmp_path / "hf")
     write_tokenizer(directory, model.config["vocab_size"])
     file = write_dense_gguf(tmp_path / "m.gguf", model)
+    np.testing.assert_allclose(logits(file), logits(directory), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name, _, _ in LAYER_NORM_CONFIGS])
+def test_a_family_with_layer_norms_is_the_one_that_it_was_written_from(tmp_path: Path, name: str) -> None:
+    model = CASES[name]
+    # Such files do not say which activation there is, nor have they GPT-2's scale by layer or StarCoder2's window.
+    plain = {"gpt2": "gelu_new", "gpt_neox": "gelu"}.get(model.config["model_type"])
+    changes = {key: plain for key in ("activation_function", "hidden_act") if plain and key in model.config}
+    changes |= {key: None for key in ("scale_attn_by_inverse_layer_idx",) if key in model.config}
+    changes |= {"sliding_window": None} if model.config["model_type"] == "starcoder2" else {}
+    model = replace(model, config={**model.config, **changes})
+    (tmp_path / "hf").mkdir()
+    directory = write_hf_directory(model, tmp_path / "hf")
+    write_tokenizer(directory, model.config["vocab_size"])
+    file = write_layer_norm_gguf(tmp_path / "m.gguf", model)
     np.testing.assert_allclose(logits(file), logits(directory), atol=1e-5)
 
 

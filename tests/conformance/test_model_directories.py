@@ -48,8 +48,10 @@ def assert_same(left: Tensor, right: Tensor, name: str) -> None:
         assert a is None or (a.dtype == b.dtype and np.array_equal(a, b)), name
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("case", ["llama3-tied", "qwen2"])
+CONVERTED = [(case, scheme) for case in ("llama3-tied", "qwen2") for scheme in SCHEMES]
+
+
+@pytest.mark.parametrize(("case", "scheme"), [*CONVERTED, ("mixtral", "q4f16_0")])
 def test_converting_is_quantizing_while_loading(tmp_path: Path, case: str, scheme: str) -> None:
     source = write_hf_directory(CASES[case], tmp_path / "hf", dtype="BF16", shards=3)
     convert(source, tmp_path / "mlc", scheme)

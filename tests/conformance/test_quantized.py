@@ -141,9 +141,10 @@ MODELS: dict[str, tuple[dict[str, Any], Maker, float]] = {
 }
 
 
-def written(directory: Path, name: str, **options: Any) -> tuple[Path, Path]:
+def written(
+    directory: Path, model: TinyModel, config: dict[str, Any], maker: Maker, **options: Any
+) -> tuple[Path, Path]:
     """The directories of a checkpoint and of one of the same numbers as floats."""
-    config, maker, _ = MODELS[name]
     paths = directory / "quantized", directory / "floats"
     for path, quantization in zip(paths, (config, None), strict=True):
         path.mkdir()
@@ -152,14 +153,41 @@ def written(directory: Path, name: str, **options: Any) -> tuple[Path, Path]:
         def quantized(stem: str, rows: int, columns: int) -> Matrix | None:
             return maker(rng, stem, rows, columns)  # noqa: B023
 
-        write_checkpoint(path, WIDE, quantization, quantized, **(options if quantization else {}))
+        write_checkpoint(path, model, quantization, quantized, **(options if quantization else {}))
     return paths
+
+
+def mixed(rng: np.random.Generator, name: str, rows: int, columns: int) -> Matrix | None:
+    """Act-order, each expert with one of its own; routers stay as they are."""
+    if name.endswith("gate"):
+        return None
+    return gptq(rng, rows, columns, order=order(name, columns, by=str))
+
+
+FAMILIES: dict[str, tuple[dict[str, Any], Maker]] = {
+    "mixtral": ({**GPTQ, "bits": 4, "desc_act": True}, mixed),
+    "deepseek_v3": (
+        {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128]},
+        lambda rng, name, n, k: (
+            None if name.endswith("gate") else fp8(rng, n, k, block=(128, 128), scale="weight_scale_inv")
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_experts_and_compressed_attention_may_be_quantized(tmp_path: Path, name: str) -> None:
+    config, maker = FAMILIES[name]
+    quantized, floats = written(tmp_path, CASES[name], config, maker)
+    expected = logits(floats, "reference")
+    np.testing.assert_array_equal(logits(quantized, "reference"), expected)
+    assert deviation(logits(quantized), expected) < 0.04
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_matrices_are_computed_on_without_loss(tmp_path: Path, name: str) -> None:
     """The reference executor gives the logits of the same numbers as floats; the native one rounds activations only."""
-    quantized, floats = written(tmp_path, name)
+    quantized, floats = written(tmp_path, WIDE, *MODELS[name][:2])
     expected = logits(floats, "reference")
     np.testing.assert_array_equal(logits(quantized, "reference"), expected)
     assert deviation(logits(quantized), expected) < MODELS[name][2]
@@ -168,16 +196,16 @@ def test_matrices_are_computed_on_without_loss(tmp_path: Path, name: str) -> Non
 def test_a_bias_of_zeros_may_be_there(tmp_path: Path) -> None:
     """As in checkpoints of AutoGPTQ's first versions; another one would change the model."""
     name = "model.layers.0.self_attn.o_proj.bias"
-    quantized, floats = written(tmp_path, "gptq-4", extra={name: np.zeros(256, np.float16)})
+    quantized, floats = written(tmp_path, WIDE, *MODELS["gptq-4"][:2], extra={name: np.zeros(256, np.float16)})
     np.testing.assert_array_equal(logits(quantized, "reference"), logits(floats, "reference"))
     (tmp_path / "other").mkdir()
-    quantized, _ = written(tmp_path / "other", "gptq-4", extra={name: np.ones(256, np.float16)})
+    quantized, _ = written(tmp_path / "other", WIDE, *MODELS["gptq-4"][:2], extra={name: np.ones(256, np.float16)})
     with pytest.raises(LoadError, match=rf"1 tensor is left over, unknown to this architecture: {name}"):
         logits(quantized)
 
 
 def test_matrices_are_not_quantized_anew(tmp_path: Path) -> None:
-    quantized, _ = written(tmp_path, "awq")
+    quantized, _ = written(tmp_path, WIDE, *MODELS["awq"][:2])
     with pytest.raises(LoadError, match="quantized in the file, and cannot become q4f16_1 without loss"):
         MLCEngine(str(quantized), quantization="q4f16_1")
 
@@ -200,7 +228,7 @@ def test_a_second_load_maps_what_the_first_packed(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("windlass.serve.kept_weights.LEAST_BYTES", 0)
     for name in ("gptq-4-act-order", "float-blocks"):
         (tmp_path / name).mkdir()
-        quantized, _ = written(tmp_path / name, name)
+        quantized, _ = written(tmp_path / name, WIDE, *MODELS[name][:2])
         answers = []
         for _ in range(2):
             with MLCEngine(str(quantized)) as engine:

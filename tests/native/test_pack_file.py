@@ -13,6 +13,7 @@ import pytest
 from support.lifecycle import mapped_files, num_mappings
 from support.native import KERNELS, KINDS, Kind, LittleModel, single
 from windlass.native import NativeExecutor, PackFile
+from windlass.program.builder import ProgramBuilder
 from windlass.program.program import Program
 from windlass.quantization import Format
 
@@ -56,6 +57,26 @@ def is_used(model: LittleModel, path: Path, identity: bytes = IDENTITY) -> bool:
     assert executor.run(single(range(20))).shape == (20, model.vocab)
     executor.close()
     return used
+
+
+def test_weights_with_many_matrices(tmp_path: Path) -> None:
+    b = ProgramBuilder(num_layers=1, num_kv_heads=1, head_dim=16, vocab_size=50)
+    x = b.embed("embed", 32)
+    b.write_kv(0, x.columns(0, 16), x.columns(16, 16))
+    b.attention(x, 0, num_heads=2)
+    shares = b.route(b.linear(x, "router", 6), top_k=2, scores="softmax", normalize=True)
+    b.hidden_states(b.experts(x, shares, gate_up="gate_up", down="down", intermediate_size=16))
+    program, rng = b.build(), np.random.default_rng(2)
+    weights = {spec.name: KINDS[7].tensor(rng, *spec.shape) for spec in program.weights}
+    sizes = {"num_pages": 4, "max_tokens": 60, "max_positions": 64}
+    packed = NativeExecutor(program, weights, **sizes)
+    with (tmp_path / "weights").open("w+b") as file:
+        packed.write_weights(file.fileno(), IDENTITY)
+        mapped = NativeExecutor(program, {}, **sizes, pack_file=PackFile(file.fileno(), IDENTITY))
+    assert mapped.weights_mapped
+    np.testing.assert_array_equal(mapped.run(single(range(50))), packed.run(single(range(50))))
+    mapped.close()
+    packed.close()
 
 
 @pytest.fixture(scope="module")

@@ -52,7 +52,7 @@ def define_v3(config: ConfigReader) -> ModelDefinition:
 
 
 def _read_mixture(config: ConfigReader, shape: Shape) -> Mixture:
-    sizes = read_experts(config, shape.hidden_size, count="n_routed_experts", width="moe_intermediate_size")
+    sizes = read_experts(config, shape, count="n_routed_experts", width="moe_intermediate_size")
     return Mixture(*sizes, scale=config.number("routed_scaling_factor", default=1.0))
 
 

@@ -9,6 +9,7 @@ from windlass.models.decoder import finish, gated_mlp, project_qkv, read_layer_t
 from windlass.models.definition import ModelDefinition
 from windlass.models.family import Family, GgufDialect, MlcDialect, Shapes
 from windlass.models.gemma import DEFAULTS, GemmaNorm, embed, forget_tie, read_gemma_shape, read_gguf_norms
+from windlass.models.gguf_config import read_sliding_layers
 from windlass.models.rope import read_rope
 
 DEFAULT_WINDOW = 4096
@@ -65,6 +66,7 @@ def read_gguf_scale(config: dict[str, Any], widest: int) -> None:
 
 def _read_gguf(reader: ConfigReader, config: dict[str, Any], shapes: Shapes) -> None:
     read_gguf_norms(reader, config, shapes)
+    read_sliding_layers(reader, config)
     read_gguf_scale(config, _WIDEST)
     for key in ("attn_logit_softcapping", "final_logit_softcapping"):
         if reader.has(key):

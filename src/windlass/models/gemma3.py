@@ -12,6 +12,7 @@ from windlass.models.definition import ModelDefinition
 from windlass.models.family import Family, GgufDialect, MlcDialect, Shapes
 from windlass.models.gemma import DEFAULTS, GemmaNorm, embed, read_gemma_shape, read_gguf_norms
 from windlass.models.gemma2 import DEFAULT_WINDOW, GGUF_TENSORS, read_gguf_scale
+from windlass.models.gguf_config import read_sliding_layers
 from windlass.models.rope import read_layer_ropes
 
 THETA = 1_000_000.0
@@ -165,6 +166,7 @@ _WIDEST = 62
 
 def _read_gguf(reader: ConfigReader, config: dict[str, Any], shapes: Shapes) -> None:
     read_gguf_norms(reader, config, shapes)
+    read_sliding_layers(reader, config)
     read_gguf_scale(config, _WIDEST)
     config["sliding_window"] = reader.optional_integer("attention.sliding_window")
     if reader.has("rope.freq_base_swa"):

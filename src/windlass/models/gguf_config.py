@@ -86,6 +86,13 @@ def read_gguf_pooling(dialect: GgufDialect, metadata: Mapping[str, Any], path: P
     return Pooling(_POOLINGS[number], normalize=True)
 
 
+def read_sliding_layers(reader: ConfigReader, config: dict[str, Any]) -> None:
+    """Fill in which layers have a sliding window, where the file says so."""
+    pattern = reader.booleans("attention.sliding_window_pattern")
+    if pattern is not None:
+        config["layer_types"] = ["sliding_attention" if slides else "full_attention" for slides in pattern]
+
+
 def _check_heads(reader: ConfigReader, config: dict[str, Any]) -> None:
     """Read what must agree with the size of a head, if the family has not read it."""
     heads = reader.integer("attention.head_count")

@@ -77,7 +77,6 @@ def _read_gguf(reader: ConfigReader, config: dict[str, Any], _shapes: Shapes) ->
 def _read_mlc(reader: ConfigReader, config: dict[str, Any], context: int) -> int:
     context = context or reader.integer("n_positions", default=0, minimum=0)
     config.pop("n_positions", None)
-    config["tie_word_embeddings"] = False
     return context
 
 

@@ -31,7 +31,7 @@ def define(config: ConfigReader) -> ModelDefinition:
     if rope_section(config) is None:
         config = config.with_defaults({"rope_parameters": _ROPE})
     shape = read_shape(config, head_dim=64)
-    sizes = read_experts(config, shape.hidden_size, count="num_local_experts", width="intermediate_size", top_k=4)
+    sizes = read_experts(config, shape, count="num_local_experts", width="intermediate_size", top_k=4)
     mixture = Mixture(*sizes)
     if config.integer("experts_per_token", default=mixture.top_k) != mixture.top_k:
         raise config.error("experts_per_token", f"is not num_experts_per_tok, {mixture.top_k}")

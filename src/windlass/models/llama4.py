@@ -31,7 +31,7 @@ _VISION_KEYS = {"vision_config", "boi_token_index", "eoi_token_index", "image_to
 def define(config: ConfigReader) -> ModelDefinition:
     """Layers that rotate queries and keys and see a chunk, layers that do neither; experts that get a scaled input."""
     shape = read_shape(config, head_dim=128)
-    sizes = read_experts(config, shape.hidden_size, count="num_local_experts", width="intermediate_size", top_k=1)
+    sizes = read_experts(config, shape, count="num_local_experts", width="intermediate_size", top_k=1)
     mixture = Mixture(*sizes, scores="sigmoid", normalize=False)
     dense_size = config.integer("intermediate_size_mlp", default=16384)
     sparse = _read_sparse_layers(config, shape.num_layers)

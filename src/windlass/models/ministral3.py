@@ -37,6 +37,8 @@ def define(config: ConfigReader) -> ModelDefinition:
     )
     query_rope = None
     section = rope_section(config)
+    if section is None and not config.has("rope_theta"):
+        raise config.error("rope_parameters", "is missing")
     if section is not None and section.has("llama_4_scaling_beta"):
         length = section.integer("original_max_position_embeddings", default=shape.max_position_embeddings)
         query_rope = QueryScaledRope(rope.table, section.number("llama_4_scaling_beta"), length)

@@ -17,9 +17,7 @@ _THETA = 1_000_000.0
 def define(config: ConfigReader) -> ModelDefinition:
     """Mistral, with experts in place of the MLP; the shares of those chosen add up to 1."""
     shape = read_shape(config)
-    mixture = Mixture(
-        *read_experts(config, shape.hidden_size, count="num_local_experts", width="intermediate_size", top_k=2)
-    )
+    mixture = Mixture(*read_experts(config, shape, count="num_local_experts", width="intermediate_size", top_k=2))
     rope = read_rope(
         config, head_dim=shape.head_dim, max_position_embeddings=shape.max_position_embeddings, theta=_THETA
     )

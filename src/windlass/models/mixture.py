@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from windlass.models.config import ConfigReader
+from windlass.models.decoder import Shape
 from windlass.models.family import Shapes
 from windlass.program.builder import ProgramBuilder
 from windlass.program.ops import Value
@@ -15,7 +16,8 @@ from windlass.program.program import Part
 ROW_MULTIPLE = 32
 """Matrices of experts, and of heads, are stacked, and executors ask that each begins at a row with such a number."""
 
-MAX_EXPERTS = 4096
+MAX_EXPERTS = 1 << 17
+"""Of all layers together; large models have some 20,000."""
 
 EXPERTS_APART = "experts_apart"
 """A key of no config.json: true where the experts of a family that stacks them have tensors of their own (GGUF)."""
@@ -58,19 +60,19 @@ class Mixture:
 
 
 def read_experts(
-    config: ConfigReader, hidden_size: int, *, count: str, width: str, top_k: int | None = None
+    config: ConfigReader, shape: Shape, *, count: str, width: str, top_k: int | None = None
 ) -> tuple[int, int, int]:
     """Read how many experts there are (at the key ``count``), how many a token gets, and how wide they are (``width``).
 
     Raises:
         LoadError: a size is missing or cannot be.
     """
-    num_experts = config.integer(count, maximum=MAX_EXPERTS)
+    num_experts = config.integer(count, maximum=MAX_EXPERTS // shape.num_layers)
     taken = config.integer("num_experts_per_tok", default=top_k)
     if taken > num_experts:
         raise config.error("num_experts_per_tok", f"is {taken}, but there are {num_experts} experts")
     intermediate_size = config.integer(width)
-    for key, rows in (("hidden_size", hidden_size), (width, 2 * intermediate_size)):
+    for key, rows in (("hidden_size", shape.hidden_size), (width, 2 * intermediate_size)):
         if rows % ROW_MULTIPLE:
             multiple = ROW_MULTIPLE // 2 if key == width else ROW_MULTIPLE
             size = config.integer(key)

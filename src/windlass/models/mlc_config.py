@@ -24,6 +24,7 @@ _RUNTIME_FIELDS = (
     "disaggregation",
     "context_window_size",
     "dtype",
+    "ffn_out_dtype",
 )
 _SAME_FIELDS = (
     "hidden_size",

@@ -9,6 +9,7 @@ from windlass.models.config import HARMLESS_KEYS, ConfigReader
 from windlass.models.decoder import Shape, finish, gated_mlp, project_qkv, read_layer_types, read_shape
 from windlass.models.definition import ModelDefinition
 from windlass.models.family import Family, GgufDialect, MlcDialect, Shapes
+from windlass.models.gguf_config import read_sliding_layers
 from windlass.models.rope import RopeConfig, read_layer_ropes, read_rope
 
 OLMO3_THETA = 500_000.0
@@ -75,9 +76,7 @@ _GGUF_TENSORS = {
 
 def _read_gguf_olmo3(reader: ConfigReader, config: dict[str, Any], _shapes: Shapes) -> None:
     config["sliding_window"] = reader.integer("attention.sliding_window")
-    pattern = reader.booleans("attention.sliding_window_pattern")
-    if pattern is not None:
-        config["layer_types"] = ["sliding_attention" if slides else "full_attention" for slides in pattern]
+    read_sliding_layers(reader, config)
     theta = config.get("rope_theta", OLMO3_THETA)
     if reader.number("rope.freq_base_swa", default=theta) != theta:
         raise reader.error("rope.freq_base_swa", f"is not rope.freq_base, {theta:g}, which is not supported")

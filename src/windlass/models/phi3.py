@@ -84,12 +84,12 @@ def _read_mlc(reader: ConfigReader, config: dict[str, Any], context: int) -> int
 
 def _write_mlc(mlc: dict[str, Any], hf: Mapping[str, Any]) -> None:
     """MLC writes the two lengths beside the scaling and in it."""
-    rope = hf.get("rope_parameters") or {}
+    said = {**(hf.get("rope_parameters") or hf.get("rope_scaling") or {}), **hf}
     lengths = {
         "max_position_embeddings": hf["max_position_embeddings"],
-        "original_max_position_embeddings": hf.get("original_max_position_embeddings", _ORIGINAL_LENGTH),
+        "original_max_position_embeddings": said.get("original_max_position_embeddings", _ORIGINAL_LENGTH),
     }
-    mlc.update(lengths, partial_rotary_factor=hf.get("partial_rotary_factor", rope.get("partial_rotary_factor", 1.0)))
+    mlc.update(lengths, partial_rotary_factor=said.get("partial_rotary_factor", 1.0))
     scaling = mlc["rope_scaling"]
     if scaling is not None:
         scaling.pop("partial_rotary_factor", None)

@@ -26,7 +26,7 @@ from windlass.program.ops import Value
 def define(config: ConfigReader) -> ModelDefinition:
     """Qwen2, with experts in place of the MLP, and beside them one that every token gets as far as its gate opens."""
     shape = read_shape(config)
-    sizes = read_experts(config, shape.hidden_size, count="num_experts", width="moe_intermediate_size", top_k=4)
+    sizes = read_experts(config, shape, count="num_experts", width="moe_intermediate_size", top_k=4)
     mixture = Mixture(*sizes, normalize=config.boolean("norm_topk_prob", default=False))
     shared_size = config.integer("shared_expert_intermediate_size")
     sparse = read_sparse_layers(config, shape.num_layers)

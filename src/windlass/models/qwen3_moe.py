@@ -25,7 +25,7 @@ from windlass.program.ops import Value
 def define(config: ConfigReader) -> ModelDefinition:
     """Qwen3, with experts in place of the MLP."""
     shape = read_shape(config)
-    sizes = read_experts(config, shape.hidden_size, count="num_experts", width="moe_intermediate_size", top_k=8)
+    sizes = read_experts(config, shape, count="num_experts", width="moe_intermediate_size", top_k=8)
     mixture = Mixture(*sizes, normalize=config.boolean("norm_topk_prob", default=False))
     sparse = read_sparse_layers(config, shape.num_layers)
     config.require("use_sliding_window", False, "sliding windows are not supported in this architecture")

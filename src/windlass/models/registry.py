@@ -39,6 +39,7 @@ from windlass.models import (
 from windlass.models.config import ConfigReader
 from windlass.models.definition import ModelDefinition
 from windlass.models.family import Family, GgufDialect, MlcDialect
+from windlass.program.program import Part, WeightSpec
 
 FAMILIES: dict[str, Family] = {
     family.model_type: family
@@ -137,6 +138,19 @@ def to_mlc_config(model_type: str, config: Mapping[str, Any], path: Path) -> dic
     """
     definition = define_model(model_type, config, path, dialect="hf")
     return mlc_config.to_mlc_config(_mlc_dialect(model_type, path), definition, config)
+
+
+def mlc_weights(definition: ModelDefinition) -> list[WeightSpec]:
+    """Return the weights that an MLC directory of a model has, with the Hugging Face tensors that they are made of."""
+    family = FAMILIES[definition.model_type]
+    specs = [
+        replace(spec, parts=(Part(spec.parts[0].name),)) if spec.mlc_as_stored else spec
+        for spec in definition.program.weights
+    ]
+    if family.mlc is not None and family.mlc.untied and all(spec.role != "head" for spec in specs):
+        table = next(spec for spec in specs if spec.role == "embedding")
+        specs.append(replace(table, name="lm_head.weight", role="head"))
+    return specs
 
 
 def _mlc_dialect(model_type: str, path: Path) -> MlcDialect:

@@ -50,11 +50,6 @@ def _read_gguf(reader: ConfigReader, config: dict[str, Any], shapes: Shapes) -> 
     config["use_bias"] = "model.layers.0.mlp.c_fc.bias" in shapes
 
 
-def _read_mlc(_reader: ConfigReader, config: dict[str, Any], context: int) -> int:
-    config["tie_word_embeddings"] = False
-    return context
-
-
 def _write_mlc(mlc: dict[str, Any], hf: Mapping[str, Any]) -> None:
     del mlc["tie_word_embeddings"]
     # MLC has no window for this family; it is ours alone.
@@ -75,7 +70,6 @@ FAMILY = Family(
     MlcDialect(
         fields=("hidden_act", "norm_epsilon", "use_bias", "use_cache", "bos_token_id", "eos_token_id"),
         untied=True,
-        read=_read_mlc,
         write=_write_mlc,
     ),
 )

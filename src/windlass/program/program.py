@@ -52,9 +52,9 @@ EVEN_THEN_ODD = ((0, None, 2), (1, None, 2))
 class Part:
     """A Hugging Face tensor that a weight is made of, and what happens to it first.
 
-    The rows that ``matrices`` takes become matrices of their own, one of each run. ``transposed`` swaps the last two
-    axes; a tensor with three axes then becomes a matrix with the rows of all; ``rows`` are taken of what that gives,
-    and ``plus`` is added to every number. What is quantized along its rows becomes float32 when it is transposed.
+    The rows that ``matrices`` takes become matrices of their own, one of each run; what is quantized in its file
+    becomes float32 by that. ``transposed`` swaps the last two axes; a tensor with three axes then becomes a matrix with
+    the rows of all; ``rows`` are taken of what that gives, and ``plus`` is added to every number.
     ``num_rows`` are those that a linear weight gets of the tensor, where it has several parts: without that no adapter
     can be for one of them.
     """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 import uuid
@@ -16,8 +15,8 @@ from windlass.errors import LoadError
 from windlass.json_files import read_json_object
 from windlass.models.definition import ModelDefinition
 from windlass.models.quantization_config import read_quantization
-from windlass.models.registry import define_model, to_mlc_config
-from windlass.program.program import Part, WeightSpec
+from windlass.models.registry import define_model, mlc_weights, to_mlc_config
+from windlass.program.program import WeightSpec
 from windlass.quantization import Format, Scheme, Tensor, get_scheme, mlc_pack
 from windlass.serve.progress import Progress
 from windlass.text.chat_template import read_chat_template
@@ -116,7 +115,7 @@ def _check_output(output: Path) -> None:
 def _write_weights(
     part: Path, definition: ModelDefinition, source: WeightSource, scheme: Scheme, progress: Progress | None
 ) -> None:
-    specs = [_as_mlc_has_it(spec) for spec in definition.program.weights]
+    specs = mlc_weights(definition)
     by_name = {spec.name: spec for spec in specs}
     writer = MlcWriter(part)
 
@@ -127,10 +126,6 @@ def _write_weights(
     for name, tensor in load_weights(specs, source, scheme, ignored=definition.ignored_tensors, progress=report):
         _write_weight(writer, by_name[name], tensor, scheme, source.path)
     writer.finish(count_parameters(specs))
-
-
-def _as_mlc_has_it(spec: WeightSpec) -> WeightSpec:
-    return dataclasses.replace(spec, parts=(Part(spec.parts[0].name),)) if spec.mlc_as_stored else spec
 
 
 def _write_weight(writer: MlcWriter, spec: WeightSpec, tensor: Tensor, scheme: Scheme, path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from windlass.errors import LoadError
-from windlass.text.byte_ranks import LLAMA_3, QWEN_2
+from windlass.text.byte_ranks import GPT_4O, LLAMA_3, QWEN_2, TEKKEN
 from windlass.text.gguf_token_ids import read_token_id
 from windlass.text.library_tokenizer import LibraryEncoder, read_library_json
 from windlass.text.sentencepiece_model import CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
@@ -26,26 +26,29 @@ _NAMED = {
     "pad_token": "padding_token_id",
 }
 
+_DEEPSEEK_3 = (
+    r"\p{N}{1,3}",
+    "[一-龥\u3040-ゟ゠-ヿ]+",
+    r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*"""
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+",
+)
+_QWEN_3_5 = QWEN_2.replace(r"?\p{L}+", r"?[\p{L}\p{M}]+").replace(r"[^\s\p{L}\p{N}]", r"[^\s\p{L}\p{M}\p{N}]")
+
 _SPLITS: dict[str, tuple[str, ...]] = {
-    "gpt-2": (GPT2,),
-    "phi-2": (GPT2,),
-    "mpt": (GPT2,),
-    "olmo": (GPT2,),
-    "jais": (GPT2,),
-    "llama-bpe": (LLAMA_3,),
-    "llama3": (LLAMA_3,),
-    "llama-v3": (LLAMA_3,),
-    "dbrx": (LLAMA_3,),
-    "smaug-bpe": (LLAMA_3,),
-    "qwen2": (QWEN_2,),
-    "deepseek-r1-qwen": (QWEN_2,),
-    "stablelm2": (QWEN_2,),
-    "smollm": (r"\p{N}", GPT2),
-    "starcoder": (r"\p{N}", GPT2),
-    "refact": (r"\p{N}", GPT2),
-    "command-r": (r"\p{N}", GPT2),
+    **dict.fromkeys(("gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "granite-docling", "exaone4"), (GPT2,)),
+    **dict.fromkeys(("smollm", "starcoder", "refact", "command-r", "codeshell", "minerva-7b"), (r"\p{N}", GPT2)),
+    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "lfm2"), (LLAMA_3,)),
+    **dict.fromkeys(("dbrx", "smaug-bpe", "glm4", "chatglm-bpe"), (LLAMA_3,)),
+    **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "stablelm2", "megrez", "hunyuan"), (QWEN_2,)),
+    **dict.fromkeys(("gpt-4o", "llama4", "kanana2"), (GPT_4O,)),
+    **dict.fromkeys(("deepseek-v3", "hunyuan-dense"), _DEEPSEEK_3),
+    "qwen35": (_QWEN_3_5,),
+    "tekken": (TEKKEN,),
 }
 """``tokenizer.ggml.pre``, and the patterns that cut a text into words, each applied to what the one before left."""
+
+_LIKE_LLAMA_3 = ("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "lfm2", "tekken")
+"""Words that are tokens are not merged, and BOS comes first, unless the file says otherwise."""
 
 
 def read_gguf_tokenizer(path: Path, metadata: Mapping[str, Any]) -> tuple[LibraryEncoder, TokenizerFacts, Path]:
@@ -63,12 +66,16 @@ def read_gguf_tokenizer(path: Path, metadata: Mapping[str, Any]) -> tuple[Librar
     else:
         raise reader.error("model", f"is {kind!r}; supported: 'llama' (SentencePiece with scores), 'gpt2' (BPE)")
     tokens = reader.tokens
-    config: dict[str, Any] = {"add_bos_token": reader.value("add_bos_token", bool, kind == "llama")}
+    config: dict[str, Any] = {"add_bos_token": reader.value("add_bos_token", bool, _adds_bos(reader, kind))}
     for name, key in _NAMED.items():
         token_id = reader.token_id(key)
         if token_id is not None:
             config[name] = tokens[token_id]
     return read_library_json(json.dumps(tokenizer), path, config)
+
+
+def _adds_bos(reader: _Reader, kind: str) -> bool:
+    return kind == "llama" or reader.value("pre", str, "gpt-2") in _LIKE_LLAMA_3
 
 
 class _Reader:
@@ -205,5 +212,6 @@ def _byte_level(reader: _Reader) -> dict[str, Any]:
             "type": "BPE",
             "vocab": {token: token_id for token_id, token in enumerate(tokens)},
             "merges": [merge.split(" ", 1) for merge in merges],
+            "ignore_merges": name in _LIKE_LLAMA_3,
         },
     }

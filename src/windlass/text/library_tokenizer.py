@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -93,6 +94,7 @@ def read_library_json(
 def _prepared(
     library: _Library, path: Path, config: Mapping[str, Any], hidden: Mapping[int, str]
 ) -> tuple[LibraryEncoder, TokenizerFacts, Path]:
+    library = _without_clash(library)
     library.no_truncation()
     library.no_padding()
     named = named_special_tokens(config)
@@ -137,6 +139,19 @@ def _prepared(
     is_unigram = isinstance(library.model, Unigram)
     broken = [text for text in specials if len(text) > 1 and text not in hidden_ids] if is_unigram else []
     return LibraryEncoder(library, hidden, broken), facts, path
+
+
+def _without_clash(library: _Library) -> _Library:
+    """Fill the holes in a vocabulary if a new token would get an id that is taken, since the library only counts."""
+    size = library.get_vocab_size(with_added_tokens=False)
+    following = max([size, *(token_id + 1 for token_id in library.get_added_tokens_decoder())])
+    if library.model.id_to_token(following) is None:
+        return library
+    whole = json.loads(library.to_str())
+    vocab = whole["model"]["vocab"]
+    taken = set(vocab.values())
+    vocab |= {f"{NO_TEXT}{number}": number for number in range(max(taken)) if number not in taken}
+    return _Library.from_str(json.dumps(whole))
 
 
 def _find_around(library: _Library) -> tuple[tuple[int, ...], tuple[int, ...]]:

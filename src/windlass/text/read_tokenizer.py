@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 
 from windlass.errors import LoadError
-from windlass.json_files import MAX_JSON_BYTES
 from windlass.text.byte_ranks import is_tiktoken, read_tekken, read_tiktoken
 from windlass.text.library_tokenizer import LibraryEncoder, read_library_file
 from windlass.text.sentencepiece_tokenizer import SentencePieceEncoder, read_sentencepiece
@@ -14,6 +13,9 @@ from windlass.text.tokenizer_config import read_tokenizer_config
 from windlass.text.tokenizer_facts import TokenizerFacts
 from windlass.text.tokenizer_files import ACCEPTED, find_tokenizer
 from windlass.text.vocab_files import read_byte_level, read_word_piece
+
+MAX_BYTES = 16 << 20
+"""Of a file that is not JSON; several times as many as any in use has."""
 
 Parts = tuple[LibraryEncoder | SentencePieceEncoder, TokenizerFacts, Path]
 
@@ -51,8 +53,8 @@ def read_tokenizer(directory: Path) -> Parts:
 def _read(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
-            if (size := os.fstat(file.fileno()).st_size) > MAX_JSON_BYTES:
-                raise LoadError(path, f"{size} bytes are too many for a tokenizer; at most {MAX_JSON_BYTES} are read")
-            return file.read(MAX_JSON_BYTES)
+            if (size := os.fstat(file.fileno()).st_size) > MAX_BYTES:
+                raise LoadError(path, f"{size} bytes are too many for a tokenizer; at most {MAX_BYTES} are read")
+            return file.read(MAX_BYTES)
     except OSError as error:
         raise LoadError(path, f"cannot be read: {error.strerror}") from error

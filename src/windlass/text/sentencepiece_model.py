@@ -20,6 +20,7 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 """Types of pieces, in SentencePiece's files as in GGUF's ``tokenizer.ggml.token_type``."""
 
 _UNIGRAM, _BPE = 1, 2
+_MOST_USER_DEFINED = 1 << 15
 _FLOAT = struct.Struct("<f")
 
 # Of the message: field number -> name.
@@ -210,6 +211,8 @@ def _checked(pieces: list[str], scores: list[float], types: list[int], values: d
         ]
         if len(set(names)) < len(names):
             raise ValueError("a piece is there twice")
+    if types.count(USER_DEFINED) > _MOST_USER_DEFINED:
+        raise ValueError(f"it has more than {_MOST_USER_DEFINED} user-defined pieces")
     byte_pieces = {piece for piece, one in zip(pieces, types, strict=True) if one == BYTE}
     if values["byte_fallback"] and byte_pieces != {f"<0x{byte:02X}>" for byte in range(256)}:
         raise ValueError("byte_fallback needs the 256 pieces <0x00> to <0xFF>, and no others of their type")

@@ -106,14 +106,12 @@ class SentencePieceEncoder:
         self._charsmap = Charsmap(model.precompiled_charsmap) if model.precompiled_charsmap else None
         self._added = {token.content: token for token in added}
         self._marks = _longest_first([BOUNDARY, *self._added])
-        whole = [piece for piece, kind in zip(model.pieces, model.types, strict=True) if kind == USER_DEFINED]
-        self._whole_ids = {piece: token_id for token_id, piece in enumerate(model.pieces) if piece in set(whole)}
-        self._whole = _longest_first(whole)
-        self._has_whole = bool(whole)
+        self._whole_ids = {model.pieces[token_id]: token_id for token_id in _of_type(model, USER_DEFINED)}
+        self._whole = _longest_first(self._whole_ids)
         self._byte_ids = [0] * 256
-        for token_id, (piece, kind) in enumerate(zip(model.pieces, model.types, strict=True)):
-            if kind == BYTE:
-                self._byte_ids[int(piece[3:5], 16)] = token_id
+        for token_id in _of_type(model, BYTE):
+            self._byte_ids[int(model.pieces[token_id][3:5], 16)] = token_id
+        self._unused = frozenset() if model.unigram else frozenset(_of_type(model, UNUSED))
         self._parts: dict[int, list[int]] = {}
         self._library = _Library.from_str(json.dumps(_bare(_unigram(model) if model.unigram else self._bpe())))
 
@@ -121,7 +119,7 @@ class SentencePieceEncoder:
         """What it is made of, if it is of the simple kind."""
         model = self._model
         odd = self._charsmap is not None or model.remove_extra_whitespaces or model.treat_whitespace_as_suffix
-        if model.unigram or odd or self._parts:
+        if model.unigram or odd or self._unused:
             return None
         whole = [
             DeclaredToken(token_id=token_id, content=piece, special=False, normalized=True)
@@ -165,7 +163,7 @@ class SentencePieceEncoder:
         if not text:
             return []
         text = self._normalized(text, prefix=first or self._prefix_inside)
-        if self._model.unigram or not self._has_whole:
+        if self._model.unigram or not self._whole_ids:
             return self._encode_pieces(text)
         ids: list[int] = []
         start = 0
@@ -194,7 +192,7 @@ class SentencePieceEncoder:
 
     def _apply_rules(self, rules: Charsmap, text: str) -> str:
         """Symbols that stay whole are left as they are."""
-        if not self._has_whole:
+        if not self._whole_ids:
             return rules.apply(text)
         parts: list[str] = []
         start = 0
@@ -216,9 +214,23 @@ class SentencePieceEncoder:
                 for token_id, (begin, end) in known
                 for new in (self._unknown(text[begin:end]) if token_id == model.unk_id else (token_id,))
             ]
-        if self._parts:
-            ids = [new for token_id in ids for new in self._parts.get(token_id, (token_id,))]
+        if self._unused and not self._unused.isdisjoint(ids):
+            ids = [new for token_id in ids for new in self._used(token_id)]
         return ids
+
+    def _used(self, token_id: int) -> Sequence[int]:
+        """What stands for a piece: itself, if it is used."""
+        if token_id not in self._unused:
+            return (token_id,)
+        found = self._parts.get(token_id)
+        if found is None:
+            model = self._model
+            ids = {model.pieces[one]: one for one in _of_type(model, NORMAL, UNUSED)}
+            scores = {piece: model.scores[one] for piece, one in ids.items()}
+            parts = _taken_apart(model.pieces[token_id], scores, {model.pieces[one] for one in self._unused})
+            found = [new for part in parts for new in ([ids[part]] if part in ids else self._unknown(part))]
+            self._parts[token_id] = found
+        return found
 
     def _unknown(self, text: str) -> list[int]:
         """The ids of characters that are no pieces."""
@@ -227,26 +239,20 @@ class SentencePieceEncoder:
     def _bpe(self) -> dict[str, Any]:
         """The library's ``model``; unused pieces are merged too, and taken apart afterwards."""
         model = self._model
-        numbered = enumerate(zip(model.pieces, model.types, model.scores, strict=True))
-        parts = {piece: (token_id, kind, score) for token_id, (piece, kind, score) in numbered}
-        parts = {piece: known for piece, known in parts.items() if known[1] in (NORMAL, UNUSED)}
-        ids = {piece: token_id for piece, (token_id, _, _) in parts.items()}
-        scores = {piece: score for piece, (_, _, score) in parts.items()}
-        unused = {piece for piece, (_, kind, _) in parts.items() if kind == UNUSED and len(piece) > 1}
-        for piece in unused:
-            found = _taken_apart(piece, scores, unused)
-            if found != [piece]:
-                self._parts[ids[piece]] = [
-                    new for part in found for new in ([ids[part]] if part in ids else self._unknown(part))
-                ]
+        ids = {model.pieces[token_id]: token_id for token_id in _of_type(model, NORMAL, UNUSED)}
         unknown = BOUNDARY  # a name that no text has
         return {
             "type": "BPE",
             "unk_token": unknown,
             "fuse_unk": True,
             "vocab": {**ids, unknown: model.unk_id},
-            "merges": merges_by_score(scores, ids),
+            "merges": merges_by_score({piece: model.scores[token_id] for piece, token_id in ids.items()}, ids),
         }
+
+
+def _of_type(model: SentencePieceModel, *types: int) -> list[int]:
+    """The ids of the pieces of some types."""
+    return [token_id for token_id, kind in enumerate(model.types) if kind in types]
 
 
 def _taken_apart(piece: str, scores: Mapping[str, float], unused: Collection[str]) -> list[str]:

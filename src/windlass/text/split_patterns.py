@@ -27,7 +27,7 @@ _MOST_STEPS = 16
 _MOST_FLEXIBLE = 3
 _MOST_PATTERNS = 16
 
-_SET = re.compile(r"\[\^?(?:[^\[\]\\&]|\\[pP]\{(?:L[ultmo]?|[MNPSZ])\}|\\[srnt]|\\[^0-9A-Za-z])+\]")
+_SET = re.compile(r"\[\^?(?:[^\[\]\\&]|&(?!&)|\\[pP]\{(?:L[ultmo]?|[MNPSZ])\}|\\[srnt]|\\[^0-9A-Za-z])+\]")
 _ONE = re.compile(r"\\[pP]\{(?:L[ultmo]?|[MNPSZ])\}|\\[sSrnt]|\\[^0-9A-Za-z]|[^\\\[\](){}.*+?^$|]")
 _NOT_BEFORE = re.compile(r"\(\?!(" + _ONE.pattern + "|" + _SET.pattern + r")\)")
 _CONTRACTIONS = re.compile(r"\((\?i|\?):((?:'(?:s|t|re|ve|m|ll|d)\|?)+)\)(\??)(?![?*+{])")

@@ -13,7 +13,7 @@ from windlass.json_files import read_json_object
 MAX_TOKENS = 1 << 20
 """No vocabulary in use comes near."""
 
-MAX_TOKEN_LENGTH = 1024
+MAX_TOKEN_LENGTH = 512
 """No token in use comes near."""
 
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")

@@ -208,11 +208,13 @@ def _read(spec: WeightSpec, source: WeightSource) -> list[Tensor]:
 
 
 def _prepared(tensor: Tensor, part: Part, spec: WeightSpec) -> Tensor:
-    """Do to a stored tensor what a part says."""
+    """Do to a stored tensor what a part says. ValueError when that cannot be done to codes."""
     if part.matrices is not None:
         tensor = take_rows(tensor, part.matrices.indices(tensor.shape[0]))
-    if part.transposed and tensor.format.grouped:
-        tensor = Tensor(Format.F32, tensor.shape, tensor.dequantize())
+        if tensor.format.grouped:
+            tensor = Tensor(Format.F32, tensor.shape, tensor.dequantize())
+    if tensor.format.grouped and (part.transposed or part.plus):
+        raise ValueError("it is quantized in the file, along the rows; the columns would be needed")
     if not tensor.format.grouped:
         data = tensor.data
         if part.matrices is not None:

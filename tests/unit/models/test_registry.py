@@ -173,7 +173,6 @@ REFUSED: list[tuple[str, str, dict[str, Any]]] = [
     ("llama2", "unknown keys: logit_scale, residual_multiplier; ", {"residual_multiplier": 0.2, "logit_scale": 2}),
     ("llama2", "unknown keys: auto_map; ", {"auto_map": {"AutoModelForCausalLM": "modeling.Own"}}),
     ("llama2", "unknown keys: sliding_window; ", {"sliding_window": 128}),
-    ("llama2", "quantization_config is 'gptq', which must be an object", {"quantization_config": "gptq"}),
     ("llama2", "is_encoder_decoder is True: only decoders", {"is_encoder_decoder": True}),
     ("mistral", "unknown keys: attention_bias; ", {"attention_bias": True}),
     ("mistral", "sliding_window is 0, which", {"sliding_window": 0}),

@@ -164,7 +164,8 @@ def test_a_program_of_experts() -> None:
     x = b.embed("embed", 4)
     b.write_kv(0, x, x)
     b.attention(x, 0, num_heads=1)
-    shares = b.route(b.linear(x, "router", 3, role="router"), top_k=2, scores="sigmoid", normalize=True, bias="bias")
+    logits = b.linear(x, "router", 3, role="router")
+    shares = b.route(logits, top_k=2, scores="sigmoid", normalize=True, bias=("bias", Part("b")))
     out = b.experts(
         x,
         shares,
@@ -172,15 +173,15 @@ def test_a_program_of_experts() -> None:
         down="down",
         intermediate_size=5,
         gate_up_parts=("gate", Part("up", transposed=True)),
-        gate_up_bias=("c", Part("c")),
+        gate_up_bias=("c", [Part("c1"), Part("c2")]),
     )
     b.hidden_states(out)
     program = b.build()
     assert program.weights[-4:] == (
-        WeightSpec("bias", (3,), (Part("bias"),), "plain"),
-        WeightSpec("gate_up", (30, 4), (Part("gate"), Part("up", transposed=True)), experts=3),
-        WeightSpec("down", (12, 5), (Part("down"),), experts=3),
-        WeightSpec("c", (30,), (Part("c"),), "plain", experts=3),
+        WeightSpec("bias", (3,), (Part("b"),), "plain"),
+        WeightSpec("gate_up", (30, 4), (Part("gate"), Part("up", transposed=True)), "experts", experts=3),
+        WeightSpec("down", (12, 5), (Part("down"),), "experts", experts=3),
+        WeightSpec("c", (30,), (Part("c1"), Part("c2")), "plain", experts=3),
     )
     assert Experts(out, x, shares, "gate_up", "down", "silu", "c") in program.ops
     assert program.output_width == 4

@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer as Library
 
 from windlass.errors import LoadError
 from windlass.json_files import read_json_object
 from windlass.text.gguf_token_ids import read_stop_ids
 from windlass.text.gguf_tokenizer import read_gguf_tokenizer
+from windlass.text.library_tokenizer import LibraryEncoder
+from windlass.text.packing import pack_bpe
 from windlass.text.text_model import TextModel
 from windlass.text.tokenizer import Tokenizer
 from windlass.weights.gguf import read_gguf
@@ -91,6 +94,35 @@ def test_pairs_merge_by_score() -> None:
     assert made.decode([1, 8, 3, 2]) == "ab\n"
     assert tokenizer({**SPM, "tokenizer.ggml.add_space_prefix": False}).encode("ab") == [7]
     assert tokenizer({**SPM, "tokenizer.ggml.add_bos_token": False}).encode("ab", bos=True) == [8]
+
+
+@pytest.mark.parametrize(
+    ("pre", "cuts"),
+    [
+        ("gpt-2", ["Don", "'t", " 1234", " go", "!!/", "\n\n", " x"]),
+        ("smollm", ["Don", "'t", " ", "1", "2", "3", "4", " go", "!!/", "\n\n", " x"]),
+        ("llama-bpe", ["Don", "'t", " ", "123", "4", " go", "!!/\n\n", " x"]),
+        ("qwen2", ["Don", "'t", " ", "1", "2", "3", "4", " go", "!!/\n\n", " x"]),
+        ("qwen35", ["Don", "'t", " ", "1", "2", "3", "4", " go", "!!/\n\n", " x"]),
+        ("gpt-4o", ["Don't", " ", "123", "4", " go", "!!/\n\n", " x"]),
+        ("tekken", ["Don", "'t", " ", "1", "2", "3", "4", " go", "!!/\n\n", " x"]),
+        ("deepseek-v3", ["Don", "'t", " ", "123", "4", " go", "!!/\n\n", " x"]),
+    ],
+)
+def test_ways_of_cutting_words(pre: str, cuts: list[str]) -> None:
+    encoder = tokenizer({**BPE, "tokenizer.ggml.pre": pre}).encoder
+    assert isinstance(encoder, LibraryEncoder)
+    text = "".join(cuts)
+    found = Library.from_str(encoder.to_json()).pre_tokenizer.pre_tokenize_str(text)
+    assert [text[begin:end] for _, (begin, end) in found] == cuts
+    assert pack_bpe(encoder.to_json(), [encoder.entry(number) for number in range(8)]) is not None
+
+
+def test_llama_3_puts_its_bos_first_and_keeps_whole_words() -> None:
+    metadata = {**BPE, "tokenizer.ggml.bos_token_id": 5, "tokenizer.ggml.merges": ["a b"]}
+    other = tokenizer({**metadata, "tokenizer.ggml.pre": "llama-bpe"})
+    assert other.encode(" ab", bos=True) == [5, 4]
+    assert tokenizer({**metadata, "tokenizer.ggml.pre": "dbrx"}).encode(" ab", bos=True) == [2, 3]
 
 
 def test_byte_level() -> None:

@@ -23,7 +23,7 @@ from support.text_files import (
     write_json,
 )
 from windlass.errors import InvalidRequestError, LoadError
-from windlass.text.tokenizer import MARK, Tokenizer
+from windlass.text.tokenizer import BOUNDARY, MARK, Tokenizer
 
 BUILDERS = {
     "byte level": byte_level_tokenizer,
@@ -324,3 +324,13 @@ def test_vocabulary_size_counts_holes(tmp_path: Path) -> None:
     tokenizer = load(tmp_path, byte_level_tokenizer())
     library = Library.from_str(json.dumps(byte_level_tokenizer()))
     assert tokenizer.vocab_size == library.get_vocab_size() == 261
+
+
+def test_a_hole_in_the_vocabulary_costs_no_token(tmp_path: Path) -> None:
+    whole = byte_level_tokenizer(specials=[])
+    del whole["model"]["vocab"]["\u0100"]  # the byte 0
+    whole["model"]["vocab"]["he"] = 300
+    whole["model"]["vocab"]["Ġhe"] = 257  # as many as there are: what the library gives a new token
+    tokenizer = load(tmp_path, whole)
+    assert tokenizer.encode(f"he{BOUNDARY} he") == [300, 257]
+    assert tokenizer.decode([300, 257, 256, 0]) == "he he"

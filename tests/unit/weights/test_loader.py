@@ -17,6 +17,7 @@ from windlass.models.quantization_config import read_quantization
 from windlass.program.program import EVEN_THEN_ODD, Part, RowOrder, WeightSpec
 from windlass.quantization import SCHEMES, Format, Tensor, f32_to_bf16, get_scheme, mlc_pack, quantize
 from windlass.weights import check_weights, count_parameters, load_weights, open_mlc, open_safetensors
+from windlass.weights.quantized import WHOLE, Grouping
 
 RNG = np.random.default_rng(7)
 HF: dict[str, Any] = {
@@ -439,3 +440,47 @@ def test_a_file_that_has_gone_has_no_fingerprint(tmp_path: Path) -> None:
         (tmp_path / "model.safetensors").unlink()
         with pytest.raises(LoadError, match="cannot be read"):
             source.fingerprint()
+
+
+def load_one(directory: Path, spec: WeightSpec, tensors: dict[str, Any]) -> Any:
+    with hf(directory, tensors) as source:
+        return dict(load_weights([spec], source))[spec.name].dequantize()
+
+
+def test_heads_of_a_matrix_are_transposed_one_by_one(tmp_path: Path) -> None:
+    array = RNG.standard_normal((3 * 5, 7)).astype(np.float32)
+    part = Part("w", matrices=RowOrder(3, ((1, 3, 1),)), transposed=True)
+    expected = np.concatenate([array.reshape(3, 5, 7)[head, 1:3].T for head in range(3)])
+    spec = WeightSpec("w_uk", (3 * 7, 2), (part,), "plain", experts=3)
+    np.testing.assert_array_equal(load_one(tmp_path, spec, {"w": array}), expected)
+    with hf(tmp_path, {"w": array[:14]}) as source, pytest.raises(LoadError, match=r"'w' has shape \[14, 7\]"):
+        check_weights([spec], source)
+
+
+def test_matrices_of_experts_may_have_an_axis_of_their_own_and_be_transposed(tmp_path: Path) -> None:
+    array = RNG.standard_normal((3, 4, 6)).astype(np.float32)
+    spec = WeightSpec("w", (3 * 6, 4), (Part("w", RowOrder(3, EVEN_THEN_ODD), transposed=True),), "experts", experts=3)
+    turned = array.swapaxes(1, 2)
+    expected = np.concatenate([np.concatenate((matrix[0::2], matrix[1::2])) for matrix in turned])
+    np.testing.assert_array_equal(load_one(tmp_path, spec, {"w": array}), expected)
+
+
+def test_a_row_may_be_stored_as_a_vector(tmp_path: Path) -> None:
+    row = HF["norm.weight"]
+    spec = WeightSpec("gate", (1, 64), (Part("gate"),), "router")
+    np.testing.assert_array_equal(load_one(tmp_path, spec, {"gate": row}), row[None])
+    np.testing.assert_array_equal(load_one(tmp_path, spec, {"gate": row[None]}), row[None])
+
+
+def test_what_is_quantized_is_dequantized_to_be_transposed(tmp_path: Path) -> None:
+    """As the latent attention of DeepSeek needs it, of a GGUF file or an FP8 checkpoint."""
+    codes = RNG.integers(-127, 128, (2 * 4, 32)).astype(np.int8)
+    scales = np.linspace(0.5, 2, 8, dtype=np.float32)[:, None]
+    write_safetensors(tmp_path / "model.safetensors", {"m.weight": codes, "m.weight_scale": scales})
+    part = Part("m.weight", matrices=RowOrder(2, ((0, 3, 1),)), transposed=True)
+    spec = WeightSpec("m", (2 * 32, 3), (part,), "plain", experts=2)
+    with open_safetensors(tmp_path, [Grouping("bytes", 8, WHOLE, scale="weight_scale", zeros=False)]) as source:
+        tensor = dict(load_weights([spec], source))["m"]
+    numbers = (codes * scales).reshape(2, 4, 32)[:, :3].swapaxes(1, 2).reshape(64, 3)
+    assert tensor.format is Format.F32
+    np.testing.assert_array_equal(tensor.data, numbers)
