@@ -271,15 +271,16 @@ def _user_cache() -> Path:
 def model_roots() -> dict[str, Path]:
     """Return where models usually lie, by the layout found there.
 
-    ``here`` is the working directory, ``huggingface`` the download cache of huggingface_hub (``HF_HUB_CACHE``, else
-    below ``HF_HOME``), ``mlc`` that of MLC-LLM (``MLC_LLM_HOME``); the caches default to ``XDG_CACHE_HOME`` or
-    ``~/.cache``.
+    ``here`` is the working directory, ``huggingface`` the download cache of huggingface_hub (``HF_HUB_CACHE`` or
+    ``HUGGINGFACE_HUB_CACHE``, else below ``HF_HOME``), ``mlc`` that of MLC-LLM (``MLC_LLM_HOME``); the caches default
+    to ``XDG_CACHE_HOME`` or ``~/.cache``.
     """
     cache = _user_cache()
     huggingface = Path(os.environ.get("HF_HOME") or cache / "huggingface")
+    hub = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE") or huggingface / "hub"
     return {
         "here": Path.cwd(),
-        "huggingface": Path(os.environ.get("HF_HUB_CACHE") or huggingface / "hub"),
+        "huggingface": Path(hub).expanduser(),
         "mlc": Path(os.environ.get("MLC_LLM_HOME") or cache / "mlc_llm"),
     }
 

@@ -83,6 +83,8 @@ def _add_metadata(writer: gguf.GGUFWriter, config: Mapping[str, Any]) -> None:
         writer.add_embedding_scale(config["embedding_multiplier"])
         writer.add_residual_scale(config["residual_multiplier"])
         writer.add_logit_scale(config["logits_scaling"])
+    if model_type == "smollm3":
+        writer.add_rope_freq_base(2e6)  # what its config.json means when it does not say
     if model_type == "phi3":
         _add_phi3(writer, config, scaling)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from windlass.cli.options import check_quantization
+from windlass.cli.options import check_quantization, complete_models
 from windlass.config import EngineConfig, KVCacheDtype, LoadFormat, Mode, PrefixCacheMode, SpeculativeMode
 from windlass.server.logs import FORMATS, LEVELS, logging_to
 from windlass.server.signals import Signals
@@ -68,7 +68,7 @@ def _option(*names: str, **settings: Any) -> Callable[[Callable[..., int]], Call
 
 
 @click.command(context_settings={"auto_envvar_prefix": "WINDLASS_SERVE", "show_default": True})
-@click.argument("model", required=False, envvar="WINDLASS_SERVE_MODEL")
+@click.argument("model", required=False, envvar="WINDLASS_SERVE_MODEL", shell_complete=complete_models)
 @_option("--host", default="127.0.0.1", help="Address to listen on.")
 @_option("--port", default=8000, type=click.IntRange(0, 65535), help="Port to listen on; 0 takes a free one.")
 @_option("--model-name", metavar="NAME", help="What requests call MODEL; by default the last part of its path.")
@@ -122,9 +122,10 @@ def _option(*names: str, **settings: Any) -> Callable[[Callable[..., int]], Call
 @_option("--enable-debug", is_flag=True, help="Serve /debug routes and take debug_config.")
 @_option("--enable-tracing", is_flag=True, help="Record what happens, for /debug/dump_event_trace.")
 def serve(model: str | None, **options: Any) -> int:
-    """Serve MODEL over HTTP: a directory, HF://org/name, or nothing for the bundled demo model.
+    """Serve MODEL over HTTP.
 
-    Every option can be set in the environment too; several values are separated by spaces there.
+    MODEL is a path, a name that `windlass list` shows, or HF://org/name; without it, the bundled demo model. Every
+    option can be set in the environment too; several values are separated by spaces there.
     """
     with Signals(process_ends=bool(click.get_current_context().obj)) as signals:
         return _serve(model, options, signals)

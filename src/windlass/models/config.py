@@ -121,6 +121,14 @@ class ConfigReader:
             raise self.error(key, f"is {_show(value)}, which must be true or false")
         return value
 
+    def switch(self, key: str, *, default: bool) -> bool:
+        """The truth value at ``key``, where some files have a number instead."""
+        return (
+            self.integer(key, minimum=0) > 0
+            if type(self._values.get(key)) is int
+            else self.boolean(key, default=default)
+        )
+
     def choice(self, key: str, choices: Sequence[str], *, default: str) -> str:
         """The string at ``key``, one of ``choices``."""
         value = self._get(key, default)

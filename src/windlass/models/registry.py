@@ -140,6 +140,15 @@ def to_mlc_config(model_type: str, config: Mapping[str, Any], path: Path) -> dic
     return mlc_config.to_mlc_config(_mlc_dialect(model_type, path), definition, config)
 
 
+def to_hf_config(model_type: str, config: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Return the config.json that says the same as the ``model_config`` object ``config`` of mlc-chat-config.json.
+
+    Raises:
+        LoadError: as ``define_model``, or MLC directories cannot hold this family.
+    """
+    return mlc_config.from_mlc_config(_mlc_dialect(model_type, path), config, path)[0]
+
+
 def mlc_weights(definition: ModelDefinition) -> list[WeightSpec]:
     """Return the weights that an MLC directory of a model has, with the Hugging Face tensors that they are made of."""
     family = FAMILIES[definition.model_type]

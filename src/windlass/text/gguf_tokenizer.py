@@ -57,6 +57,16 @@ def read_gguf_tokenizer(path: Path, metadata: Mapping[str, Any]) -> tuple[Librar
     Raises:
         LoadError: the file has no tokenizer, one of a kind that is not supported, or a broken one.
     """
+    tokenizer, config = gguf_tokenizer_files(path, metadata)
+    return read_library_json(json.dumps(tokenizer), path, config)
+
+
+def gguf_tokenizer_files(path: Path, metadata: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the tokenizer.json and the tokenizer_config.json that say the same.
+
+    Raises:
+        LoadError: as ``read_gguf_tokenizer``.
+    """
     reader = _Reader(path, metadata)
     kind = reader.value("model", str)
     if kind == "llama":
@@ -71,7 +81,7 @@ def read_gguf_tokenizer(path: Path, metadata: Mapping[str, Any]) -> tuple[Librar
         token_id = reader.token_id(key)
         if token_id is not None:
             config[name] = tokens[token_id]
-    return read_library_json(json.dumps(tokenizer), path, config)
+    return tokenizer, config
 
 
 def _adds_bos(reader: _Reader, kind: str) -> bool:
