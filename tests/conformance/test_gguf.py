@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from support.gguf_dense import write_dense_gguf
-from support.gguf_files import BLOCK_TYPES, dequantized, random_blocks, write_gguf
+from support.gguf_files import BLOCK_TYPES, dequantized, llama3_factors, random_blocks, write_gguf
 from support.gguf_layer_norm import write_layer_norm_gguf
 from support.tiny_dense import DENSE_CONFIGS
 from support.tiny_layer_norm import LAYER_NORM_CONFIGS
@@ -112,7 +112,10 @@ def test_slowed_pairs_are_llama_3_1_s_scaling(tmp_path: Path) -> None:
     write_tokenizer(directory, model.config["vocab_size"])
     dim = model.config["hidden_size"] // model.config["num_attention_heads"]
     file = write_gguf(
-        tmp_path / "m.gguf", model.config, model.weights(), extra={"rope_freqs.weight": slowed(model.config, dim)}
+        tmp_path / "m.gguf",
+        model.config,
+        model.weights(),
+        extra={"rope_freqs.weight": llama3_factors(model.config, dim)},
     )
     np.testing.assert_allclose(logits(file), logits(directory), atol=2e-5)
     plain = write_gguf(tmp_path / "n.gguf", model.config, model.weights())
@@ -122,16 +125,6 @@ def test_slowed_pairs_are_llama_3_1_s_scaling(tmp_path: Path) -> None:
 def deviation(values: F32, expected: F32) -> float:
     """The root mean square of the differences, as a part of that of ``expected``."""
     return float(np.sqrt(np.square(values - expected).mean() / np.square(expected).mean()))
-
-
-def slowed(config: dict[str, Any], dim: int) -> F32:
-    """Llama 3.1's scaling, pair by pair."""
-    scaling = config["rope_scaling"]
-    wavelengths = 2 * np.pi * config["rope_theta"] ** (np.arange(0, dim, 2) / dim)
-    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-    kept = np.clip((scaling["original_max_position_embeddings"] / wavelengths - low) / (high - low), 0, 1)
-    factors: F32 = (1 / (kept + (1 - kept) / scaling["factor"])).astype(np.float32)
-    return factors
 
 
 def write_tokenizer(directory: Path, size: int) -> None:

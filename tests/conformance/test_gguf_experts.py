@@ -31,6 +31,7 @@ MODELS = (
     "mixtral",
     "qwen2_moe",
     "qwen3_moe",
+    "olmoe",
     "gpt_oss",
     "deepseek_v2_lite",
     "deepseek_v2",

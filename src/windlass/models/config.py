@@ -82,6 +82,10 @@ class ConfigReader:
         """True when ``key`` is there and nobody has read it yet."""
         return self.has(key) and key not in self._read
 
+    def skip(self, key: str) -> None:
+        """Count ``key`` as read whatever it holds, since another one overrules it."""
+        self._read.add(key)
+
     def integer(self, key: str, *, default: int | None = None, minimum: int = 1, maximum: int = MAX_INTEGER) -> int:
         """The integer at ``key``, which is required when there is no default."""
         value = self._get(key, default, required=default is None)

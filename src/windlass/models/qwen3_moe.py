@@ -40,7 +40,7 @@ def define(config: ConfigReader) -> ModelDefinition:
 
     bias = config.boolean("attention_bias", default=False)
     return define_decoder(
-        "qwen3_moe", config, shape, qkv_name="c_attn", qkv_bias=bias, output_bias=bias, head_norm=True, mlp=mlp
+        "qwen3_moe", config, shape, qkv_name="c_attn", qkv_bias=bias, output_bias=bias, qk_norm="head", mlp=mlp
     )
 
 

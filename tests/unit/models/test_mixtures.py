@@ -108,6 +108,7 @@ def test_how_experts_are_chosen() -> None:
     assert route("mixtral") == (2, "softmax", True, 1.0, 1, 1, "max")
     assert route("qwen2_moe") == (3, "softmax", False, 1.0, 1, 1, "max")
     assert route("qwen3_moe", norm_topk_prob=...) == (2, "softmax", False, 1.0, 1, 1, "max")
+    assert route("olmoe") == (3, "softmax", False, 1.0, 1, 1, "max")
     assert route("gpt_oss") == (2, "softmax", True, 1.0, 1, 1, "max")
     assert route("deepseek_v2_lite") == (3, "softmax", False, 1.0, 1, 1, "max")
     assert route("deepseek_v2") == (3, "softmax", False, 4.0, 3, 2, "max")
@@ -193,6 +194,7 @@ def test_the_text_of_a_llama_4_that_sees() -> None:
 REFUSED: list[tuple[str, str, dict[str, Any]]] = [
     ("mixtral", "num_local_experts is missing", {"num_local_experts": ...}),
     ("mixtral", "num_local_experts is 1000000, which must lie in 1 .. 65536", {"num_local_experts": 10**6}),
+    ("olmoe", "clip_qkv is not null: queries, keys and values that are clipped", {"clip_qkv": 8.0}),
     ("mixtral", "num_experts_per_tok is 6, but there are 5 experts", {"num_experts_per_tok": 6}),
     ("mixtral", "hidden_size is 72, which must be a multiple of 32", {"hidden_size": 72}),
     ("mixtral", "intermediate_size is 40, which must be a multiple of 16", {"intermediate_size": 40}),
