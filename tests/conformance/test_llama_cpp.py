@@ -45,7 +45,7 @@ def test_the_tokens_are_those_of_llama_cpp(tmp_path: Path, name: str) -> None:
     expected, tokens = goldens()[f"{name}/logits"], goldens()[f"{name}/tokens"].tolist()
     ours = logits(FILES[name](tmp_path / "m.gguf"), tokens)
     error = np.abs(ours[list(ROWS)] - expected).max()
-    assert error <= (0.25 if name in BLOCK_FILES else 2e-3) * expected.std()
+    assert error <= (0.2 if name in BLOCK_FILES else 2e-3) * expected.std()
     for position, token in enumerate(tokens, start=len(PROMPT) - 1):
         best = np.sort(ours[position])[-2:]
         if best[1] - best[0] < 2 * error:

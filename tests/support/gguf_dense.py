@@ -95,7 +95,7 @@ def _add_yarn(writer: gguf.GGUFWriter, scaling: Mapping[str, Any]) -> None:
     writer.add_rope_scaling_orig_ctx_len(scaling["original_max_position_embeddings"])
     writer.add_rope_scaling_yarn_beta_fast(scaling["beta_fast"])
     writer.add_rope_scaling_yarn_beta_slow(scaling["beta_slow"])
-    if "attention_factor" in scaling:
+    if scaling.get("attention_factor"):
         writer.add_rope_scaling_yarn_attn_factor(scaling["attention_factor"])
 
 

@@ -27,9 +27,10 @@ ROWS = (7, 59, 82)
 _CHANGES = {
     "cohere-qk-norm": None,  # it looks for these norms in models of 64 layers and more
     "deepseek_v2": {"topk_method": "greedy", "n_group": 1, "topk_group": 1},  # it chooses groups as V3 does
-    "deepseek_v2_lite": None,  # it knows these by their 27 layers
-    "gpt_oss": {"rope_scaling": None},  # it rounds where YaRN begins and ends, which these models do not
-    "olmo3": {"attention_factor": None},  # it multiplies the factor by the default one
+    "deepseek_v2_lite": {"num_hidden_layers": 27},  # it knows these by their 27 layers
+    "gpt_oss": {"rope_scaling": {}},  # it rounds where YaRN begins and ends, which these models do not
+    # It takes the usual factor for the scores, and the usual end of the blend, for these models.
+    "olmo3": {"rope_scaling": {**CASES["olmo3"].config["rope_scaling"], "attention_factor": None, "beta_slow": 1.0}},
     "phi3": {"sliding_window": None},  # it passes over the window
     "phi3-short": {"sliding_window": None},
     "qwen2_moe": {"decoder_sparse_step": 1, "mlp_only_layers": []},  # it knows no layers without experts
@@ -43,14 +44,8 @@ _BLOCKS = {**CASES["llama2"].config, "hidden_size": 256, "intermediate_size": 51
 
 def _model(name: str) -> TinyModel:
     """The model of that name, such as llama.cpp can run it."""
-    model, changes = CASES[name], _CHANGES.get(name)
-    if not changes:
-        return model
-    config = dict(model.config)
-    for section in ("rope_scaling", "rope_parameters"):
-        if isinstance(config.get(section), dict) and "attention_factor" in changes:
-            config[section] = {key: value for key, value in config[section].items() if key != "attention_factor"}
-    return replace(model, config=config | {key: value for key, value in changes.items() if key != "attention_factor"})
+    model = CASES[name]
+    return replace(model, config={**model.config, **(_CHANGES.get(name) or {})})
 
 
 def _write_plain(model: TinyModel, path: Path) -> Path:
