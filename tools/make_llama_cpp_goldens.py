@@ -1,7 +1,7 @@
 """Have llama.cpp answer the GGUF files of the tests, and keep its tokens and some logits.
 
     python tools/make_llama_cpp_goldens.py            write tests/conformance/goldens/llama_cpp.npz
-    python tools/make_llama_cpp_goldens.py NAME...    print the tokens of some files, and write nothing
+    python tools/make_llama_cpp_goldens.py NAME...    answer only these anew
 
 Needs llama-cpp-python (0.3.36 made the file that is there), gguf and what Windlass needs.
 """
@@ -47,16 +47,18 @@ def answer(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def main() -> int:
-    """Write the file, or print some tokens."""
+    """Write the file."""
     names = sys.argv[1:]
     arrays: dict[str, np.ndarray] = {}
+    if names:
+        with np.load(GOLDENS) as file:
+            arrays = {key: array for key, array in file.items() if key.partition("/")[0] in FILES}
     for name in names or FILES:
         with tempfile.TemporaryDirectory() as directory:
             tokens, logits = answer(FILES[name](Path(directory) / "model.gguf"))
         print(name, tokens.tolist())
         arrays |= {f"{name}/tokens": tokens, f"{name}/logits": logits}
-    if not names:
-        np.savez_compressed(GOLDENS, **arrays)
+    np.savez_compressed(GOLDENS, **arrays)
     return 0
 
 

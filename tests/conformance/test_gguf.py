@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from support.gguf_dense import write_dense_gguf
 from support.gguf_files import BLOCK_TYPES, dequantized, llama3_factors, random_blocks, write_gguf
 from support.gguf_layer_norm import write_layer_norm_gguf
-from support.tiny_dense import DENSE_CONFIGS
-from support.tiny_layer_norm import LAYER_NORM_CONFIGS
+from support.model_forms import DENSE_GGUF, LAYER_NORM_GGUF, PLAIN_GGUF
 from support.tiny_models import CASES, TinyModel, write_hf_directory
 from windlass import EngineConfig, LoadError, MLCEngine
 from windlass.program.executor import Batch
@@ -25,7 +24,6 @@ from windlass.serve.build import load_model
 
 F32 = NDArray[np.float32]
 PROMPT = [3, 17, 29, 5, 200, 31, 8, 150, 77, 42, 11, 100, 6, 9, 250, 33, 12, 180]
-PLAIN = ("llama2", "llama3-tied", "qwen2", "qwen3")
 
 
 def logits(path: Path, executor: str = "native") -> F32:
@@ -59,7 +57,7 @@ def test_stories_gives_its_goldens(data_dir: Path) -> None:
             assert shown.strip() == expected.strip()
 
 
-@pytest.mark.parametrize("name", PLAIN)
+@pytest.mark.parametrize("name", PLAIN_GGUF)
 @pytest.mark.parametrize("executor", ["native", "reference"])
 def test_a_model_is_the_one_that_it_was_written_from(tmp_path: Path, name: str, executor: str) -> None:
     model = CASES[name]
@@ -70,7 +68,7 @@ def test_a_model_is_the_one_that_it_was_written_from(tmp_path: Path, name: str, 
     np.testing.assert_array_equal(logits(file, executor), logits(directory, executor))
 
 
-@pytest.mark.parametrize("name", [name for name, _, _ in DENSE_CONFIGS])
+@pytest.mark.parametrize("name", DENSE_GGUF)
 def test_a_dense_family_is_the_one_that_it_was_written_from(tmp_path: Path, name: str) -> None:
     model = CASES[name]
     if name in (
@@ -89,7 +87,7 @@ def test_a_dense_family_is_the_one_that_it_was_written_from(tmp_path: Path, name
     np.testing.assert_allclose(logits(file), logits(directory), atol=1e-5)
 
 
-@pytest.mark.parametrize("name", [name for name, _, _ in LAYER_NORM_CONFIGS])
+@pytest.mark.parametrize("name", LAYER_NORM_GGUF)
 def test_a_family_with_layer_norms_is_the_one_that_it_was_written_from(tmp_path: Path, name: str) -> None:
     model = CASES[name]
     # Such files do not say which activation there is, nor have they GPT-2's scale by layer or StarCoder2's window.

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from support.executors import EXECUTORS, make_executor
 from support.gguf_moe import rope_factors, write_moe_gguf
 from support.greedy import GreedyDriver
+from support.model_forms import MIXTURE_GGUF
 from support.tiny_models import CASES, program_weights
 from windlass.errors import LoadError
 from windlass.models.config import ConfigReader
@@ -27,17 +28,6 @@ from windlass.weights.source import WeightSource
 F32 = NDArray[np.float32]
 PROMPT = np.random.default_rng(3).integers(0, 300, 50).tolist()
 FIXED_IN_LLAMA_CPP = {"attention_chunk_size": 8192, "floor_scale": 8192}
-MODELS = (
-    "mixtral",
-    "qwen2_moe",
-    "qwen3_moe",
-    "olmoe",
-    "gpt_oss",
-    "deepseek_v2_lite",
-    "deepseek_v2",
-    "deepseek_v3",
-    "llama4_text",
-)
 
 
 def logits(definition: ModelDefinition, weights: dict[str, Tensor], executor_name: str = EXECUTORS[-1]) -> F32:
@@ -67,7 +57,7 @@ def load(path: Path) -> tuple[ModelDefinition, dict[str, Tensor]]:
         return definition, dict(load_weights(definition.program.weights, source))
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", MIXTURE_GGUF)
 def test_a_mixture_is_the_one_that_it_was_written_from(tmp_path: Path, name: str) -> None:
     case = CASES[name]
     path = write_moe_gguf(tmp_path / "m.gguf", case.config, case.weights(), rope_factors=rope_factors(case.config))

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from support.executors import EXECUTORS, make_executor
 from support.greedy import GreedyDriver
+from support.model_forms import MIXTURE_MLC
 from support.tiny_models import CASES, program_weights
 from support.weight_files import write_mlc
 from windlass.models.definition import ModelDefinition
@@ -73,7 +74,7 @@ def mlc_tensors(config: dict[str, Any], tensors: dict[str, F16]) -> dict[str, F1
     return {re.sub(r"\.gate\.e_score", ".e_score", name): array for name, array in {**left, **made}.items()}
 
 
-@pytest.mark.parametrize("name", ["mixtral", "qwen2_moe", "qwen3_moe", "deepseek_v2_lite", "deepseek_v3"])
+@pytest.mark.parametrize("name", MIXTURE_MLC)
 def test_directories_of_mlc_llm_give_the_logits_of_the_model(tmp_path: Path, name: str) -> None:
     case = CASES[name]
     config = dict(case.config)

@@ -61,7 +61,7 @@ def _add_metadata(writer: gguf.GGUFWriter, config: Mapping[str, Any]) -> None:
         writer.add_rope_dimension_count(
             config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
         )
-    if model_type in ("gemma2", "gemma3_text", "olmo3", "exaone4"):
+    if model_type in ("gemma2", "gemma3_text", "olmo3", "exaone4") and config["sliding_window"]:
         writer.add_sliding_window(config["sliding_window"])
     if model_type == "gemma2":
         writer.add_attn_logit_softcapping(config["attn_logit_softcapping"])

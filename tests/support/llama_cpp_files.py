@@ -28,9 +28,11 @@ _CHANGES = {
     "cohere-qk-norm": None,  # it looks for these norms in models of 64 layers and more
     "deepseek_v2": {"topk_method": "greedy", "n_group": 1, "topk_group": 1},  # it chooses groups as V3 does
     "deepseek_v2_lite": {"num_hidden_layers": 27},  # it knows these by their 27 layers
+    "exaone4": {"head_dim": 16, "sliding_window": None, "layer_types": ["full_attention"] * 4},  # windows: at 64 layers
     "gpt_oss": {"rope_scaling": {}},  # it rounds where YaRN begins and ends, which these models do not
     # It takes the usual factor for the scores, and the usual end of the blend, for these models.
     "olmo3": {"rope_scaling": {**CASES["olmo3"].config["rope_scaling"], "attention_factor": None, "beta_slow": 1.0}},
+    "olmoe": {"num_key_value_heads": 4},  # it knows no others
     "phi3": {"sliding_window": None},  # it passes over the window
     "phi3-short": {"sliding_window": None},
     "qwen2_moe": {"decoder_sparse_step": 1, "mlp_only_layers": []},  # it knows no layers without experts

@@ -58,11 +58,14 @@ class ConfigReader:
         Errors have the names that are in the file.
         """
         values = {names.get(key, key): value for key, value in self._values.items()}
-        return self._copy(values, {new: old for old, new in names.items() if old in self._values})
+        reader = self._copy(values, {new: old for old, new in names.items() if old in self._values})
+        reader._read = {names.get(key, key) for key in self._read}
+        return reader
 
     def _copy(self, values: Mapping[str, Any], own_names: Mapping[str, str]) -> ConfigReader:
         reader = ConfigReader(values, self._path, section=self._section)
         reader._own_names = own_names
+        reader._read = set(self._read)
         return reader
 
     def error(self, key: str, reason: str) -> LoadError:

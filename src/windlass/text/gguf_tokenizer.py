@@ -253,7 +253,7 @@ def _byte_level(reader: _Reader) -> dict[str, Any]:
 def _word_piece(reader: _Reader) -> dict[str, Any]:
     """BERT's WordPiece, whose pieces have a space before them at the beginning of a word, and no ``##`` elsewhere.
 
-    Files do not say whether the model knows capitals: the vocabulary of one that does has A as a word.
+    Most files do not say whether the model knows capitals: the vocabulary of one that does has A as a word.
     """
     types = reader.numbers("token_type", int, NORMAL)
     unknown = reader.unknown() or "[UNK]"
@@ -264,7 +264,9 @@ def _word_piece(reader: _Reader) -> dict[str, Any]:
         whole = kind in (CONTROL, UNKNOWN) or token == unknown
         pieces.append(token if whole else token[1:] if token.startswith(_SPACE) else f"##{token}")
     pieces = _distinct(pieces)
-    model, parts = word_piece_parts(unknown, lowercase=f"{_SPACE}A" not in reader.tokens)
+    lowercase = reader.value("normalizer.lowercase", bool, f"{_SPACE}A" not in reader.tokens)
+    strip_accents = reader.value("normalizer.strip_accents", bool, lowercase)
+    model, parts = word_piece_parts(unknown, lowercase=lowercase, strip_accents=strip_accents)
     return {
         "version": "1.0",
         "added_tokens": _added_tokens(pieces, types),

@@ -109,6 +109,8 @@ def test_word_pieces() -> None:
     assert made.around == ((1,), (2,))
     cased = tokenizer({**WORD_PIECES, "tokenizer.ggml.tokens": [*WORD_PIECES["tokenizer.ggml.tokens"][:8], "\u2581A"]})
     assert cased.encode("A a He") == [8, 4, 0]
+    assert tokenizer({**WORD_PIECES, "tokenizer.ggml.normalizer.lowercase": False}).encode("A a") == [0, 4]
+    assert tokenizer({**WORD_PIECES, "tokenizer.ggml.normalizer.strip_accents": False}).encode("A h\u00e9") == [4, 0]
     assert tokenizer({**WORD_PIECES, "tokenizer.ggml.cls_token_id": 2}).around == ((2,), (2,))
     assert tokenizer({**WORD_PIECES, "tokenizer.ggml.add_sep_token": False}).around == ((1,), ())
 
