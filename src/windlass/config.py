@@ -61,8 +61,9 @@ class EngineConfig:
     """Share of the available memory that model and KV cache may take together (of main memory on a CPU)."""
     kv_cache_page_size: int = PAGE_TOKENS
     kv_cache_dtype: KVCacheDtype = "auto"
-    """How keys and values are kept: ``auto`` is f32 for models stored in f32, ``int16`` for all others. ``int16`` has
-    codes of 14 bits with a scale per token and KV head: closer to what was computed than f16, and multiplied faster.
+    """How keys and values are kept: ``auto`` is f32 for models stored in f32, ``int16`` for all others, but ``f16``
+    where heads have more than 256 columns. ``int16`` has codes of 14 bits, fewer in wider heads, with a scale per token
+    and KV head: closer to what was computed than f16, and multiplied faster.
     ``int8``, with such scales too, takes half the memory and is less exact."""
     num_threads: int | None = None
     """Threads that compute; None is the number of physical cores this process may use."""

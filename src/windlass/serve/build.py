@@ -34,6 +34,9 @@ from windlass.weights.hub import resolve_model
 from windlass.weights.loader import load_weights
 from windlass.weights.source import WeightSource
 
+WIDEST_CODED_HEAD = 256
+"""The sums of products of wider heads leave their codes fewer bits than float16 has."""
+
 EMBEDDED_AT_ONCE = 32
 """Texts that a model for embeddings takes at once by default."""
 
@@ -263,7 +266,9 @@ def _kv_dtype(
 ) -> KVDtype:
     if config.kv_cache_dtype != "auto":
         return config.kv_cache_dtype
-    return "f32" if _float_format(scheme, source, definition) is Format.F32 else "int16"
+    if _float_format(scheme, source, definition) is Format.F32:
+        return "f32"
+    return "int16" if definition.program.head_dim <= WIDEST_CODED_HEAD else "f16"
 
 
 def _float_format(scheme: Scheme | None, source: WeightSource | None, definition: ModelDefinition) -> Format:
