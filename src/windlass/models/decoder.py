@@ -15,7 +15,7 @@ from windlass.models.definition import ModelDefinition
 from windlass.models.rope import RopeConfig, read_rope
 from windlass.program.builder import ProgramBuilder
 from windlass.program.ops import GateKind, Value
-from windlass.program.program import RopeTable
+from windlass.program.program import Part, RopeTable
 
 _MAX_LAYERS = 10_000
 
@@ -97,7 +97,8 @@ def project_qkv(
     b: ProgramBuilder, x: Value, name: str, shape: Shape, *, fused: str = "qkv_proj", bias: bool = False
 ) -> tuple[Value, Value, Value]:
     """Queries, keys and values of ``x``, made in one product; ``fused`` is MLC's name of its weight."""
-    parts = [f"{name}.{part}_proj" for part in "qkv"]
+    widths = zip("qkv", (shape.query_width, shape.key_width, shape.key_width), strict=True)
+    parts = [Part(f"{name}.{part}_proj", num_rows=width) for part, width in widths]
     qkv = b.linear(x, f"{name}.{fused}", shape.query_width + 2 * shape.key_width, parts=parts, bias=bias)
     return split_qkv(qkv, shape)
 
@@ -112,7 +113,7 @@ def gated_mlp(
     b: ProgramBuilder, x: Value, name: str, intermediate_size: int, *, kind: GateKind = "silu", bias: bool = False
 ) -> Value:
     """Down(activation(gate(x)) * up(x)) (Shazeer, 2020), its three projections called as Llama calls them."""
-    parts = [f"{name}.gate_proj", f"{name}.up_proj"]
+    parts = [Part(f"{name}.{part}_proj", num_rows=intermediate_size) for part in ("gate", "up")]
     gate_up = b.linear(x, f"{name}.gate_up_proj", 2 * intermediate_size, parts=parts, bias=bias)
     return b.linear(b.gated_activation(gate_up, kind), f"{name}.down_proj", x.width, bias=bias)
 

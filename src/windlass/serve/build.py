@@ -6,11 +6,12 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 from windlass.config import DEFAULT_PREFILL_CHUNK, EngineConfig, Sizes, default_threads, settle_sizes
+from windlass.engine.adapters import Adapters
 from windlass.engine.draft_model import ModelSpeculator
 from windlass.engine.runtime import Runtime
 from windlass.engine.speculation import NgramSpeculator, Speculator
@@ -22,6 +23,7 @@ from windlass.native.quantize import quantize
 from windlass.program.executor import Executor, KVDtype
 from windlass.quantization import Format, Scheme, Tensor, get_scheme
 from windlass.serve import alive
+from windlass.serve.adapters import adapter_bytes, load_adapter
 from windlass.serve.kept_weights import kept_weights, load_cache
 from windlass.serve.last_used import note_use
 from windlass.serve.opened import OpenedModel, open_model
@@ -31,6 +33,9 @@ from windlass.weights.dummy import dummy_weights
 from windlass.weights.hub import resolve_model
 from windlass.weights.loader import load_weights
 from windlass.weights.source import WeightSource
+
+WIDEST_CODED_HEAD = 256
+"""The sums of products of wider heads leave their codes fewer bits than float16 has."""
 
 EMBEDDED_AT_ONCE = 32
 """Texts that a model for embeddings takes at once by default."""
@@ -48,10 +53,28 @@ class LoadedModel:
     config: EngineConfig
     active_vocab_size: int
     draft_executor: Executor | None = None
+    adapters: Adapters = field(default_factory=Adapters)
 
     def close(self) -> None:
-        """Free weights and KV cache of a model that no engine's core has."""
-        _close(self.executor, self.draft_executor)
+        """Free weights, adapters and KV cache of a model that no engine's core has."""
+        with ExitStack() as stack:
+            stack.callback(self.adapters.close)
+            for executor in (self.executor, self.draft_executor):
+                if executor is not None:
+                    stack.callback(executor.close)
+
+    def load_adapter(self, name: str, path: str, interrupt: Callable[[], None]) -> bool:
+        """Load an adapter beside the model; see ``load_adapter``."""
+        if self.definition.pooling is not None:
+            raise LoadError(path, f"the model {self.name!r} makes embeddings; adapters are for models that write text")
+        return load_adapter(
+            name,
+            path,
+            program=self.definition.program,
+            executor=self.executor,
+            adapters=self.adapters,
+            interrupt=interrupt,
+        )
 
     @property
     def _needs_all_rows(self) -> bool:
@@ -71,6 +94,7 @@ class LoadedModel:
             kernels=self.config.kernels,
             speculator=self._speculator(),
             draft_executor=self.draft_executor,
+            adapters=self.adapters,
             pooling=self.definition.pooling,
             whole_prompts=self.definition.needs_whole_prompts,
         )
@@ -163,6 +187,7 @@ def load_model(
         if config.draft_model is not None:
             draft = describe_model(resolve_model(config.draft_model, report=progress), config, progress, stack)
             _check_draft(draft, model)
+        adapters = config.adapters or {}
         sizes = settle_model(config, model, draft)
         executor = _make_executor(config, model, sizes, sizes.prefill_chunk_size, progress)
         on_failure = stack.enter_context(ExitStack())
@@ -182,6 +207,10 @@ def load_model(
             active_vocab_size=model.active_vocab_size,
             draft_executor=draft_executor,
         )
+        on_failure.callback(loaded.adapters.close)
+        for number, (adapter, where) in enumerate(adapters.items()):
+            progress("loading adapters", number, len(adapters))
+            loaded.load_adapter(adapter, where, interrupt or _go_on)
         for one in (model, draft):
             if one is not None:
                 note_use(one.path, load_cache(config))
@@ -189,11 +218,8 @@ def load_model(
         return loaded
 
 
-def _close(*executors: Executor | None) -> None:
-    with ExitStack() as stack:
-        for executor in executors:
-            if executor is not None:
-                stack.callback(executor.close)
+def _go_on() -> None:
+    """Nobody interrupts."""
 
 
 def describe_model(path: Path, config: EngineConfig, progress: Progress, stack: ExitStack) -> DescribedModel:
@@ -240,7 +266,9 @@ def _kv_dtype(
 ) -> KVDtype:
     if config.kv_cache_dtype != "auto":
         return config.kv_cache_dtype
-    return "f32" if _float_format(scheme, source, definition) is Format.F32 else "int16"
+    if _float_format(scheme, source, definition) is Format.F32:
+        return "f32"
+    return "int16" if definition.program.head_dim <= WIDEST_CODED_HEAD else "f16"
 
 
 def _float_format(scheme: Scheme | None, source: WeightSource | None, definition: ModelDefinition) -> Format:
@@ -285,7 +313,7 @@ def settle_model(config: EngineConfig, model: DescribedModel, draft: DescribedMo
         ValueError: the KV cache does not.
     """
     models = [model] if draft is None else [model, draft]
-    weights = sum(one.weight_bytes for one in models)
+    weights = sum(one.weight_bytes for one in models) + adapter_bytes(config.adapters or {})
     page_bytes = sum(one.page_bytes for one in models)
     free = usable_bytes(config)
     if weights + page_bytes > free:

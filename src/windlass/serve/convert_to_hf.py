@@ -137,7 +137,7 @@ def _part_shapes(
     spec: WeightSpec, definition: ModelDefinition, source: WeightSource
 ) -> list[tuple[str, tuple[int, ...]]]:
     """Return name and shape of the tensors that a weight consists of, in the order of its rows."""
-    plain = all(part == Part(part.name) for part in spec.parts)
+    plain = all(part == Part(part.name, num_rows=part.num_rows) for part in spec.parts)
     if spec.experts > 1 or not plain:
         raise LoadError(source.path, f"{spec.name} cannot be written as Hugging Face has it")
     head_dim, program = definition.program.head_dim, definition.program
