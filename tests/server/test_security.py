@@ -512,7 +512,7 @@ BREAKS = {
     "queue": "windlass.engine.accounts.Accounts.open",
     "format": "windlass.serve.chat_format.ChatFormat.response",
     "parser": "windlass.server.bodies._parse",
-    "model table": "windlass.server.served.ServedModels.find",
+    "model table": "windlass.server.served.ServedModels.choose",
 }
 
 

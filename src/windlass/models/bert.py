@@ -64,7 +64,9 @@ def _read_gguf(reader: ConfigReader, config: dict[str, Any], shapes: Shapes) -> 
     config["rms_norm_eps"] = reader.number("attention.layer_norm_epsilon")
     if reader.boolean("attention.causal", default=True):
         raise reader.error("attention.causal", "is true, which is not supported for BERT")
-    config["type_vocab_size"] = shapes["embeddings.token_type_embeddings.weight"][0]
+    types = shapes.get("embeddings.token_type_embeddings.weight")
+    if types is not None:
+        config["type_vocab_size"] = types[0]
     del config["tie_word_embeddings"]
 
 

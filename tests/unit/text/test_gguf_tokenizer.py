@@ -135,6 +135,8 @@ def test_what_is_put_around_a_text() -> None:
         ("gpt-4o", ["Don't", " ", "123", "4", " go", "!!/\n\n", " x"]),
         ("tekken", ["Don", "'t", " ", "1", "2", "3", "4", " go", "!!/\n\n", " x"]),
         ("deepseek-v3", ["Don", "'t", " ", "123", "4", " go", "!!/\n\n", " x"]),
+        ("deepseek-llm", ["Don", "'", "t", " ", "1234", " go", "!!/", "\n", "\n", " x"]),
+        ("deepseek-coder", ["Don", "'", "t", " ", "1", "2", "3", "4", " go", "!!/", "\n", "\n", " x"]),
     ],
 )
 def test_ways_of_cutting_words(pre: str, cuts: list[str]) -> None:
@@ -143,7 +145,8 @@ def test_ways_of_cutting_words(pre: str, cuts: list[str]) -> None:
     text = "".join(cuts)
     found = Library.from_str(encoder.to_json()).pre_tokenizer.pre_tokenize_str(text)
     assert [text[begin:end] for _, (begin, end) in found] == cuts
-    assert pack_bpe(encoder.to_json(), [encoder.entry(number) for number in range(8)]) is not None
+    packed = pack_bpe(encoder.to_json(), [encoder.entry(number) for number in range(8)])
+    assert (packed is None) == (pre == "deepseek-llm")  # "$" is left to the library
 
 
 def test_llama_3_puts_its_bos_first_and_keeps_whole_words() -> None:
