@@ -19,6 +19,8 @@ CONSTRUCTOR = (
     "quantization: 'str | None' = None, exit_drain_timeout: 'float' = 5.0) -> 'None'"
 )
 METHODS = {
+    "load_adapter": "(self, name: 'str', path: 'str | os.PathLike[str]') -> 'None'",
+    "unload_adapter": "(self, name: 'str') -> 'None'",
     "abort": "(self, request_id: 'str') -> 'None'",
     "metrics": "(self) -> 'EngineMetrics'",
     "reload": "(self, model: 'str | None' = None) -> 'None'",
@@ -33,7 +35,17 @@ ASYNC_METHODS = {
     "load": "(model: 'str | None' = None, device: 'str' = 'auto', **arguments: 'Any') -> 'Self'",
 }
 
-PROPERTIES = {"chat", "completions", "embeddings", "engine_config", "health", "state", "tokenizer", "trace_recorder"}
+PROPERTIES = {
+    "adapters",
+    "chat",
+    "completions",
+    "embeddings",
+    "engine_config",
+    "health",
+    "state",
+    "tokenizer",
+    "trace_recorder",
+}
 
 COMMON_ARGUMENTS = {
     "debug_config",
@@ -41,6 +53,7 @@ COMMON_ARGUMENTS = {
     "frequency_penalty",
     "logit_bias",
     "logprobs",
+    "lora",
     "max_tokens",
     "min_p",
     "model",
@@ -102,6 +115,7 @@ CONFIG_DEFAULTS = {
     "prefill_mode": "hybrid",
     "prefix_cache_max_num_recycling_seqs": None,
     "opt": None,
+    "adapters": None,
     "pack_cache": True,
     "verbose": True,
 }

@@ -2,10 +2,11 @@
 
     python tools/lifecycle_stress.py --seconds 60 [--seed 1] [--threads 8]
 
-Many threads open, read, leave, abort and time out calls on both faces, while engines are reset, unloaded, reloaded,
-drained, terminated and dropped. Checked are: every call ends exactly once, with its whole text or with an error that
-belongs to what happened; nothing comes after an ending; seeded answers are always the same; pages are conserved;
-threads and descriptors are back at the end of each round. Prints a report, and exits with 1 after a violation.
+Many threads open, read, leave, abort and time out calls on both faces, with adapters and without, while adapters come
+and go and engines are reset, unloaded, reloaded, drained, terminated and dropped. Checked are: every call ends exactly
+once, with its whole text or with an error that belongs to what happened; nothing comes after an ending; seeded answers
+are always the same; pages are conserved; threads and descriptors are back at the end of each round. Prints a report,
+and exits with 1 after a violation.
 """
 
 from __future__ import annotations
@@ -16,12 +17,16 @@ import collections
 import gc
 import random
 import sys
+import tempfile
 import threading
 import time
 import warnings
 from pathlib import Path
 from typing import Any
 
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
+
+from support.adapters import write_adapter
 from windlass import AsyncMLCEngine, EngineConfig, EngineError, MLCEngine, RequestError
 
 LIMIT = 60.0
@@ -60,9 +65,12 @@ class Report:
 class Round:
     """One engine, and threads that use it until it is ended."""
 
-    def __init__(self, report: Report, expected: dict[Any, Any], seed: int, num_threads: int) -> None:
+    def __init__(
+        self, report: Report, expected: dict[Any, Any], seed: int, num_threads: int, adapters: dict[str, str]
+    ) -> None:
         self.report = report
         self.expected = expected
+        self.adapters = adapters
         self.random = random.Random(seed)
         self.num_threads = num_threads
         self.is_async = self.random.random() < 0.5
@@ -77,6 +85,7 @@ class Round:
                 max_single_sequence_length=min(self.pages * 16, 512),
                 prefill_chunk_size=self.random.choice([8, 64, 512]),
                 max_waiting_requests=self.random.choice([4, 1024]),
+                adapters=dict(list(adapters.items())[:1]),
             )
         )
         self.over = threading.Event()
@@ -85,13 +94,14 @@ class Round:
 
     async def call(self, rng: random.Random, name: str) -> None:
         index, seed, n = rng.randrange(len(PROMPTS)), rng.randrange(3), rng.choice([1, 1, 2])
-        length = rng.choice([1, 8, 30])
+        length, lora = rng.choice([1, 8, 30]), rng.choice([None, None, *self.adapters])
         arguments: dict[str, Any] = {
             "messages": [{"role": "user", "content": PROMPTS[index]}],
             "seed": seed,
             "temperature": 1.0,
             "max_tokens": length,
             "n": n,
+            "lora": lora,
         }
         how = rng.choice(["whole", "stream", "stream", "leave", "abort", "timeout", "endless"])
         if how in ("leave", "abort", "timeout", "endless"):
@@ -105,7 +115,7 @@ class Round:
         opened = await created if self.is_async else created
         if how == "whole":
             texts = {choice.index: choice.message.content for choice in opened.choices}
-            self.compare((index, seed, length), texts, name)
+            self.compare((index, seed, length, lora), texts, name)
             return
         texts, reasons = dict.fromkeys(range(n), ""), [0] * n
         steps = rng.randrange(6) if how in ("leave", "abort") else 10**9
@@ -139,9 +149,9 @@ class Round:
             if after is not None and how != "leave":
                 self.report.violation(f"{name}: a chunk after the ending")
         if how == "stream":
-            self.compare((index, seed, length), texts, name)
+            self.compare((index, seed, length, lora), texts, name)
 
-    def compare(self, key: tuple[int, int, int], texts: dict[int, str], name: str) -> None:
+    def compare(self, key: tuple[int, int, int, str | None], texts: dict[int, str], name: str) -> None:
         self.report.count("compared")
         for choice, text in texts.items():
             if self.expected.setdefault((*key, choice), text) != text:
@@ -205,14 +215,24 @@ class Round:
                 else:
                     engine.unload()
                     engine.reload()
-        except EngineError:
+            elif what == "exchange":
+                name = self.random.choice([*self.adapters])
+                if name in engine.adapters:
+                    unloaded = engine.unload_adapter(name)
+                    if self.is_async:
+                        asyncio.run(unloaded)
+                else:
+                    loaded = engine.load_adapter(name, self.adapters[name])
+                    if self.is_async:
+                        asyncio.run(loaded)
+        except (EngineError, RequestError):
             self.report.count(f"{what} refused")
 
     def run(self) -> None:
         users = [self.start_user(self.random.getrandbits(30)) for _ in range(self.num_threads)]
-        for _ in range(self.random.randrange(4)):
+        for _ in range(self.random.randrange(6)):
             time.sleep(self.random.random() * 0.2)
-            self.do(self.random.choice(["reset", "reload"]))
+            self.do(self.random.choice(["reset", "reload", "exchange", "exchange"]))
         time.sleep(self.random.random() * 0.3)
         if self.random.random() < 0.3:
             self.over.set()
@@ -274,6 +294,12 @@ def rss() -> int:
 
 
 def main() -> int:
+    with tempfile.TemporaryDirectory() as directory:
+        return run(Path(directory))
+
+
+def run(directory: Path) -> int:
+    """Run rounds, with files in ``directory``, and report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--seed", type=int, default=int(time.time()))
@@ -283,8 +309,9 @@ def main() -> int:
     report, expected, rounds, memory = Report(), {}, 0, []
     started = time.monotonic()
     base: tuple[int, int] | None = None
+    adapters = {name: write_adapter(directory / name, seed=seed) for seed, name in enumerate("ab")}
     while time.monotonic() - started < options.seconds and len(report.violations) < 20:
-        Round(report, expected, options.seed + rounds, options.threads).run()
+        Round(report, expected, options.seed + rounds, options.threads, adapters).run()
         rounds += 1
         if base is None:
             base = settled((0, 0))

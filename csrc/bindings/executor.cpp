@@ -8,10 +8,12 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <memory>
 #include <optional>
 #include <stdexcept>
 #include <string>
 #include <system_error>
+#include <vector>
 
 #include "bindings/bindings.h"
 #include "runtime/faults.h"
@@ -162,6 +164,46 @@ void set_weight(Executor& self, std::int64_t index, const std::string& format, s
     self.set_weight(index, source);
 }
 
+// An adapter in the hands of Python. Closing it lets go of the adapter, which a step that has begun still holds.
+struct AdapterHandle {
+    std::shared_ptr<Adapter> adapter;
+};
+
+AdapterHandle make_adapter(const Executor& self) { return {self.make_adapter()}; }
+
+SourceTensor float_source(const std::string& format, const AnyArray& data) {
+    if (data.ndim() != 2) throw std::invalid_argument("an adapter's matrices have two axes");
+    SourceTensor source;
+    source.format = format_named(format);
+    if (source.format == Format::kInt8 || source.format == Format::kInt4) {
+        throw std::invalid_argument("an adapter's matrices are floats");
+    }
+    source.rows = static_cast<std::int64_t>(data.shape(0));
+    source.columns = static_cast<std::int64_t>(data.shape(1));
+    if (source.rows < 1 || source.columns < 1) throw std::invalid_argument("a matrix of an adapter is empty");
+    source.data = matrix_view("numbers", data, data_type(source.format), source.rows, source.columns);
+    return source;
+}
+
+void set_a(const AdapterHandle& self, std::int64_t weight, const std::string& format, const AnyArray& data) {
+    const SourceTensor source = float_source(format, data);
+    const std::shared_ptr<Adapter> adapter = self.adapter;
+    if (!adapter) throw std::invalid_argument("the adapter is closed");
+    const FaultScope fallible;
+    const nb::gil_scoped_release released;
+    adapter->set_a(weight, source);
+}
+
+void add_piece(const AdapterHandle& self, std::int64_t weight, std::int64_t first_row, std::int64_t first_rank,
+               float scale, const std::string& format, const AnyArray& data) {
+    const SourceTensor source = float_source(format, data);
+    const std::shared_ptr<Adapter> adapter = self.adapter;
+    if (!adapter) throw std::invalid_argument("the adapter is closed");
+    const FaultScope fallible;
+    const nb::gil_scoped_release released;
+    adapter->add_piece(weight, first_row, first_rank, scale, source);
+}
+
 PackIdentity identity_of(const nb::bytes& bytes) {
     PackIdentity identity;
     if (bytes.size() != identity.size()) throw std::invalid_argument("an identity has 32 bytes");
@@ -217,12 +259,17 @@ void set_rope(Executor& self, std::int64_t index, const FloatTable& cos, const F
 std::span<const std::int32_t> span(const Indices& array) { return {array.data(), array.size()}; }
 
 bool run(Executor& self, const Indices& token_ids, const Indices& positions, const Indices& token_starts,
-         const Indices& page_ids, const Indices& page_starts, const Indices& logit_rows, const ResultArray& result) {
+         const Indices& page_ids, const Indices& page_starts, const Indices& logit_rows, const ResultArray& result,
+         const nb::tuple& adapters, const std::optional<Indices>& sequence_adapters) {
     if (result.shape(0) != logit_rows.size() || static_cast<std::int64_t>(result.shape(1)) != self.output_width()) {
         throw std::invalid_argument("the result must be [logit rows, " + std::to_string(self.output_width()) + "]");
     }
-    const BatchView batch = {span(token_ids), span(positions),   span(token_starts),
-                             span(page_ids),  span(page_starts), span(logit_rows)};
+    std::vector<std::shared_ptr<const Adapter>> held;
+    for (const nb::handle handle : adapters) held.push_back(nb::cast<const AdapterHandle&>(handle).adapter);
+    BatchView batch = {span(token_ids), span(positions),   span(token_starts),
+                       span(page_ids),  span(page_starts), span(logit_rows)};
+    batch.adapters = held;
+    if (sequence_adapters) batch.sequence_adapters = span(*sequence_adapters);
     const FaultScope fallible;
     const nb::gil_scoped_release released;
     return self.run(batch, result.data());
@@ -231,6 +278,13 @@ bool run(Executor& self, const Indices& token_ids, const Indices& positions, con
 }  // namespace
 
 void bind_executor(nb::module_& module) {
+    nb::class_<AdapterHandle>(module, "Adapter")
+        .def("set_a", &set_a, "weight"_a, "format"_a, "data"_a)
+        .def("add_piece", &add_piece, "weight"_a, "first_row"_a, "first_rank"_a, "scale"_a, "format"_a, "data"_a)
+        .def("close", [](AdapterHandle& self) { self.adapter.reset(); })
+        .def_prop_ro("nbytes",
+                     [](const AdapterHandle& self) { return self.adapter ? self.adapter->bytes() : std::size_t{0}; });
+
     nb::class_<Executor>(module, "Executor")
         .def(
             "__init__",
@@ -252,7 +306,9 @@ void bind_executor(nb::module_& module) {
         .def("write_header", &write_header, "descriptor"_a, "identity"_a)
         .def("set_rope", &set_rope, "index"_a, "cos"_a, "sin"_a)
         .def("run", &run, "token_ids"_a.noconvert(), "positions"_a.noconvert(), "token_starts"_a.noconvert(),
-             "page_ids"_a.noconvert(), "page_starts"_a.noconvert(), "logit_rows"_a.noconvert(), "result"_a.noconvert())
+             "page_ids"_a.noconvert(), "page_starts"_a.noconvert(), "logit_rows"_a.noconvert(), "result"_a.noconvert(),
+             "adapters"_a = nb::tuple(), "sequence_adapters"_a.noconvert().none() = nb::none())
+        .def("make_adapter", &make_adapter)
         .def("cancel", &Executor::cancel)
         .def("clear_cancel", &Executor::clear_cancel)
         .def("close", &Executor::close, nb::call_guard<nb::gil_scoped_release>())

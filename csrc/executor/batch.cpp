@@ -29,6 +29,22 @@ void check_starts(const char* name, std::span<const std::int32_t> starts, std::s
     }
 }
 
+void check_adapters(const BatchView& batch, std::uint64_t executor_id) {
+    const bool none = batch.adapters.empty() && batch.sequence_adapters.empty();
+    if (!none && static_cast<std::int64_t>(batch.sequence_adapters.size()) != batch.sequences()) {
+        refuse("adapters must be one for each sequence");
+    }
+    for (const std::shared_ptr<const Adapter>& adapter : batch.adapters) {
+        if (!adapter) refuse("adapters has one that is closed");
+        if (adapter->executor_id() != executor_id) refuse("adapters has one of another executor");
+    }
+    for (const std::int32_t index : batch.sequence_adapters) {
+        if (index < -1 || index >= static_cast<std::int64_t>(batch.adapters.size())) {
+            refuse("adapters has no adapter " + std::to_string(index));
+        }
+    }
+}
+
 }  // namespace
 
 void check_batch(const BatchView& batch, const BatchLimits& limits, std::vector<std::int64_t>& slots) {
@@ -53,6 +69,7 @@ void check_batch(const BatchView& batch, const BatchLimits& limits, std::vector<
     if (batch.token_starts.size() != batch.page_starts.size()) {
         refuse("token_starts and page_starts speak of different numbers of sequences");
     }
+    check_adapters(batch, limits.executor_id);
     slots.clear();
     for (std::int64_t s = 0; s < batch.sequences(); ++s) {
         const std::int32_t begin = batch.token_starts[s], end = batch.token_starts[s + 1];

@@ -2,8 +2,11 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <vector>
+
+#include "executor/adapter.h"
 
 namespace windlass {
 
@@ -15,6 +18,9 @@ struct BatchView {
     std::span<const std::int32_t> page_ids;
     std::span<const std::int32_t> page_starts;
     std::span<const std::int32_t> logit_rows;
+    // The adapters of the batch, and for each sequence which of them it has, or -1; both empty when none has any.
+    std::span<const std::shared_ptr<const Adapter>> adapters = {};
+    std::span<const std::int32_t> sequence_adapters = {};
 
     std::int64_t tokens() const { return static_cast<std::int64_t>(token_ids.size()); }
     std::int64_t sequences() const { return static_cast<std::int64_t>(token_starts.size()) - 1; }
@@ -25,6 +31,7 @@ struct BatchLimits {
     std::int64_t max_positions = 0;
     std::int64_t num_pages = 0;
     std::int64_t vocab_size = 0;
+    std::uint64_t executor_id = 0;
 };
 
 // Holds a batch to the rules of Batch and to the limits: after it, no index of the batch is out of bounds and no two

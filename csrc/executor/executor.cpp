@@ -43,6 +43,11 @@ void check_whole(const BatchView& batch) {
 
 std::size_t whole_lines(std::size_t floats) { return (floats + 15) / 16 * 16; }
 
+std::uint64_t next_id() {
+    static std::atomic<std::uint64_t> last{0};
+    return ++last;
+}
+
 }  // namespace
 
 Executor::Use::Use(Executor& executor) : executor_(executor) {
@@ -59,7 +64,8 @@ Executor::Executor(Program program, const ExecutorOptions& options)
       options_(checked(options)),
       kernels_(select_kernels(options.kernels)),
       plan_(make_plan(program_, options.max_tokens)),
-      owner_(getpid()) {
+      owner_(getpid()),
+      id_(next_id()) {
     if (options.kv_type == KVType::kInt16 && program_.head_dim > kMostCodedHead) {
         throw std::invalid_argument("heads must have at most " + std::to_string(kMostCodedHead) +
                                     " columns for a KV cache of int16");
@@ -87,6 +93,17 @@ Executor::Executor(Program program, const ExecutorOptions& options)
     resources->ropes.resize(static_cast<std::size_t>(program_.num_ropes));
     resources->query_tiles.reserve(static_cast<std::size_t>(options.max_tokens));
     resources->slots.reserve(static_cast<std::size_t>(options.max_tokens));
+    resources->adapter_tokens.reserve(static_cast<std::size_t>(options.max_tokens));
+    resources->adapter_groups.reserve(static_cast<std::size_t>(options.max_tokens));
+    // An odd number of cache lines, as the plan has it for its buffers.
+    const std::int64_t widest = *std::max_element(program_.buffer_widths.begin(), program_.buffer_widths.end());
+    adapter_row_floats_ = static_cast<std::int64_t>(whole_lines(static_cast<std::size_t>(widest)) | 16);
+    const std::size_t adapter_bytes =
+        static_cast<std::size_t>(options.max_tokens * adapter_row_floats_) * sizeof(float);
+    resources->adapter_x = Mapping(adapter_bytes);
+    resources->adapter_hidden = Mapping(adapter_bytes);
+    resources->adapter_sums =
+        Mapping(static_cast<std::size_t>(kAdapterSums) * sizeof(float) * static_cast<std::size_t>(options.num_threads));
     resources->pool = std::make_unique<ThreadPool>(options.num_threads);
     kv_cache_bytes_ = resources->cache.bytes();
     resources_ = std::move(resources);
@@ -208,6 +225,10 @@ void Executor::check_complete() const {
     }
 }
 
+std::unique_ptr<Adapter> Executor::make_adapter() const {
+    return std::make_unique<Adapter>(program_, id_, adapter_row_floats_);
+}
+
 bool Executor::run(const BatchView& batch, float* result) {
     const Use use(*this);
     if (!complete_) {
@@ -215,7 +236,7 @@ bool Executor::run(const BatchView& batch, float* result) {
         complete_ = true;
     }
     const std::int64_t max_positions = std::min(options_.max_positions, plan_.most_positions);
-    check_batch(batch, {options_.max_tokens, max_positions, options_.num_pages, program_.vocab_size},
+    check_batch(batch, {options_.max_tokens, max_positions, options_.num_pages, program_.vocab_size, id_},
                 resources_->slots);
     if (plan_.whole_sequences) check_whole(batch);
     if (cancel_.exchange(false)) return false;

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "executor/adapter.h"
 #include "executor/batch.h"
 #include "executor/kv_cache.h"
 #include "executor/pack_file.h"
@@ -23,6 +24,9 @@
 
 namespace windlass {
 
+// What adapters add is summed for so many panels, and up to kLinearTokens tokens, at a time.
+inline constexpr std::int64_t kAdapterPanels = 2;
+inline constexpr std::int64_t kAdapterSums = kAdapterPanels * kPanelRows * kLinearTokens;
 // Query heads of one KV head that attend together; with more they are shared out.
 inline constexpr int kUnitHeads = 16;
 
@@ -58,6 +62,9 @@ class Executor {
     void write_header(int descriptor, const PackIdentity& identity);
     // Copies one rotary table: cosines and sines, each [max_positions, half], contiguous.
     void set_rope(std::int64_t index, const float* cos, const float* sin, std::int64_t positions, std::int64_t half);
+
+    // An adapter to be filled, by any thread, also while a call is in progress.
+    std::unique_ptr<Adapter> make_adapter() const;
 
     // One forward step: `result` [logit rows, output_width()], contiguous. False when it was cancelled.
     // Throws std::invalid_argument for a batch that breaks a rule; then nothing was written.
@@ -96,6 +103,12 @@ class Executor {
         std::int32_t token;
         std::int32_t count;
     };
+    // The tokens of all sequences of one adapter: `count` of Resources::adapter_tokens from `begin` on.
+    struct AdapterGroup {
+        const Adapter* adapter;
+        std::int64_t begin;
+        std::int64_t count;
+    };
     // Everything that close() frees.
     struct Resources {
         KVCache cache;
@@ -112,6 +125,13 @@ class Executor {
         RowGroups row_groups;
         std::vector<QueryTile> query_tiles;  // has room for max_tokens
         std::vector<std::int64_t> slots;     // likewise
+        // Likewise, for batches with adapters. Of these mappings memory is taken as far as they are used: inputs of
+        // tokens of one adapter, their products with A, and per thread their products with a part of B.
+        std::vector<std::int32_t> adapter_tokens;
+        std::vector<AdapterGroup> adapter_groups;
+        Mapping adapter_x;
+        Mapping adapter_hidden;
+        Mapping adapter_sums;
         std::unique_ptr<ThreadPool> pool;
     };
     // Holds the executor for one call.
@@ -139,7 +159,9 @@ class Executor {
     const KernelTable& kernels_;
     const Plan plan_;
     const pid_t owner_;
+    const std::uint64_t id_;                // no other executor of the process has it
     std::size_t scratch_floats_ = 0;        // per thread
+    std::int64_t adapter_row_floats_ = 0;   // from row to row of what adapters work on
     std::size_t state_floats_ = 0;          // of the attention of one token and the heads of a unit
     std::unique_ptr<Resources> resources_;  // null once closed
     bool complete_ = false;                 // all weights and tables are there

@@ -19,6 +19,7 @@ Step::Step(Executor& executor, const BatchView& batch, float* result)
 bool Step::run() {
     const DefaultFloats default_floats;
     make_query_tiles();
+    group_adapters();
     for (op_ = 0; op_ < executor_.program_.ops.size(); ++op_) {
         fault_point(Fault::kOperation);
         std::visit([this](const auto& one) { apply(one); }, executor_.program_.ops[op_]);
@@ -42,6 +43,7 @@ float* Step::scratch(int thread) const {
 
 void Step::apply(const Linear& op) {
     linear(matrix(op.weight), vector(op.bias), at(op.x, 0), stride(op.x), tokens_, at(op.out, 0), stride(op.out));
+    adapt(op);
 }
 
 void Step::apply(const Logits& op) {

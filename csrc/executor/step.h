@@ -103,6 +103,19 @@ class Step {
     // For few units of one token each: their segments are pieces of work of their own.
     void split_attention(const Attention& op, std::int64_t units, std::int64_t cost);
 
+    // Sorts the tokens of sequences with adapters by their adapter.
+    void group_adapters();
+    // True when an adapter of the batch adds to the product with `weight`, which needs its input as floats.
+    bool is_adapted(int weight) const;
+    // Adds to the product what the adapters do.
+    void adapt(const Linear& op);
+    void add_update(const Linear& op, const AdapterUpdate& update, const Executor::AdapterGroup& group);
+    // Leaves A x, times the scales of the pieces, in the rows of `adapter_hidden`.
+    void multiply_a(const AdapterUpdate& update, const float* x, std::int64_t x_stride, std::int64_t rows);
+    // Of a piece of an update: the panels of B from `panel` on, for `count` of the tokens, from row `row` of A x on.
+    void add_panels(const Linear& op, const AdapterUpdate& update, const AdapterUpdate::Piece& piece, std::int64_t row,
+                    int count, const std::int32_t* tokens, std::int64_t panel, int thread);
+
     // Calls body(thread, begin, end) for pieces of 0 .. count, about `cost` multiplications each; pieces after a cancel
     // do nothing.
     template <typename Body>

@@ -17,8 +17,11 @@ void Step::apply(const Embed& op) {
 template <typename Row>
 void Step::for_rows(const View& out, std::int64_t cost, const Row& row) {
     const PackedMatrix* weights = nullptr;
+    bool adapted = false;
     if (executor_.plan_.feeds_product[op_]) {
-        weights = &matrix(std::get<Linear>(executor_.program_.ops[op_ + 1]).weight);
+        const int index = std::get<Linear>(executor_.program_.ops[op_ + 1]).weight;
+        weights = &matrix(index);
+        adapted = is_adapted(index);
         if (weights->scale_type == ScaleType::kNone) weights = nullptr;
     }
     if (weights == nullptr) {
@@ -28,7 +31,7 @@ void Step::for_rows(const View& out, std::int64_t cost, const Row& row) {
         return;
     }
     for_tiles(*weights, tokens_, cost + out.width * kQuantizeCost, [&](int thread, QuantizeJob job, std::int64_t t) {
-        float* const x = scratch(thread);
+        float* const x = adapted ? at(out, t) : scratch(thread);
         row(t, x);
         job.x = x;
         kernels_.quantize(job);

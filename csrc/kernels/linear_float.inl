@@ -50,9 +50,9 @@ struct Fp8Source {
     static constexpr float kUnit = 0x1p8F;
     static WINDLASS_INLINE F32 get(const std::uint8_t* from) {
         typedef std::int8_t Bytes __attribute__((vector_size(kLanes)));
-        typedef std::int16_t I16 __attribute__((vector_size(kLanes * 2)));
+        typedef std::int16_t Signed __attribute__((vector_size(kLanes * 2)));
         // The sign comes twice, as the sign and as the highest bit of the exponent, which is to be 0.
-        const U16 bits = (U16) __builtin_convertvector(load_as<Bytes>(from), I16);
+        const U16 bits = (U16) __builtin_convertvector(load_as<Bytes>(from), Signed);
         return widen_f16(bits << 7 & 0xBFFF);
     }
 };

@@ -183,8 +183,8 @@ void check_attention(const KernelTable& table, KVType type, const AttentionSizes
         if (!seen.sinks.empty()) alone_seen.sinks = {seen.sinks[head]};
         const double sink = seen.sinks.empty() ? -kInfinity : seen.sinks[head];
         const double largest = std::max(sink, *std::max_element(scores.begin(), scores.end()));
-        // Queries and weights become codes too, those of queries the coarser the larger the head.
-        const double tolerance = type == KVType::kInt16 ? 5e-4 * std::max(1.0, head_dim / 128.0) : 2e-5;
+        // Queries and weights become codes too; those of a query have fewer bits the more columns there are.
+        const double tolerance = type != KVType::kInt16 ? 2e-5 : head_dim > 256 ? 1e-2 : 5e-4;
         double total = std::exp(sink - largest);
         for (std::int64_t p = first; p <= last; ++p) {
             const double weight = std::exp(scores[p - first] - largest);

@@ -1,11 +1,13 @@
 // Exercises the native core without Python, to be run under the sanitizers (scripts/sanitize). Exits with 1 when a
 // result is wrong; the sanitizer ends it when memory or threads are misused. Takes the seconds that each race lasts.
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <functional>
+#include <memory>
 #include <new>
 #include <random>
 #include <stdexcept>
@@ -143,10 +145,68 @@ struct LittleBatch {
     std::vector<float> room() const { return std::vector<float>(rows.size() * kVocab); }
 };
 
+// An adapter of two of the weights, one of them in two pieces.
+std::shared_ptr<const Adapter> little_adapter(const Executor& executor) {
+    constexpr std::int64_t kRank = 5;
+    std::mt19937 random(2);
+    std::shared_ptr<Adapter> adapter = executor.make_adapter();
+    const auto matrix = [&](std::int64_t rows, std::int64_t columns, const auto& give) {
+        const std::vector<float> values = random_floats(random, static_cast<std::size_t>(rows * columns), 0.3F);
+        SourceTensor source;
+        source.rows = rows;
+        source.columns = columns;
+        source.data = {reinterpret_cast<const std::uint8_t*>(values.data()), columns * 4, 4};
+        give(source);
+    };
+    for (const std::int64_t weight : {2, 7}) {
+        const Program::WeightShape& shape = executor.program().weights[static_cast<std::size_t>(weight)];
+        matrix(2 * kRank, shape.columns, [&](const SourceTensor& a) { adapter->set_a(weight, a); });
+        for (std::int64_t piece = 0; piece < 2; ++piece) {
+            const std::int64_t rows = piece == 0 ? shape.rows - 3 : 3, first = piece * (shape.rows - 3);
+            matrix(rows, kRank,
+                   [&](const SourceTensor& b) { adapter->add_piece(weight, first, piece * kRank, 0.5F, b); });
+        }
+    }
+    return adapter;
+}
+
+// The same batch, whose second sequence has an adapter.
+struct AdaptedBatch : LittleBatch {
+    std::vector<std::shared_ptr<const Adapter>> adapters;
+    std::vector<std::int32_t> sequence_adapters{-1, 0};
+    explicit AdaptedBatch(const Executor& executor) : adapters{little_adapter(executor)} {}
+    BatchView view() const {
+        BatchView view = LittleBatch::view();
+        view.adapters = adapters;
+        view.sequence_adapters = sequence_adapters;
+        return view;
+    }
+};
+
+void check_adapter(Executor& executor, const std::vector<float>& plain, std::vector<float>& expected) {
+    AdaptedBatch batch(executor);
+    std::vector<float> logits = batch.room();
+    expect(executor.run(batch.view(), logits.data()), "a run with an adapter ends");
+    if (expected.empty()) expected = logits;
+    expect(logits == expected, "the same bits with an adapter on every number of threads");
+    for (std::size_t row = 0; row < 3; ++row) {
+        const auto begin = static_cast<std::ptrdiff_t>(row * kVocab);
+        const bool same = std::equal(logits.begin() + begin, logits.begin() + begin + kVocab, plain.begin() + begin);
+        expect(same == (row != 1), "an adapter changes the rows of its sequence");
+    }
+    batch.sequence_adapters[0] = 1;
+    expect_throw<std::invalid_argument>("no such adapter", [&] { executor.run(batch.view(), logits.data()); });
+    batch.sequence_adapters = {0};
+    expect_throw<std::invalid_argument>("adapters missing", [&] { executor.run(batch.view(), logits.data()); });
+    batch.sequence_adapters = {0, 0};
+    batch.adapters[0] = nullptr;
+    expect_throw<std::invalid_argument>("a closed adapter", [&] { executor.run(batch.view(), logits.data()); });
+}
+
 void check_executor(const std::string& kernels) {
     const LittleBatch batch;
     for (const KVType type : {KVType::kF32, KVType::kF16, KVType::kBF16, KVType::kInt8, KVType::kInt16}) {
-        std::vector<float> expected;
+        std::vector<float> expected, adapted;
         for (int threads = 1; threads <= kThreads; ++threads) {
             Executor executor(little_program(), options(kernels, threads, type));
             fill(executor, type == KVType::kInt8 ? Format::kInt4 : Format::kF32);
@@ -154,6 +214,7 @@ void check_executor(const std::string& kernels) {
             expect(executor.run(batch.view(), logits.data()), "a run ends");
             if (expected.empty()) expected = logits;
             expect(logits == expected, "the same bits on every number of threads");
+            check_adapter(executor, expected, adapted);
             LittleBatch bad;
             bad.ids[3] = kVocab;
             expect_throw<std::invalid_argument>("a bad batch", [&] { executor.run(bad.view(), logits.data()); });
@@ -170,16 +231,21 @@ void race_executor(const std::string& kernels, double seconds) {
     fill(executor, Format::kInt4);
     std::vector<float> expected = batch.room();
     executor.run(batch.view(), expected.data());
+    std::vector<float> adapted = batch.room();
+    executor.run(AdaptedBatch(executor).view(), adapted.data());
     std::atomic<bool> stop{false};
     std::atomic<int> finished{0}, cancelled{0}, refused{0};
     std::vector<std::thread> callers;
     for (int i = 0; i < 2; ++i) {
-        callers.emplace_back([&] {
+        callers.emplace_back([&, i] {
             std::vector<float> logits = batch.room();
             while (!stop) {
                 try {
-                    if (executor.run(batch.view(), logits.data())) {
-                        expect(logits == expected, "a run beside cancels");
+                    // The second caller packs an adapter each time, also while the first one runs.
+                    const std::unique_ptr<AdaptedBatch> own =
+                        i == 1 ? std::make_unique<AdaptedBatch>(executor) : nullptr;
+                    if (executor.run(own ? own->view() : batch.view(), logits.data())) {
+                        expect(logits == (own ? adapted : expected), "a run beside cancels");
                         ++finished;
                     } else {
                         ++cancelled;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -19,6 +20,7 @@ PAGE_TOKENS = 16
 DEFAULT_PREFILL_CHUNK = 512
 MAX_DRAFT_LENGTH = 32
 LOCAL_TOKENS = 8192
+_ADAPTER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/@+-]{0,127}")
 
 
 @dataclass(kw_only=True)
@@ -59,8 +61,9 @@ class EngineConfig:
     """Share of the available memory that model and KV cache may take together (of main memory on a CPU)."""
     kv_cache_page_size: int = PAGE_TOKENS
     kv_cache_dtype: KVCacheDtype = "auto"
-    """How keys and values are kept: ``auto`` is f32 for models stored in f32, ``int16`` for all others. ``int16`` has
-    codes of 14 bits with a scale per token and KV head: closer to what was computed than f16, and multiplied faster.
+    """How keys and values are kept: ``auto`` is f32 for models stored in f32, ``int16`` for all others, but ``f16``
+    where heads have more than 256 columns. ``int16`` has codes of 14 bits, fewer in wider heads, with a scale per token
+    and KV head: closer to what was computed than f16, and multiplied faster.
     ``int8``, with such scales too, takes half the memory and is less exact."""
     num_threads: int | None = None
     """Threads that compute; None is the number of physical cores this process may use."""
@@ -87,6 +90,8 @@ class EngineConfig:
     prefix_cache_max_num_recycling_seqs: int | None = None
     opt: str | None = None
     """From ``tensor_parallel_shards`` to here: fields of MLC-LLM's with one possible value in Windlass (``_ONLY``)."""
+    adapters: dict[str, str] | None = None
+    """LoRA adapters to load beside the model: what requests call each, and its directory or ``HF://org/name``."""
     pack_cache: bool = True
     """Keep a model's packed weights in a file, in ``cache_directory()``, that later loads map."""
     verbose: bool = True
@@ -99,6 +104,7 @@ class EngineConfig:
         _check_choice(self, "kv_cache_dtype", get_args(KVCacheDtype))
         _check_choice(self, "executor", get_args(ExecutorName))
         _check_speculation(self)
+        _check_adapters(self)
         for name, accepted in _ONLY.items():
             _check_choice(self, name, accepted)
         for name in (
@@ -266,15 +272,16 @@ def _user_cache() -> Path:
 def model_roots() -> dict[str, Path]:
     """Return where models usually lie, by the layout found there.
 
-    ``here`` is the working directory, ``huggingface`` the download cache of huggingface_hub (``HF_HUB_CACHE``, else
-    below ``HF_HOME``), ``mlc`` that of MLC-LLM (``MLC_LLM_HOME``); the caches default to ``XDG_CACHE_HOME`` or
-    ``~/.cache``.
+    ``here`` is the working directory, ``huggingface`` the download cache of huggingface_hub (``HF_HUB_CACHE`` or
+    ``HUGGINGFACE_HUB_CACHE``, else below ``HF_HOME``), ``mlc`` that of MLC-LLM (``MLC_LLM_HOME``); the caches default
+    to ``XDG_CACHE_HOME`` or ``~/.cache``.
     """
     cache = _user_cache()
     huggingface = Path(os.environ.get("HF_HOME") or cache / "huggingface")
+    hub = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE") or huggingface / "hub"
     return {
         "here": Path.cwd(),
-        "huggingface": Path(os.environ.get("HF_HUB_CACHE") or huggingface / "hub"),
+        "huggingface": Path(hub).expanduser(),
         "mlc": Path(os.environ.get("MLC_LLM_HOME") or cache / "mlc_llm"),
     }
 
@@ -299,6 +306,24 @@ def _check_speculation(config: EngineConfig) -> None:
         raise ValueError(
             f"EngineConfig.additional_models must name {wanted or 'no'} model for speculative_mode "
             f"{config.speculative_mode!r}, not {len(models)}"
+        )
+
+
+def _check_adapters(config: EngineConfig) -> None:
+    adapters = config.adapters
+    if adapters is None:
+        return
+    if not isinstance(adapters, dict) or not all(isinstance(path, str) and path for path in adapters.values()):
+        raise ValueError(f"EngineConfig.adapters must map names to paths, not be {adapters!r}")
+    for name in adapters:
+        check_adapter_name(name)
+
+
+def check_adapter_name(name: object) -> None:
+    """Raise ValueError unless an adapter can be called ``name``: it stands behind a colon, and in lists and logs."""
+    if not isinstance(name, str) or not _ADAPTER_NAME.fullmatch(name):
+        raise ValueError(
+            f"an adapter's name must be up to 128 letters, digits and . _ - / @ +, not {str(name)[:200]!r}"
         )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 
 _ROOT = Path("/")
@@ -58,6 +59,22 @@ def cpu_limit(root: Path = _ROOT) -> float | None:
     return min(limits, default=None)
 
 
+def mapping_processes(files: Collection[Path], root: Path = _ROOT) -> list[int]:
+    """Return the ids of the processes that have one of ``files`` mapped, as far as this one may see them (Linux)."""
+    wanted = {str(file.resolve()) for file in files}
+    found = []
+    for maps in root.glob("proc/[0-9]*/maps"):
+        if any(_mapped_file(line) in wanted for line in _read(maps).splitlines()):
+            found.append(int(maps.parent.name))
+    return sorted(found)
+
+
+def _mapped_file(line: str) -> str:
+    """Return the path in a line of ``/proc/PID/maps``, which comes after five fields and spaces."""
+    fields = line.split(maxsplit=5)
+    return fields[5].replace("\\012", "\n") if len(fields) == 6 else ""
+
+
 def _cgroups(root: Path, controller: str) -> list[Path]:
     """Return the directories of the process's cgroups that may limit ``controller``, and of all around them.
 
@@ -103,6 +120,6 @@ def _number(*paths: Path) -> int | None:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text()
+        return path.read_text(errors="surrogateescape")
     except OSError:
         return ""

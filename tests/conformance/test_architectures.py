@@ -41,11 +41,13 @@ THOROUGH = (
 """The models that try every executor and every way to cut prompts; the others are about their own operations."""
 
 
-def runs(chunks: Sequence[int | None], few: Sequence[int | None]) -> list[tuple[str, str, int | None]]:
-    """(model, executor, chunk): the thorough ones with all ``chunks``, the others with a ``few``."""
+def runs(
+    chunks: Sequence[int | None], few: Sequence[int | None], on_reference: Sequence[int | None]
+) -> list[tuple[str, str, int | None]]:
+    """(model, executor, chunk): the thorough with all ``chunks``, others with a ``few``, and fewer on the reference."""
     every = [(name, executor, chunk) for name in THOROUGH for executor in EXECUTORS for chunk in chunks]
     others = [name for name in CASES if name not in THOROUGH]
-    some = [("reference", chunk) for chunk in few[:1]] + [(EXECUTORS[-1], chunk) for chunk in few]
+    some = [("reference", chunk) for chunk in on_reference] + [(EXECUTORS[-1], chunk) for chunk in few]
     return every + [(name, executor, chunk) for name in others for executor, chunk in some]
 
 
@@ -70,7 +72,9 @@ def check(sequence: Greedy, golden: dict[str, np.ndarray[Any, Any]], number: int
     assert sequence.generated == golden[f"tokens_{number}"][: len(sequence.generated)].tolist()
 
 
-@pytest.mark.parametrize(("name", "executor", "chunk"), runs([None, 1, 7, 16, 33], [None, 7]), indirect=["executor"])
+@pytest.mark.parametrize(
+    ("name", "executor", "chunk"), runs([None, 1, 7, 16, 33], [None, 7], []), indirect=["executor"]
+)
 def test_single_prompts_whole_and_in_chunks(name: str, executor: Executor, chunk: int | None) -> None:
     golden = load_case(name)[2]
     driver = GreedyDriver(executor, NUM_PAGES)
@@ -82,7 +86,7 @@ def test_single_prompts_whole_and_in_chunks(name: str, executor: Executor, chunk
         driver.free(sequence)
 
 
-@pytest.mark.parametrize(("name", "executor", "chunk"), runs([7, 16, 64], [16, 64]), indirect=["executor"])
+@pytest.mark.parametrize(("name", "executor", "chunk"), runs([7, 16, 64], [16, 64], [16]), indirect=["executor"])
 def test_ragged_batches_of_prompts_at_different_stages(name: str, executor: Executor, chunk: int) -> None:
     golden = load_case(name)[2]
     sequences = GreedyDriver(executor, NUM_PAGES).generate_together(prompts(golden), 64, chunk=chunk, stagger=3)

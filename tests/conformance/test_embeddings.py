@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 
+from support.gguf_embedding import write_embedding_gguf
 from support.text_files import write_json
 from support.tiny_embedding import CLS, EMBEDDING_CASES, SEP, write_embedding_directory
 from windlass import AsyncMLCEngine, EngineConfig, MLCEngine
@@ -75,6 +77,44 @@ def test_pooled_states_are_those_of_transformers(tmp_path: Path, name: str, kind
     assert answer.usage.prompt_tokens == answer.usage.total_tokens == sum(len(ids) for ids, _ in golden)
     if executor == "native":
         assert np.array_equal(vectors(answer), vectors(again)), "what is in the prefix cache changes the embedding"
+
+
+@pytest.mark.parametrize("executor", ["reference", "native"])
+@pytest.mark.parametrize(
+    ("name", "kind"), [("bert-embedding", "mean"), ("bert-embedding", "cls"), ("qwen3-embedding", "last")]
+)
+def test_a_gguf_file_gives_the_states_of_transformers_with_length_1(
+    tmp_path: Path, name: str, kind: str, executor: str
+) -> None:
+    golden = prompts_and_states(name)
+    path = write_embedding_gguf(tmp_path / "model.gguf", name, pooling=gguf.PoolingType[kind.upper()])
+    with engine(path, executor=executor, prefill_chunk_size=16) as made:
+        answer = made.embeddings.create(input=[ids for ids, _ in golden])
+    expected = np.array([pooled(states, kind) for _, states in golden])
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    assert np.abs(vectors(answer) - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "ids"),
+    [
+        ("bert-embedding", "The SEAs", [2, 5, 4, 6, 3]),
+        ("bert-embedding", "s\u00e9a unheard", [2, 4, 1, 3]),
+        ("qwen3-embedding", "", [2]),
+    ],
+)
+def test_a_text_is_what_a_gguf_file_puts_around_it_too(tmp_path: Path, name: str, text: str, ids: list[int]) -> None:
+    path = write_embedding_gguf(tmp_path / "model.gguf", name, pooling=gguf.PoolingType.LAST)
+    with engine(path) as made:
+        answer = made.embeddings.create(input=[text, ids])
+    assert answer.usage.prompt_tokens == 2 * len(ids)
+    assert np.array_equal(*vectors(answer))
+
+
+def test_a_pooling_that_is_not_supported_is_refused(tmp_path: Path) -> None:
+    path = write_embedding_gguf(tmp_path / "model.gguf", "qwen3-embedding", pooling=gguf.PoolingType.RANK)
+    with pytest.raises(LoadError, match=r"qwen3\.pooling_type is 4; supported: 1 \(mean\), 2 \(cls\), 3 \(last\)"):
+        engine(path)
 
 
 def test_an_embedding_does_not_depend_on_its_neighbours(bert: MLCEngine) -> None:

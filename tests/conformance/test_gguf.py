@@ -13,10 +13,9 @@ import pytest
 from numpy.typing import NDArray
 
 from support.gguf_dense import write_dense_gguf
-from support.gguf_files import BLOCK_TYPES, dequantized, random_blocks, write_gguf
+from support.gguf_files import BLOCK_TYPES, dequantized, llama3_factors, random_blocks, write_gguf
 from support.gguf_layer_norm import write_layer_norm_gguf
-from support.tiny_dense import DENSE_CONFIGS
-from support.tiny_layer_norm import LAYER_NORM_CONFIGS
+from support.model_forms import DENSE_GGUF, LAYER_NORM_GGUF, PLAIN_GGUF
 from support.tiny_models import CASES, TinyModel, write_hf_directory
 from windlass import EngineConfig, LoadError, MLCEngine
 from windlass.program.executor import Batch
@@ -25,7 +24,6 @@ from windlass.serve.build import load_model
 
 F32 = NDArray[np.float32]
 PROMPT = [3, 17, 29, 5, 200, 31, 8, 150, 77, 42, 11, 100, 6, 9, 250, 33, 12, 180]
-PLAIN = ("llama2", "llama3-tied", "qwen2", "qwen3")
 
 
 def logits(path: Path, executor: str = "native") -> F32:
@@ -59,7 +57,7 @@ def test_stories_gives_its_goldens(data_dir: Path) -> None:
             assert shown.strip() == expected.strip()
 
 
-@pytest.mark.parametrize("name", PLAIN)
+@pytest.mark.parametrize("name", PLAIN_GGUF)
 @pytest.mark.parametrize("executor", ["native", "reference"])
 def test_a_model_is_the_one_that_it_was_written_from(tmp_path: Path, name: str, executor: str) -> None:
     model = CASES[name]
@@ -70,7 +68,7 @@ def test_a_model_is_the_one_that_it_was_written_from(tmp_path: Path, name: str, 
     np.testing.assert_array_equal(logits(file, executor), logits(directory, executor))
 
 
-@pytest.mark.parametrize("name", [name for name, _, _ in DENSE_CONFIGS])
+@pytest.mark.parametrize("name", DENSE_GGUF)
 def test_a_dense_family_is_the_one_that_it_was_written_from(tmp_path: Path, name: str) -> None:
     model = CASES[name]
     if name in (
@@ -89,7 +87,7 @@ def test_a_dense_family_is_the_one_that_it_was_written_from(tmp_path: Path, name
     np.testing.assert_allclose(logits(file), logits(directory), atol=1e-5)
 
 
-@pytest.mark.parametrize("name", [name for name, _, _ in LAYER_NORM_CONFIGS])
+@pytest.mark.parametrize("name", LAYER_NORM_GGUF)
 def test_a_family_with_layer_norms_is_the_one_that_it_was_written_from(tmp_path: Path, name: str) -> None:
     model = CASES[name]
     # Such files do not say which activation there is, nor have they GPT-2's scale by layer or StarCoder2's window.
@@ -112,7 +110,10 @@ def test_slowed_pairs_are_llama_3_1_s_scaling(tmp_path: Path) -> None:
     write_tokenizer(directory, model.config["vocab_size"])
     dim = model.config["hidden_size"] // model.config["num_attention_heads"]
     file = write_gguf(
-        tmp_path / "m.gguf", model.config, model.weights(), extra={"rope_freqs.weight": slowed(model.config, dim)}
+        tmp_path / "m.gguf",
+        model.config,
+        model.weights(),
+        extra={"rope_freqs.weight": llama3_factors(model.config, dim)},
     )
     np.testing.assert_allclose(logits(file), logits(directory), atol=2e-5)
     plain = write_gguf(tmp_path / "n.gguf", model.config, model.weights())
@@ -122,16 +123,6 @@ def test_slowed_pairs_are_llama_3_1_s_scaling(tmp_path: Path) -> None:
 def deviation(values: F32, expected: F32) -> float:
     """The root mean square of the differences, as a part of that of ``expected``."""
     return float(np.sqrt(np.square(values - expected).mean() / np.square(expected).mean()))
-
-
-def slowed(config: dict[str, Any], dim: int) -> F32:
-    """Llama 3.1's scaling, pair by pair."""
-    scaling = config["rope_scaling"]
-    wavelengths = 2 * np.pi * config["rope_theta"] ** (np.arange(0, dim, 2) / dim)
-    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-    kept = np.clip((scaling["original_max_position_embeddings"] / wavelengths - low) / (high - low), 0, 1)
-    factors: F32 = (1 / (kept + (1 - kept) / scaling["factor"])).astype(np.float32)
-    return factors
 
 
 def write_tokenizer(directory: Path, size: int) -> None:

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from support.executors import make_executor
+from support.executors import EXECUTORS, make_executor
 from support.greedy import GreedyDriver
+from support.model_forms import MIXTURE_MLC
 from support.tiny_models import CASES, program_weights
 from support.weight_files import write_mlc
 from windlass.models.definition import ModelDefinition
@@ -21,12 +22,12 @@ from windlass.weights.loader import load_weights
 from windlass.weights.mlc import open_mlc
 
 F16 = NDArray[np.float16]
-PROMPT = np.random.default_rng(5).integers(0, 300, 60).tolist()
+PROMPT = np.random.default_rng(5).integers(0, 300, 50).tolist()
 RUNTIME = {"context_window_size": 256, "prefill_chunk_size": 256, "tensor_parallel_shards": 1, "max_batch_size": 1}
 
 
 def logits(definition: ModelDefinition, weights: dict[str, Tensor]) -> NDArray[np.float32]:
-    executor = make_executor("reference", definition.program, weights, num_pages=8, max_positions=128)
+    executor = make_executor(EXECUTORS[-1], definition.program, weights, num_pages=8, max_positions=128)
     try:
         return np.array(GreedyDriver(executor, 8).generate(PROMPT, 1).logits)
     finally:
@@ -73,7 +74,7 @@ def mlc_tensors(config: dict[str, Any], tensors: dict[str, F16]) -> dict[str, F1
     return {re.sub(r"\.gate\.e_score", ".e_score", name): array for name, array in {**left, **made}.items()}
 
 
-@pytest.mark.parametrize("name", ["mixtral", "qwen2_moe", "qwen3_moe", "deepseek_v2_lite", "deepseek_v3"])
+@pytest.mark.parametrize("name", MIXTURE_MLC)
 def test_directories_of_mlc_llm_give_the_logits_of_the_model(tmp_path: Path, name: str) -> None:
     case = CASES[name]
     config = dict(case.config)

@@ -9,8 +9,9 @@ import pytest
 
 from support.executors import make_executor
 from support.greedy import GreedyDriver
+from support.model_forms import CONVERTED_MLC
 from support.tiny_models import CASES, write_hf_directory
-from windlass.models.registry import FAMILIES, define_model
+from windlass.models.registry import define_model
 from windlass.quantization import SCHEMES, Format, Tensor, bf16_to_f32, f32_to_bf16
 from windlass.serve.convert import convert
 from windlass.weights import load_weights, open_model_directory
@@ -62,7 +63,7 @@ def test_converting_is_quantizing_while_loading(tmp_path: Path, case: str, schem
         assert_same(tensor, on_disk(direct[name]), name)
 
 
-@pytest.mark.parametrize("case", [name for name, case in CASES.items() if FAMILIES[case.config["model_type"]].mlc])
+@pytest.mark.parametrize("case", CONVERTED_MLC)
 def test_a_converted_model_gives_the_same_logits(tmp_path: Path, case: str) -> None:
     source = write_hf_directory(CASES[case], tmp_path / "hf", dtype="F16")
     convert(source, tmp_path / "mlc", "q4f16_1")

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from windlass.text.detokenizer import IncrementalDetokenizer
+from windlass.text.gguf_tokenizer import read_gguf_tokenizer
 from windlass.text.tokenizer import Tokenizer
 
 GOLDENS = Path(__file__).parent / "goldens" / "tokenizers"
@@ -38,6 +39,21 @@ def test_ids_and_texts(tmp_path: Path, name: str) -> None:
         detokenizer = IncrementalDetokenizer(tokenizer)
         pieces = [*(detokenizer.push(token_id) for token_id in ids), detokenizer.flush()]
         assert "".join(pieces) == tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("bert")])
+def test_word_pieces_are_the_same_in_a_gguf_file(tmp_path: Path, name: str) -> None:
+    _, cases = written(name, tmp_path)
+    metadata: dict[str, Any] = {"tokenizer.ggml.model": "bert", "tokenizer.ggml.tokens": []}
+    lines = (tmp_path / "vocab.txt").read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    control = [line in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") for line in lines]
+    for line, is_control in zip(lines, control, strict=True):
+        # llama.cpp's converter gives pieces that begin a word a space, and takes the ## from the others.
+        piece = line if is_control else line[2:] if line.startswith("##") else f"\u2581{line}"
+        metadata["tokenizer.ggml.tokens"].append(piece)
+    metadata["tokenizer.ggml.token_type"] = [3 if one else 1 for one in control]
+    tokenizer = Tokenizer(*read_gguf_tokenizer(Path("m.gguf"), metadata))
+    assert [(text, tokenizer.encode(text)) for text, *_ in cases] == [(text, ids) for text, ids, *_ in cases]
 
 
 def test_there_are_goldens_of_every_kind() -> None:

@@ -33,7 +33,7 @@ from windlass.demo import model_directory
 from windlass.engine.loop import EngineCore
 from windlass.engine.state import EngineState
 from windlass.native.executor import NativeExecutor
-from windlass.serve import alive, build, engine_base, preparer, progress
+from windlass.serve import alive, build, engine_base, opened, preparer, progress
 from windlass.serve.engine_base import MLCEngineBase
 
 pytestmark = pytest.mark.usefixtures("without_collection")
@@ -79,15 +79,15 @@ def test_L02_a_long_load_tells_a_terminal_its_phases(face: Face, monkeypatch: py
 STEPS: list[tuple[Any, str]] = [
     (engine_base, "resolve_model"),
     (engine_base, "load_model"),
-    (build, "open_model_directory"),
-    (build, "define_model"),
+    (opened, "open_model_directory"),
+    (opened, "define_model"),
     (build.TextModel, "load"),
     (build, "settle_sizes"),
     (build, "available_bytes"),
     (build, "load_weights"),
     (build, "NativeExecutor"),
     (build, "_completed"),
-    (build, "_described"),
+    (build, "note_use"),
     (build.LoadedModel, "runtime"),
     (NativeExecutor, "_pack"),
     (EngineCore, "init_threaded_engine"),

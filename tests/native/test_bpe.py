@@ -20,6 +20,8 @@ def make_tables() -> dict[str, memoryview[Any]]:
     kinds[ord(" ")] = 1
     given: dict[str, Any] = {
         "letters": range(256),
+        "unknown": [NO_ID],
+        "spaces": [0],
         "pair_starts": [0] * 98 + [1] * 160,
         "pair_rights": [ord("b")],
         "pair_ranks": [0],
@@ -46,6 +48,24 @@ def test_tables_outlive_whoever_gave_them() -> None:
     assert encoder.encode("ab abb") == [256, ord(" "), 256, ord("b")]
     assert encoder.encode("") == []
     assert encoder.encode("\0é") == [0, *"é".encode()]
+
+
+def test_words_may_be_made_of_characters() -> None:
+    letters = array("I", [NO_ID]) * 256
+    changes = {"letters": letters, "characters": array("I", [97, 98, 0x2581]), "character_ids": array("I", [97, 98, 5])}
+    changes |= {"unknown": array("I", [7]), "spaces": array("I", [3]), "patterns": array("I")}
+    encoder = BpeEncoder(make_tables() | {name: memoryview(one) for name, one in changes.items()}, normalizes=False)
+    assert encoder.encode("ab éxa") == [5, 256, 5, 7, 97]
+    for name, value in (
+        ("spaces", [16]),
+        ("spaces", []),
+        ("unknown", [300]),
+        ("unknown", [1, 2]),
+        ("character_ids", [97]),
+    ):
+        wrong = changes | {name: array("I", value)}
+        with pytest.raises(ValueError, match=r"unknown|cut off"):
+            BpeEncoder(make_tables() | {one: memoryview(table) for one, table in wrong.items()}, normalizes=False)
 
 
 @pytest.mark.parametrize("name", TABLES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from support.lifecycle import mapped_files, num_mappings, num_threads, resident_
 from support.native import KINDS, LittleModel, single
 from windlass.native import NativeExecutor, PackFile
 from windlass.native.sampling import RowSampler, SamplingRow, SequenceSampler
+from windlass.program.adapter import LowRank, linear_shapes
 
 require_native()
 
@@ -111,6 +113,28 @@ def test_a_step_that_fails_can_be_run_again(kind: str, at_least: int) -> None:
 
     assert every_fault(kind, step) >= at_least
     step()
+    executor.close()
+
+
+@pytest.mark.parametrize(("kind", "at_least"), [("mapping", 10), ("allocation", 5), ("pack", 10)])
+def test_an_adapter_that_fails_leaves_nothing(kind: str, at_least: int) -> None:
+    executor = make()
+    rng = np.random.default_rng(1)
+    updates = [
+        (name, [LowRank(0, KINDS[0].tensor(rng, 4, columns), KINDS[0].tensor(rng, rows, 4), 1.0)])
+        for name, (rows, columns) in linear_shapes(LittleModel().program()).items()
+    ]
+    batch = dataclasses.replace(single(range(50)), adapters=(executor.pack_adapter(updates),))
+    expected = executor.run(batch)
+    mappings = num_mappings()
+
+    def pack() -> None:
+        adapter = executor.pack_adapter(updates)
+        np.testing.assert_array_equal(executor.run(dataclasses.replace(batch, adapters=(adapter,))), expected)
+        adapter.close()
+
+    assert every_fault(kind, pack) >= at_least
+    assert num_mappings() <= mappings + 2
     executor.close()
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import gguf
 import numpy as np
 
-from support.gguf_files import begin_gguf, end_gguf, gguf_name, paired
+from support.gguf_files import begin_gguf, end_gguf, gguf_name, llama3_factors, paired
 from support.tiny_models import TinyModel
 
 _ARCHITECTURES = {"gemma3_text": "gemma3", "olmo3": "olmo2", "ministral3": "mistral3"}
@@ -23,7 +23,7 @@ _NORMS_BEHIND = {
     "post_feedforward_layernorm": "post_ffw_norm",
 }
 _OWN_NAMES: dict[str, dict[str, str]] = {
-    **dict.fromkeys(("gemma2", "gemma3_text", "olmo2", "olmo3"), _NORMS_BEHIND),
+    **dict.fromkeys(("gemma2", "gemma3_text", "olmo2", "olmo3", "exaone4"), _NORMS_BEHIND),
     "phi3": {"self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up"},
 }
 
@@ -61,7 +61,7 @@ def _add_metadata(writer: gguf.GGUFWriter, config: Mapping[str, Any]) -> None:
         writer.add_rope_dimension_count(
             config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
         )
-    if model_type in ("gemma2", "gemma3_text", "olmo3"):
+    if model_type in ("gemma2", "gemma3_text", "olmo3", "exaone4") and config["sliding_window"]:
         writer.add_sliding_window(config["sliding_window"])
     if model_type == "gemma2":
         writer.add_attn_logit_softcapping(config["attn_logit_softcapping"])
@@ -73,6 +73,11 @@ def _add_metadata(writer: gguf.GGUFWriter, config: Mapping[str, Any]) -> None:
     if model_type == "olmo3":
         layers = range(config["num_hidden_layers"])
         writer.add_sliding_window_pattern([(layer + 1) % 4 != 0 for layer in layers])
+    if model_type == "exaone4":
+        writer.add_vocab_size(config["vocab_size"])
+        writer.add_rope_dimension_count(config["head_dim"])
+        writer.add_sliding_window_pattern([kind == "sliding_attention" for kind in config["layer_types"]])
+        writer.add_tensor("rope_freqs.weight", llama3_factors(config, config["head_dim"]))
     if model_type in ("olmo3", "ministral3"):
         _add_yarn(writer, scaling)
     if model_type == "ministral3":
@@ -83,6 +88,8 @@ def _add_metadata(writer: gguf.GGUFWriter, config: Mapping[str, Any]) -> None:
         writer.add_embedding_scale(config["embedding_multiplier"])
         writer.add_residual_scale(config["residual_multiplier"])
         writer.add_logit_scale(config["logits_scaling"])
+    if model_type == "smollm3":
+        writer.add_rope_freq_base(2e6)  # what its config.json means when it does not say
     if model_type == "phi3":
         _add_phi3(writer, config, scaling)
 
@@ -93,7 +100,7 @@ def _add_yarn(writer: gguf.GGUFWriter, scaling: Mapping[str, Any]) -> None:
     writer.add_rope_scaling_orig_ctx_len(scaling["original_max_position_embeddings"])
     writer.add_rope_scaling_yarn_beta_fast(scaling["beta_fast"])
     writer.add_rope_scaling_yarn_beta_slow(scaling["beta_slow"])
-    if "attention_factor" in scaling:
+    if scaling.get("attention_factor"):
         writer.add_rope_scaling_yarn_attn_factor(scaling["attention_factor"])
 
 

@@ -75,10 +75,25 @@ def paired(rows: NDArray[Any], heads: int) -> NDArray[Any]:
     return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(rows.shape)
 
 
+def llama3_factors(config: Mapping[str, Any], dim: int) -> F32:
+    """How much Llama 3.1's scaling slows each pair of a head of ``dim`` columns."""
+    scaling = config["rope_scaling"]
+    wavelengths = 2 * np.pi * config["rope_theta"] ** (np.arange(0, dim, 2) / dim)
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    kept = np.clip((scaling["original_max_position_embeddings"] / wavelengths - low) / (high - low), 0, 1)
+    factors: F32 = (1 / (kept + (1 - kept) / scaling["factor"])).astype(np.float32)
+    return factors
+
+
 def begin_gguf(
-    path: Path, architecture: str, config: Mapping[str, Any], tokens: Sequence[str] | None = None
+    path: Path,
+    architecture: str,
+    config: Mapping[str, Any],
+    tokens: Sequence[str] | None = None,
+    *,
+    tokenizer: bool = True,
 ) -> gguf.GGUFWriter:
-    """A file with the metadata that most architectures have, and a tokenizer."""
+    """A file with the metadata that most architectures have, and a tokenizer unless it gets one of its own."""
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
@@ -95,13 +110,20 @@ def begin_gguf(
     theta = config.get("rope_theta") or config.get("rope_parameters", {}).get("rope_theta")
     if theta:
         writer.add_rope_freq_base(theta)
-    vocabulary = list(tokens or (f"<{number}>" for number in range(config["vocab_size"])))
-    writer.add_tokenizer_model("llama")
-    writer.add_token_list(vocabulary)
-    writer.add_token_scores([0.0] * len(vocabulary))
-    writer.add_token_types([1] * len(vocabulary))
-    writer.add_eos_token_id(2)
+    if tokenizer:
+        add_tokenizer(writer, "llama", tokens or [f"<{number}>" for number in range(config["vocab_size"])])
+        writer.add_eos_token_id(2)
     return writer
+
+
+def add_tokenizer(
+    writer: gguf.GGUFWriter, model: str, tokens: Sequence[str], types: Sequence[int] | None = None
+) -> None:
+    """Add a vocabulary, whose tokens are plain ones unless told."""
+    writer.add_tokenizer_model(model)
+    writer.add_token_list(list(tokens))
+    writer.add_token_scores([0.0] * len(tokens))
+    writer.add_token_types(list(types or [1] * len(tokens)))
 
 
 def end_gguf(writer: gguf.GGUFWriter, path: Path) -> Path:

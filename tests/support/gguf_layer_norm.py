@@ -13,7 +13,7 @@ import numpy as np
 from support.gguf_files import F32, begin_gguf, end_gguf, gguf_name
 from support.tiny_models import TinyModel
 
-_ARCHITECTURES = {"gpt_neox": "gptneox", "cohere": "command-r"}
+_ARCHITECTURES = {"gpt_bigcode": "starcoder", "gpt_neox": "gptneox", "cohere": "command-r"}
 _GPT2_SIZES = {
     "n_embd": "hidden_size",
     "n_inner": "intermediate_size",
@@ -50,6 +50,7 @@ _NAMES = {
     "cohere": {},
     "cohere2": {},
 }
+_NAMES["gpt_bigcode"] = _NAMES["gpt2"]
 _BLOCK = re.compile(r"(?:transformer\.h|gpt_neox\.layers|model\.layers)\.(\d+)\.(.+)")
 
 
@@ -58,6 +59,8 @@ def write_layer_norm_gguf(path: Path, model: TinyModel) -> Path:
     model_type = model.config["model_type"]
     config = {_GPT2_SIZES.get(key, key): value for key, value in model.config.items()}
     config.setdefault("intermediate_size", 4 * config["hidden_size"])
+    if model_type == "gpt_bigcode":
+        config["num_key_value_heads"] = 1
     writer = begin_gguf(path, _ARCHITECTURES.get(model_type, model_type), config)
     writer.add_layer_norm_eps(next(config[key] for key in _EPS if key in config))
     head_dim = config["hidden_size"] // config["num_attention_heads"]

@@ -20,6 +20,7 @@ _ARCHITECTURES = {
     "mixtral": gguf.MODEL_ARCH.LLAMA,
     "qwen2_moe": gguf.MODEL_ARCH.QWEN2MOE,
     "qwen3_moe": gguf.MODEL_ARCH.QWEN3MOE,
+    "olmoe": gguf.MODEL_ARCH.OLMOE,
     "gpt_oss": gguf.MODEL_ARCH.GPT_OSS,
     "deepseek_v2": gguf.MODEL_ARCH.DEEPSEEK2,
     "deepseek_v3": gguf.MODEL_ARCH.DEEPSEEK2,
@@ -35,7 +36,7 @@ def write_moe_gguf(
     *,
     rope_factors: F32 | None = None,
     old: bool = False,
-    mxfp4: bool = False,
+    blocks: Mapping[str, gguf.GGMLQuantizationType] | None = None,
 ) -> Path:
     """Write a model; its tokenizer has one token per id.
 
@@ -45,7 +46,7 @@ def write_moe_gguf(
         tensors: by Hugging Face's names.
         rope_factors: how much each pair is slowed.
         old: as old files of DeepSeek and Mixtral were: ``attn_kv_b`` in one, a tensor per expert.
-        mxfp4: experts in MXFP4, rounded.
+        blocks: types of the tensors whose names end so, which are rounded to them.
     """
     arch = _ARCHITECTURES[config["model_type"]]
     writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[arch])
@@ -61,11 +62,8 @@ def write_moe_gguf(
             new = llama_names.get_name(name, try_suffixes=(".weight",))
         assert new is not None, name
         data = np.ascontiguousarray(data)
-        if mxfp4 and "_exps.weight" in new:
-            raw = gguf.quants.quantize(data, gguf.GGMLQuantizationType.MXFP4)
-            writer.add_tensor(new, raw, raw_dtype=gguf.GGMLQuantizationType.MXFP4)
-        else:
-            writer.add_tensor(new, data)
+        kind = next((kind for ending, kind in (blocks or {}).items() if new.endswith(ending)), None)
+        writer.add_tensor(new, data if kind is None else gguf.quants.quantize(data, kind), raw_dtype=kind)
     if rope_factors is not None:
         writer.add_tensor("rope_freqs.weight", rope_factors)
     writer.write_header_to_file()
@@ -73,6 +71,18 @@ def write_moe_gguf(
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def rope_factors(config: Config) -> F32 | None:
+    """Of Llama 4's scaling, in which the low and the high frequency factor are the same: a step."""
+    scaling = config.get("rope_scaling") or {}
+    if "low_freq_factor" not in scaling:
+        return None
+    dim = config["head_dim"]
+    waves = 2 * np.pi * config["rope_theta"] ** (np.arange(0, dim, 2) / dim)
+    slow = waves > scaling["original_max_position_embeddings"] / scaling["low_freq_factor"]
+    factors: F32 = np.where(slow, scaling["factor"], 1).astype(np.float32)
+    return factors
 
 
 def _write_metadata(writer: gguf.GGUFWriter, config: Config, old: bool) -> None:
@@ -103,7 +113,7 @@ def _write_metadata(writer: gguf.GGUFWriter, config: Config, old: bool) -> None:
         writer.add_expert_feed_forward_length(config["moe_intermediate_size"])
     if "shared_expert_intermediate_size" in config:
         writer.add_expert_shared_feed_forward_length(config["shared_expert_intermediate_size"])
-    scaling = config.get("rope_scaling", {})
+    scaling = config.get("rope_scaling") or {}
     if "yarn" in scaling.values():
         writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
         writer.add_rope_scaling_factor(scaling["factor"])

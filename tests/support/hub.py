@@ -9,7 +9,10 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LARGE = (".safetensors", ".gguf", ".bin")
@@ -30,6 +33,7 @@ class Hub(ThreadingHTTPServer):
         no_ranges: the whole file is sent, whatever part was asked for.
         status: answer to everything, if it is not None.
         without_checksums: the listing does not say what the files are.
+        checksums: file -> what the listing says it is, instead.
     """
 
     daemon_threads = True
@@ -48,6 +52,7 @@ class Hub(ThreadingHTTPServer):
         self.no_ranges = False
         self.status: int | None = None
         self.without_checksums = False
+        self.checksums: dict[str, str] = {}
 
     @property
     def endpoint(self) -> str:
@@ -86,7 +91,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         parts = path.removeprefix("/api/models").split("/")
         repository = "/".join(parts[1:3])
-        action, revision = (parts[3:5] or ["revision", "main"])[:2]
+        action, revision = (*parts[3:5], "revision", "main")[:2] if len(parts) < 5 else parts[3:5]
         name = "/".join(parts[5:])
         authorized = self.headers["Authorization"]
         if authorized not in (None, f"Bearer {hub.token}"):
@@ -105,6 +110,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._json(_tree(hub.repositories[repository]))
         else:
             siblings = _siblings(hub.repositories[repository], bare=hub.without_checksums)
+            for sibling in siblings:
+                if sibling["rfilename"] in hub.checksums:
+                    sibling["lfs"]["sha256"] = hub.checksums[sibling["rfilename"]]
             self._json({"id": repository, "sha": COMMIT, "siblings": siblings, "private": False, "tags": []})
 
     def _send_file(self, files: Mapping[str, bytes], name: str) -> None:
@@ -112,7 +120,11 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(404, b"{}", {"X-Error-Code": "EntryNotFound"})
             return
         hub, data = self.server, files[name]
-        headers = {"ETag": f'"{checksum(name, data)}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+        headers = {
+            "ETag": f'"{hub.checksums.get(name) or checksum(name, data)}"',
+            "X-Repo-Commit": COMMIT,
+            "Accept-Ranges": "bytes",
+        }
         if name in hub.short:
             data = data[:-1]
         if self.command == "GET" and hub.damage.get(name, 0):
@@ -180,6 +192,20 @@ def _tree(files: Mapping[str, bytes]) -> list[dict[str, Any]]:
             entry["lfs"] = {"oid": checksum(name, data), "size": len(data), "pointerSize": 130}
         entries.append(entry)
     return entries
+
+
+def ask_here(monkeypatch: pytest.MonkeyPatch, hub: Hub, cache: Path) -> None:
+    """Have this process download from ``hub`` into ``cache``, with no token."""
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setenv("HF_HUB_CACHE", str(cache))
+    monkeypatch.setenv("NO_PROXY", "*")
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(cache / "token"))
+    monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+    template = f"{hub.endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    # Old versions have a copy.
+    monkeypatch.setattr("huggingface_hub.file_download.HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
 
 
 @contextmanager

@@ -36,7 +36,7 @@ def _norms(model_type: str) -> tuple[str, ...]:
     """The norms of a layer that are as wide as the residual."""
     if model_type in ("gemma2", "gemma3_text"):
         places = ("input", "post_attention", "pre_feedforward", "post_feedforward")
-    elif model_type in ("olmo2", "olmo3"):
+    elif model_type in ("olmo2", "olmo3", "exaone4"):
         places = ("post_attention", "post_feedforward")
     else:
         places = ("input", "post_attention")
@@ -56,7 +56,7 @@ def _attention(config: Config, name: str, queries: int, keys: int) -> Shapes:
             shapes[f"{name}.{part}.bias"] = shape[:1]
     if model_type in ("olmo2", "olmo3"):
         shapes |= {f"{name}.q_norm.weight": (queries,), f"{name}.k_norm.weight": (keys,)}
-    if model_type == "gemma3_text":
+    if model_type in ("gemma3_text", "exaone4"):
         shapes |= {f"{name}.{part}_norm.weight": (config["head_dim"],) for part in "qk"}
     return shapes
 
@@ -259,6 +259,28 @@ DENSE_CONFIGS: tuple[tuple[str, dict[str, Any], int], ...] = (
             },
         ),
         611,
+    ),
+    (
+        "exaone4",
+        _config(
+            "exaone4",
+            "Exaone4ForCausalLM",
+            head_dim=24,
+            num_hidden_layers=4,
+            tie_word_embeddings=True,
+            sliding_window=14,
+            sliding_window_pattern="LLG",
+            layer_types=["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"],
+            rope_theta=1000000.0,
+            rope_scaling={
+                "rope_type": "llama3",
+                "factor": 16.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 64,
+            },
+        ),
+        614,
     ),
 )
 """(name, config.json, seed). Windows are shorter than the prompts, and caps bite."""

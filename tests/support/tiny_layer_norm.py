@@ -58,6 +58,19 @@ def _gpt_neox(**changes: Any) -> dict[str, Any]:
 LAYER_NORM_CONFIGS: tuple[tuple[str, dict[str, Any], int], ...] = (
     ("gpt2", _gpt2(), 501),
     ("gpt2-inverse", _gpt2(n_inner=80, scale_attn_by_inverse_layer_idx=True, activation_function="gelu"), 502),
+    (
+        "gpt_bigcode",
+        _gpt2(
+            architectures=["GPTBigCodeForCausalLM"],
+            model_type="gpt_bigcode",
+            activation_function="gelu_pytorch_tanh",
+            attention_softmax_in_fp32=True,
+            multi_query=True,
+            n_inner=112,
+            scale_attn_weights=True,
+        ),
+        508,
+    ),
     ("gpt-neox", _gpt_neox(), 803),
     ("gpt-neox-sequential", _gpt_neox(use_parallel_residual=False, rotary_pct=1.0, hidden_act="gelu_fast"), 504),
     (
@@ -149,12 +162,13 @@ LAYER_NORM_CONFIGS: tuple[tuple[str, dict[str, Any], int], ...] = (
 )
 """Names, configurations and seeds."""
 
-LAYER_NORM_TYPES = ("gpt2", "gpt_neox", "starcoder2", "stablelm", "cohere", "cohere2")
+LAYER_NORM_TYPES = ("gpt2", "gpt_bigcode", "gpt_neox", "starcoder2", "stablelm", "cohere", "cohere2")
 
 
 def layer_norm_shapes(config: Mapping[str, Any]) -> Shapes:
     """The tensors of a checkpoint in file order."""
-    return {"gpt2": _gpt2_shapes, "gpt_neox": _gpt_neox_shapes}.get(config["model_type"], _separate_shapes)(config)
+    makers = {"gpt2": _gpt2_shapes, "gpt_bigcode": _gpt2_shapes, "gpt_neox": _gpt_neox_shapes}
+    return makers.get(config["model_type"], _separate_shapes)(config)
 
 
 def _norm(name: str, width: int) -> Shapes:
@@ -164,6 +178,8 @@ def _norm(name: str, width: int) -> Shapes:
 def _gpt2_shapes(config: Mapping[str, Any]) -> Shapes:
     width = config["n_embd"]
     inner = config.get("n_inner") or 4 * width
+    shared = config["model_type"] == "gpt_bigcode"  # one head of keys and values, and no weight is transposed
+    keys = width // config["n_head"] if shared else width
     shapes: Shapes = {
         "transformer.wte.weight": (config["vocab_size"], width),
         "transformer.wpe.weight": (config["n_positions"], width),
@@ -171,11 +187,13 @@ def _gpt2_shapes(config: Mapping[str, Any]) -> Shapes:
     for layer in range(config["n_layer"]):
         block = f"transformer.h.{layer}"
         shapes |= _norm(f"{block}.ln_1", width)
-        for name, inputs, outputs in (("attn.c_attn", width, 3 * width), ("attn.c_proj", width, width)):
-            shapes |= {f"{block}.{name}.weight": (inputs, outputs), f"{block}.{name}.bias": (outputs,)}
+        for name, inputs, outputs in (("attn.c_attn", width, width + 2 * keys), ("attn.c_proj", width, width)):
+            matrix = (outputs, inputs) if shared else (inputs, outputs)
+            shapes |= {f"{block}.{name}.weight": matrix, f"{block}.{name}.bias": (outputs,)}
         shapes |= _norm(f"{block}.ln_2", width)
         for name, inputs, outputs in (("mlp.c_fc", width, inner), ("mlp.c_proj", inner, width)):
-            shapes |= {f"{block}.{name}.weight": (inputs, outputs), f"{block}.{name}.bias": (outputs,)}
+            matrix = (outputs, inputs) if shared else (inputs, outputs)
+            shapes |= {f"{block}.{name}.weight": matrix, f"{block}.{name}.bias": (outputs,)}
     return shapes | _norm("transformer.ln_f", width)
 
 

@@ -90,10 +90,14 @@ def tensor_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def uniform(generator: np.random.PCG64, count: int) -> NDArray[np.float64]:
+    """Numbers of mean 0 and variance 1, made of the generator's raw bits, which numpy promises never to change."""
+    raw = np.asarray(generator.random_raw(count), dtype=np.uint64)
+    return ((raw >> np.uint64(40)).astype(np.float64) / 2**23 - 1.0) * math.sqrt(3.0)
+
+
 def _draw(generator: np.random.PCG64, name: str, shape: tuple[int, ...], embedding: float) -> F32:
-    """Uniform numbers made of the generator's raw bits, which numpy promises never to change."""
-    raw = np.asarray(generator.random_raw(math.prod(shape)), dtype=np.uint64)
-    unit = ((raw >> np.uint64(40)).astype(np.float64) / 2**23 - 1.0) * math.sqrt(3.0)  # mean 0, variance 1
+    unit = uniform(generator, math.prod(shape))
     if re.search(r"[nN]orm(\.norms\.\d+)?\.weight$|\bln_\w\.weight$", name):
         values = 1.0 + 0.2 * unit
     elif name.endswith((".bias", "_bias", ".sinks")):

@@ -67,6 +67,8 @@ def _attention(config: Config, name: str, _layer: int) -> Shapes:
             shapes[f"{name}.{part}.bias"] = (rows,)
     if config["model_type"] == "qwen3_moe":
         shapes |= {f"{name}.{part}_norm.weight": (head_dim,) for part in "qk"}
+    if config["model_type"] == "olmoe":
+        shapes |= {f"{name}.q_norm.weight": (queries,), f"{name}.k_norm.weight": (keys,)}
     return shapes
 
 
@@ -99,6 +101,17 @@ def _qwen(config: Config) -> Shapes:
         if config["model_type"] == "qwen2_moe":
             shapes |= _mlp(f"{name}.shared_expert", hidden, config["shared_expert_intermediate_size"])
             shapes[f"{name}.shared_expert_gate.weight"] = (1, hidden)
+        return shapes
+
+    return _decoder(config, _attention, mlp)
+
+
+def _olmoe(config: Config) -> Shapes:
+    def mlp(config: Config, block: str, _layer: int) -> Shapes:
+        hidden, name = config["hidden_size"], f"{block}.mlp"
+        shapes: Shapes = {f"{name}.gate.weight": (config["num_experts"], hidden)}
+        for expert in range(config["num_experts"]):
+            shapes |= _mlp(f"{name}.experts.{expert}", hidden, config["intermediate_size"])
         return shapes
 
     return _decoder(config, _attention, mlp)
@@ -175,6 +188,7 @@ MOE_SHAPES: dict[str, Callable[[Config], Shapes]] = {
     "mixtral": _mixtral,
     "qwen2_moe": _qwen,
     "qwen3_moe": _qwen,
+    "olmoe": _olmoe,
     "gpt_oss": _gpt_oss,
     "deepseek_v2": _deepseek,
     "deepseek_v3": _deepseek,
@@ -253,6 +267,21 @@ MOE_CONFIGS: tuple[tuple[str, dict[str, Any], int], ...] = (
             tie_word_embeddings=True,
         ),
         103,
+    ),
+    (
+        "olmoe",
+        _config(
+            "olmoe",
+            "OlmoeForCausalLM",
+            num_experts=7,
+            num_experts_per_tok=3,
+            clip_qkv=None,
+            norm_topk_prob=False,
+            attention_bias=False,
+            output_router_logits=False,
+            router_aux_loss_coef=0.01,
+        ),
+        615,
     ),
     (
         "gpt_oss",

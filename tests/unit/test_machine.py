@@ -81,3 +81,19 @@ def test_this_machine_has_memory() -> None:
     available = machine.available_bytes()
     assert available is None or 0 < available <= machine.total_bytes()
     assert machine.processor_name()
+
+
+def test_who_has_files_mapped(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "model.gguf")
+    lines = {
+        7: f"7f0000000000-7f0000001000 r--p 00000000 fe:01 42                         {tmp_path}/model.gguf\n",
+        12: f"7f0000000000-7f0000001000 r--p 00000000 fe:01 42 {tmp_path}/model.gguf (deleted)\n",
+        13: "7f0000000000-7f0000001000 rw-p 00000000 00:00 0\n7f-80 r--p 0 fe:01 43 /usr/lib/libc.so.6\n",
+    }
+    for process, text in lines.items():
+        (tmp_path / f"root/proc/{process}").mkdir(parents=True)
+        (tmp_path / f"root/proc/{process}/maps").write_text(text)
+    assert machine.mapping_processes([tmp_path / "link"], tmp_path / "root") == [7]
+    assert machine.mapping_processes([tmp_path / "other"], tmp_path / "root") == []
+    assert machine.mapping_processes([], tmp_path / "nowhere") == []

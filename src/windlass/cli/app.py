@@ -15,8 +15,11 @@ from windlass import __version__
 from windlass.cli.chat import chat
 from windlass.cli.convert import convert
 from windlass.cli.doctor import doctor
+from windlass.cli.list import list_models
 from windlass.cli.pull import pull
+from windlass.cli.rm import rm
 from windlass.cli.serve import serve
+from windlass.cli.show import show
 from windlass.errors import WindlassError
 
 EXIT_FAILED = 1
@@ -32,8 +35,11 @@ def windlass() -> None:
 windlass.add_command(chat)
 windlass.add_command(convert)
 windlass.add_command(doctor)
+windlass.add_command(list_models)
 windlass.add_command(pull)
+windlass.add_command(rm)
 windlass.add_command(serve)
+windlass.add_command(show)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from windlass.cli.conversation import Conversation
-from windlass.cli.options import check_quantization
+from windlass.cli.options import check_quantization, complete_models
 from windlass.config import KVCacheDtype, LoadFormat, Mode
 from windlass.errors import EngineError, WindlassError
 
@@ -27,7 +27,7 @@ INTERRUPTED = 130
 
 
 @click.command()
-@click.argument("model", required=False)
+@click.argument("model", required=False, shell_complete=complete_models)
 @click.option("-p", "--prompt", metavar="TEXT", help="Answer TEXT and leave.")
 @click.option("--system", metavar="TEXT", help="System prompt.")
 @click.option("--temperature", type=click.FloatRange(0, 2), help="0 always takes the most likely token.")
@@ -61,9 +61,10 @@ INTERRUPTED = 130
     help="How much memory to plan for: interactive is one conversation.",
 )
 def chat(model: str | None, prompt: str | None, system: str | None, device: str, mode: str, **options: Any) -> int:
-    """Chat with MODEL: a directory, HF://org/name, or nothing for the bundled demo model.
+    """Chat with MODEL.
 
-    With --prompt, or with text on standard input, prints one answer and leaves.
+    MODEL is a path, a name that `windlass list` shows, or HF://org/name; without it the bundled demo model
+    answers. With --prompt, or with text on standard input, prints one answer and leaves.
     """
     interactive = prompt is None and sys.stdin.isatty()
     if prompt is None and not interactive:

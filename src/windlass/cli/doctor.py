@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import platform
-from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import click
 
 from windlass import __version__, machine
-from windlass.cli.model_search import find_models
 from windlass.config import default_threads, model_roots
 from windlass.demo import model_directory
 
@@ -46,7 +44,7 @@ def examine() -> dict[str, Any]:
             "limit": machine.memory_limit(),
         },
         "demo_model": _demo_model(problems),
-        "models": [{**asdict(model), "path": str(model.path)} for model in find_models(model_roots())],
+        "models": _models(problems),
         "problems": problems,
     }
 
@@ -90,6 +88,18 @@ def _demo_model(problems: list[str]) -> str | None:
         problems.append(f"the demo model is missing: {path}")
         return None
     return str(path)
+
+
+def _models(problems: list[str]) -> list[dict[str, Any]]:
+    try:
+        from windlass.weights.stored_models import find_models
+    except ImportError as error:
+        problems.append(f"models are not looked for: {error}")
+        return []
+    return [
+        {"name": model.name, "path": str(model.path), "kind": model.kind, "num_bytes": model.num_bytes}
+        for model in find_models(model_roots())
+    ]
 
 
 def describe(findings: dict[str, Any]) -> str:

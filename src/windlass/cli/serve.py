@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from windlass.cli.options import check_quantization
+from windlass.cli.options import check_quantization, complete_models
 from windlass.config import EngineConfig, KVCacheDtype, LoadFormat, Mode, PrefixCacheMode, SpeculativeMode
 from windlass.server.logs import FORMATS, LEVELS, logging_to
 from windlass.server.signals import Signals
@@ -59,6 +59,7 @@ _SERVER_FIELDS = {
     "max_header_size": "max_header_bytes",
     "open_metrics": "open_metrics",
     "enable_debug": "enable_debug",
+    "allow_lora_updates": "allow_lora_updates",
 }
 
 
@@ -67,7 +68,7 @@ def _option(*names: str, **settings: Any) -> Callable[[Callable[..., int]], Call
 
 
 @click.command(context_settings={"auto_envvar_prefix": "WINDLASS_SERVE", "show_default": True})
-@click.argument("model", required=False, envvar="WINDLASS_SERVE_MODEL")
+@click.argument("model", required=False, envvar="WINDLASS_SERVE_MODEL", shell_complete=complete_models)
 @_option("--host", default="127.0.0.1", help="Address to listen on.")
 @_option("--port", default=8000, type=click.IntRange(0, 65535), help="Port to listen on; 0 takes a free one.")
 @_option("--model-name", metavar="NAME", help="What requests call MODEL; by default the last part of its path.")
@@ -77,6 +78,10 @@ def _option(*names: str, **settings: Any) -> Callable[[Callable[..., int]], Call
     multiple=True,
     help="Serve this model too; may be given several times.",
 )
+@_option(
+    "--lora-modules", metavar="NAME=PATH", multiple=True, help="LoRA adapter of MODEL; may be given several times."
+)
+@_option("--allow-lora-updates", is_flag=True, help="Serve routes that load and unload LoRA adapters.")
 @_option("--api-key", metavar="KEY", multiple=True, help="A key that opens all routes; safer in the environment.")
 @_option("--api-key-file", type=click.Path(exists=True, dir_okay=False), help="File with one API key per line.")
 @_option("--insecure", is_flag=True, help="Serve a host that other machines reach without a key.")
@@ -117,9 +122,10 @@ def _option(*names: str, **settings: Any) -> Callable[[Callable[..., int]], Call
 @_option("--enable-debug", is_flag=True, help="Serve /debug routes and take debug_config.")
 @_option("--enable-tracing", is_flag=True, help="Record what happens, for /debug/dump_event_trace.")
 def serve(model: str | None, **options: Any) -> int:
-    """Serve MODEL over HTTP: a directory, HF://org/name, or nothing for the bundled demo model.
+    """Serve MODEL over HTTP.
 
-    Every option can be set in the environment too; several values are separated by spaces there.
+    MODEL is a path, a name that `windlass list` shows, or HF://org/name; without it, the bundled demo model. Every
+    option can be set in the environment too; several values are separated by spaces there.
     """
     with Signals(process_ends=bool(click.get_current_context().obj)) as signals:
         return _serve(model, options, signals)
@@ -188,6 +194,7 @@ def _specs(model: str | None, options: dict[str, Any]) -> list[ModelSpec]:
     if options["memory"] is None:
         # Each engine plans for what is free when it starts, of which it then touches only what requests need.
         fields["gpu_memory_utilization"] = EngineConfig.gpu_memory_utilization / len(given)
+    adapters = _adapters(options["lora_modules"])
     specs = []
     for number, (name, path) in enumerate(given):
         own = default_name(path)
@@ -195,7 +202,11 @@ def _specs(model: str | None, options: dict[str, Any]) -> list[ModelSpec]:
         specs.append(
             ModelSpec(
                 chosen,
-                EngineConfig(model=path, **_drafting(fields, options["draft_model"], is_first=number == 0)),
+                EngineConfig(
+                    model=path,
+                    adapters=adapters if number == 0 else None,
+                    **_drafting(fields, options["draft_model"], is_first=number == 0),
+                ),
                 options["device"],
                 aliases=tuple(alias for alias in (own, path) if alias and alias != chosen),
                 enable_tracing=options["enable_tracing"],
@@ -212,6 +223,19 @@ def _drafting(fields: dict[str, Any], draft: str | None, *, is_first: bool) -> d
     if not is_first:
         return {**fields, "speculative_mode": EngineConfig.speculative_mode if mode == "small_draft" else mode}
     return {**fields, "speculative_mode": mode, "additional_models": () if draft is None else (draft,)}
+
+
+def _adapters(given: Sequence[str]) -> dict[str, str] | None:
+    """Return the adapters of the first model; names are checked where they are used."""
+    adapters: dict[str, str] = {}
+    for one in given:
+        name, sign, path = one.partition("=")
+        if not sign or not path:
+            raise ValueError(f"--lora-modules must be NAME=PATH, not {one!r}")
+        if name in adapters:
+            raise ValueError(f"--lora-modules has the name {name!r} twice")
+        adapters[name] = path
+    return adapters or None
 
 
 def _name_and_model(given: str) -> tuple[str | None, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from queue import Empty, SimpleQueue
 
+from windlass.engine.adapters import Adapter
 from windlass.engine.request import Request
 from windlass.errors import EngineOverloadedError, InvalidRequestError
 
@@ -27,6 +28,7 @@ class Accounts:
         self._waiting: dict[Request, None] = {}
         # Queues and not events: an event takes a lock, which whoever is interrupted by the waking may hold.
         self._idle_waiters: list[SimpleQueue[None]] = []
+        self._adapter_waiters: list[SimpleQueue[None]] = []
         self._given_up = False
 
     def __len__(self) -> int:
@@ -77,7 +79,12 @@ class Accounts:
         if self.is_open(requests):
             del self._open[requests[0].request_id]
             if not self._open:
-                self._wake()
+                self._wake(self._idle_waiters)
+            adapter = requests[0].adapter
+            if adapter is not None and adapter.retired:
+                # Here, since whoever retired it may have been interrupted.
+                self._free(adapter)
+                self._wake(self._adapter_waiters)
 
     def forget_all(self) -> None:
         """Drop every call, without waking anybody."""
@@ -96,14 +103,36 @@ class Accounts:
         finally:
             self._idle_waiters.remove(waiter)
 
-    def give_up(self) -> None:
-        """Let every ``wait_until_empty`` return, those to come too: nothing will be finished any more."""
-        self._given_up = True
-        self._wake()
+    def wait_until_free(self, adapter: Adapter) -> bool:
+        """Wait until no call uses ``adapter``, which is retired, and its memory is free; False after ``give_up``."""
+        waiter: SimpleQueue[None] = SimpleQueue()
+        self._adapter_waiters.append(waiter)
+        try:
+            while not self._free(adapter):
+                if self._given_up:
+                    return False
+                waiter.get()
+            return True
+        finally:
+            self._adapter_waiters.remove(waiter)
 
-    def _wake(self) -> None:
-        for waiter in list(self._idle_waiters):
+    def give_up(self) -> None:
+        """Let everybody who waits return, those to come too: nothing will be finished any more."""
+        self._given_up = True
+        self._wake(self._idle_waiters)
+        self._wake(self._adapter_waiters)
+
+    @staticmethod
+    def _wake(waiters: list[SimpleQueue[None]]) -> None:
+        for waiter in list(waiters):
             waiter.put(None)
+
+    def _free(self, adapter: Adapter) -> bool:
+        """Free the memory of ``adapter``, which is retired, unless an open call uses it; return whether it is free."""
+        if any(requests[0].adapter is adapter for requests in self.all()):
+            return False
+        adapter.packed.close()
+        return True
 
     def _refuse_overload(self, requests: tuple[Request, ...]) -> None:
         waiting = len(self._waiting)

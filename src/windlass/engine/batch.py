@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -38,7 +39,11 @@ def make_batch(chunks: Sequence[Chunk], pooling: Pooling | None = None) -> Batch
         else:
             num_rows = 1 + len(chunk.drafts) if chunk.completes else 0
         spans.append(Span(token_ids, start, request.pages, num_rows))
-    return lay_out(spans)
+    batch = lay_out(spans)
+    adapters = [chunk.request.adapter for chunk in chunks]
+    if not any(adapters):
+        return batch
+    return replace(batch, adapters=tuple(None if adapter is None else adapter.packed for adapter in adapters))
 
 
 def lay_out(spans: Sequence[Span]) -> Batch:

@@ -13,6 +13,7 @@ from functools import partial
 from queue import Empty, SimpleQueue
 
 from windlass.engine.accounts import Accounts
+from windlass.engine.adapters import Adapter, unknown_adapter
 from windlass.engine.metrics import EngineMetrics
 from windlass.engine.recorder import AbortCause, MetricsRecorder, RefusalCause
 from windlass.engine.request import SPENT, FinishReason, Output, Request
@@ -119,8 +120,12 @@ class EngineCore:
         self._refuse()
         self._accounts.open(requests)
         try:
-            # An exit that began after the first look has either seen the call in the accounts or is seen here.
+            # An exit that began after the first look has either seen the call in the accounts or is seen here. So has
+            # the end of its adapter.
             self._refuse()
+            adapter = requests[0].adapter
+            if adapter is not None and adapter.retired:
+                raise unknown_adapter(adapter.name, (), "lora")
             self._inbox.put(partial(self._admit, requests, self._recorder.now()))
             deadline = requests[0].deadline
             if deadline is not None:
@@ -180,6 +185,15 @@ class EngineCore:
         """Abort every open request and free the model. Returns when its memory is free; no-op without a model."""
         self.abort_all("the model was unloaded", AbortCause.UNLOAD)
         self._perform(self._close_runtime)
+
+    def wait_until_free(self, adapter: Adapter) -> None:
+        """Wait until no request uses ``adapter``, which is retired, and its memory is free.
+
+        Raises:
+            EngineError: the engine ended first, which frees it too.
+        """
+        if not self._accounts.wait_until_free(adapter):
+            raise self.lifecycle.refusal() or self.lifecycle.terminated()
 
     def reload(self, runtime: Runtime) -> None:
         """Serve ``runtime`` from now on, after ``unload``; when the engine has ended, the runtime is closed instead."""
@@ -401,6 +415,8 @@ class EngineCore:
             return
         self._reruns = 0
         self._cut.clear()
+        while runtime.broken:
+            self._end_broken(runtime.broken.pop())
         for event in self._unpublished:
             if event.reason is not None:
                 self._accounts.ends(event.request)
@@ -409,6 +425,16 @@ class EngineCore:
         if self._unpublished:
             self._stream_back.publish(self._unpublished)
             self._unpublished = []
+
+    def _end_broken(self, request: Request) -> None:
+        """End the call of a request whose adapter cannot go on with it; the engine can."""
+        name = "" if request.adapter is None else request.adapter.name
+        error = RequestAbortedError(f"the adapter {name!r} made numbers that are not finite")
+        request.output.fail(error)
+        siblings = self._accounts.find(request.request_id)
+        self._remove((request,), AbortCause.FAILURE)
+        if request in siblings:
+            self.drop(siblings, error, AbortCause.FAILURE)
 
     # The stream-back thread.
 

@@ -14,7 +14,8 @@ from windlass.program.executor import PAGE_SIZE
 class CachedPage:
     """A full page in the prefix tree: the keys and values of the ``PAGE_SIZE`` tokens after those of its ancestors.
 
-    ``holders`` counts the requests that read it. A page is held at least as often as any of its children.
+    ``holders`` counts the requests that read it. A page is held at least as often as any of its children. ``tokens``
+    are its key below its parent; behind those of a first page stands the number of an adapter, if one computed it.
     """
 
     page: int
@@ -30,7 +31,8 @@ class PagePool:
 
     Invariant: every page is free, or private to one request, or in the tree, and only one of these. A page in the tree
     that nobody holds stays until its memory is needed; the one unused for longest goes first, leaves before parents.
-    The tree is keyed by token ids, which are compared, never only hashed.
+    The tree is keyed by token ids, which are compared, never only hashed. What an adapter computed is apart from what
+    the model computed alone, and from what other adapters did: each is a ``space``, a tree of its own below the root.
     """
 
     def __init__(self, num_pages: int, *, prefix_cache: bool = True) -> None:
@@ -71,15 +73,15 @@ class PagePool:
         """Free private pages."""
         self._free.extend(pages)
 
-    def match(self, token_ids: Sequence[int]) -> list[CachedPage]:
-        """Hold the longest cached prefix of ``token_ids`` and return its pages, in order.
+    def match(self, token_ids: Sequence[int], space: int = 0) -> list[CachedPage]:
+        """Hold the longest prefix of ``token_ids`` that is cached in ``space`` and return its pages, in order.
 
         At least one token stays outside, since a request needs the logits of its last one.
         """
         found: list[CachedPage] = []
         node = self._root
         for start in range(0, len(token_ids) - PAGE_SIZE, PAGE_SIZE):
-            child = node.children.get(tuple(token_ids[start : start + PAGE_SIZE]))
+            child = node.children.get(_key(token_ids[start : start + PAGE_SIZE], space if start == 0 else 0))
             if child is None:
                 break
             self._hold(child)
@@ -87,8 +89,8 @@ class PagePool:
             node = child
         return found
 
-    def insert(self, parent: CachedPage | None, tokens: Sequence[int], page: int) -> CachedPage | None:
-        """Put a private page, now full, into the tree below ``parent`` (None: at the root), held by the caller.
+    def insert(self, parent: CachedPage | None, tokens: Sequence[int], page: int, space: int = 0) -> CachedPage | None:
+        """Put a private page, now full, into the tree below ``parent``, held by the caller; None begins in ``space``.
 
         When the tree has the same tokens there already, that page is held instead and the caller's is freed: their
         contents are the same. None when prefixes are not cached; the page stays private.
@@ -96,7 +98,7 @@ class PagePool:
         if not self.prefix_cache:
             return None
         above = parent or self._root
-        key = tuple(tokens)
+        key = _key(tokens, 0 if parent else space)
         known = above.children.get(key)
         if known is not None:
             self._free.append(page)
@@ -184,3 +186,7 @@ class PagePool:
             found.append(page)
             waiting.extend(page.children.values())
         return found
+
+
+def _key(tokens: Sequence[int], space: int) -> tuple[int, ...]:
+    return (*tokens, space) if space else tuple(tokens)

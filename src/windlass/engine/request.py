@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from windlass.engine.adapters import Adapter
 from windlass.engine.ngram import NgramDrafter
 from windlass.engine.pages import CachedPage
 from windlass.native.sampling import SequenceSampler, TokenLogprobs
@@ -100,6 +101,8 @@ class Request:
     """When the call times out, on the clock of ``time.monotonic``."""
     pin_prompt: bool = False
     """Keep the prompt's full pages in the prefix cache until it is cleared."""
+    adapter: Adapter | None = None
+    """What is added to the model, the same for all requests of a call."""
 
     token_ids: list[int] = field(init=False)
     num_computed: int = field(init=False, default=0)
@@ -122,6 +125,11 @@ class Request:
     def __post_init__(self) -> None:
         self.token_ids = list(self.prompt_ids)
         self.sequence = SequenceSampler(**{name: getattr(self.sampling, name) for name in SamplingParams.__slots__})
+
+    @property
+    def space(self) -> int:
+        """Whose keys and values its own can be shared with: those of the same adapter, or of none."""
+        return 0 if self.adapter is None else self.adapter.number
 
     @property
     def num_generated(self) -> int:

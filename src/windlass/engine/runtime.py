@@ -8,6 +8,7 @@ from contextlib import ExitStack
 import numpy as np
 from numpy.typing import NDArray
 
+from windlass.engine.adapters import Adapters
 from windlass.engine.batch import make_batch
 from windlass.engine.pages import PagePool
 from windlass.engine.recorder import MetricsRecorder
@@ -44,9 +45,13 @@ class Runtime:
         speculator: Speculator | None = None,
         draft_executor: Executor | None = None,
         pooling: Pooling | None = None,
+        adapters: Adapters | None = None,
     ) -> None:
         self.executor = executor
         self._pooling = pooling
+        self._adapters = adapters
+        self.broken: list[Request] = []
+        """Requests whose adapter gave what no token can be drawn from, until the engine thread takes them out."""
         self._executors = (executor,) if draft_executor is None else (executor, draft_executor)
         self.scheduler = scheduler
         self.sampler = sampler
@@ -66,12 +71,14 @@ class Runtime:
         kernels: str | None = None,
         speculator: Speculator | None = None,
         draft_executor: Executor | None = None,
+        adapters: Adapters | None = None,
         pooling: Pooling | None = None,
         whole_prompts: bool = False,
     ) -> Runtime:
         """Put a scheduler over ``num_pages`` pages and a sampler that uses ``kernels`` beside an executor.
 
         ``draft_executor`` is the one that ``speculator`` uses, if it does; it is cancelled and closed with the other.
+        The requests' adapters are among ``adapters``, which are closed too.
         With ``pooling`` the model makes embeddings of prompts, which ``whole_prompts`` keeps in one piece.
         """
         pool = PagePool(num_pages, prefix_cache=prefix_cache)
@@ -79,7 +86,7 @@ class Runtime:
             pool, max_num_sequence=max_num_sequence, max_tokens=max_tokens, whole_prompts=whole_prompts
         )
         sampler = Sampler(active_vocab_size, kernels, executor)
-        return cls(executor, scheduler, sampler, speculator, draft_executor, pooling)
+        return cls(executor, scheduler, sampler, speculator, draft_executor, pooling, adapters)
 
     def cancel(self) -> None:
         """Make ``run`` raise ``StepCancelledError`` soon. From any thread; takes no lock."""
@@ -91,6 +98,8 @@ class Runtime:
         with ExitStack() as stack:
             for executor in self._executors:
                 stack.callback(executor.close)
+            if self._adapters is not None:
+                stack.callback(self._adapters.close)
 
     @property
     def progress(self) -> int:
@@ -129,13 +138,34 @@ class Runtime:
             self.scheduler.advance(chunk.request, chunk.num_tokens)
         if self._pooling is not None:
             return self._embed(self._pooling, rows, chunks, completed, recorder)
-        drawn = self.sampler.sample(rows, completed)
+        try:
+            drawn = self.sampler.sample(rows, completed)
+        except FloatingPointError:
+            completed, rows = self._leave_out_broken(completed, rows)
+            drawn = self.sampler.sample(rows, completed)
         events: list[TokenEvent] = []
         for chunk, tokens in zip(completed, drawn, strict=True):
             events += self._take(chunk, tokens, recorder)
         if self.speculator is not None:
             self.speculator.learn(chunks, recorder.now() - started)
         return events
+
+    def _leave_out_broken(
+        self, chunks: Sequence[Chunk], logits: NDArray[np.float32]
+    ) -> tuple[list[Chunk], NDArray[np.float32]]:
+        """Part with chunks whose logits are not finite where that can be their adapter's fault, and with their rows."""
+        kept: list[Chunk] = []
+        rows: list[int] = []
+        begin = 0
+        for chunk in chunks:
+            end = begin + 1 + len(chunk.drafts)
+            if chunk.request.adapter is not None and not np.isfinite(logits[begin:end]).all():
+                self.broken.append(chunk.request)
+            else:
+                kept.append(chunk)
+                rows += range(begin, end)
+            begin = end
+        return kept, logits[rows]
 
     def _embed(
         self,

@@ -102,7 +102,7 @@ class Scheduler:
             index = len(request.cached)
             tokens = request.token_ids[index * PAGE_SIZE : (index + 1) * PAGE_SIZE]
             parent = request.cached[-1] if request.cached else None
-            page = self.pool.insert(parent, tokens, request.pages[index])
+            page = self.pool.insert(parent, tokens, request.pages[index], request.space)
             if page is None:
                 return
             request.cached.append(page)
@@ -127,7 +127,7 @@ class Scheduler:
 
         False, and nothing changes, when its remaining tokens would need the pages of others.
         """
-        request.cached = self.pool.match(request.token_ids)
+        request.cached = self.pool.match(request.token_ids, request.space)
         request.pages = [page.page for page in request.cached]
         request.num_computed = request.num_draft_computed = len(request.pages) * PAGE_SIZE
         if self.running and self._pages_missing(request, request.num_pending) > self.pool.num_available:
@@ -147,6 +147,7 @@ class Scheduler:
             end = (other.num_computed // PAGE_SIZE + 1) * PAGE_SIZE
             if (
                 other.num_pending > 1
+                and other.adapter is request.adapter
                 and min(len(request.token_ids) - 1, len(other.token_ids)) >= end
                 and other.token_ids[:end] == request.token_ids[:end]
             ):

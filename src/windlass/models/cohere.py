@@ -37,8 +37,11 @@ def define(config: ConfigReader, *, model_type: str = "cohere") -> ModelDefiniti
         name = f"model.layers.{layer}"
         normed = b.layer_norm(x, f"{name}.input_layernorm", shape.rms_norm_eps, bias=False)
         halves = [RowOrder(heads, EVEN_THEN_ODD) for heads in (shape.num_heads, shape.num_kv_heads)]
-        orders = (*halves, None)
-        parts = [Part(f"{name}.self_attn.{part}_proj", rows) for part, rows in zip("qkv", orders, strict=True)]
+        orders, widths = (*halves, None), (shape.query_width, shape.key_width, shape.key_width)
+        parts = [
+            Part(f"{name}.self_attn.{part}_proj", rows, num_rows=count)
+            for part, rows, count in zip("qkv", orders, widths, strict=True)
+        ]
         width = shape.query_width + 2 * shape.key_width
         q, k, v = split_qkv(b.linear(normed, f"{name}.self_attn.qkv_proj", width, parts=parts, bias=bias), shape)
         for value, letter, rows in ((q, "q", halves[0]), (k, "k", halves[1])):

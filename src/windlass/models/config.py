@@ -58,11 +58,14 @@ class ConfigReader:
         Errors have the names that are in the file.
         """
         values = {names.get(key, key): value for key, value in self._values.items()}
-        return self._copy(values, {new: old for old, new in names.items() if old in self._values})
+        reader = self._copy(values, {new: old for old, new in names.items() if old in self._values})
+        reader._read = {names.get(key, key) for key in self._read}
+        return reader
 
     def _copy(self, values: Mapping[str, Any], own_names: Mapping[str, str]) -> ConfigReader:
         reader = ConfigReader(values, self._path, section=self._section)
         reader._own_names = own_names
+        reader._read = set(self._read)
         return reader
 
     def error(self, key: str, reason: str) -> LoadError:
@@ -81,6 +84,10 @@ class ConfigReader:
     def waits(self, key: str) -> bool:
         """True when ``key`` is there and nobody has read it yet."""
         return self.has(key) and key not in self._read
+
+    def skip(self, key: str) -> None:
+        """Count ``key`` as read whatever it holds, since another one overrules it."""
+        self._read.add(key)
 
     def integer(self, key: str, *, default: int | None = None, minimum: int = 1, maximum: int = MAX_INTEGER) -> int:
         """The integer at ``key``, which is required when there is no default."""
@@ -120,6 +127,14 @@ class ConfigReader:
         if type(value) is not bool:
             raise self.error(key, f"is {_show(value)}, which must be true or false")
         return value
+
+    def switch(self, key: str, *, default: bool) -> bool:
+        """The truth value at ``key``, where some files have a number instead."""
+        return (
+            self.integer(key, minimum=0) > 0
+            if type(self._values.get(key)) is int
+            else self.boolean(key, default=default)
+        )
 
     def choice(self, key: str, choices: Sequence[str], *, default: str) -> str:
         """The string at ``key``, one of ``choices``."""

@@ -1,4 +1,4 @@
-"""What decoders are made of, and the plain one: pre-norm attention and gated MLP, each added to the residual.
+"""What decoders are made of, and the plain one: attention and gated MLP, normalized, each added to the residual.
 
 A model file reads its sizes with ``read_shape``, writes its layers with a ``ProgramBuilder``, with ``project_qkv`` and
 ``gated_mlp`` where they fit, and ends with ``finish``. ``define_decoder`` is the whole of it for those like Llama.
@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from windlass.models.config import HARMLESS_KEYS, ConfigReader
 from windlass.models.definition import ModelDefinition
 from windlass.models.rope import RopeConfig, read_rope
 from windlass.program.builder import ProgramBuilder
 from windlass.program.ops import GateKind, Value
-from windlass.program.program import RopeTable
+from windlass.program.program import Part, RopeTable
 
 _MAX_LAYERS = 10_000
 
@@ -97,7 +97,8 @@ def project_qkv(
     b: ProgramBuilder, x: Value, name: str, shape: Shape, *, fused: str = "qkv_proj", bias: bool = False
 ) -> tuple[Value, Value, Value]:
     """Queries, keys and values of ``x``, made in one product; ``fused`` is MLC's name of its weight."""
-    parts = [f"{name}.{part}_proj" for part in "qkv"]
+    widths = zip("qkv", (shape.query_width, shape.key_width, shape.key_width), strict=True)
+    parts = [Part(f"{name}.{part}_proj", num_rows=width) for part, width in widths]
     qkv = b.linear(x, f"{name}.{fused}", shape.query_width + 2 * shape.key_width, parts=parts, bias=bias)
     return split_qkv(qkv, shape)
 
@@ -112,7 +113,7 @@ def gated_mlp(
     b: ProgramBuilder, x: Value, name: str, intermediate_size: int, *, kind: GateKind = "silu", bias: bool = False
 ) -> Value:
     """Down(activation(gate(x)) * up(x)) (Shazeer, 2020), its three projections called as Llama calls them."""
-    parts = [f"{name}.gate_proj", f"{name}.up_proj"]
+    parts = [Part(f"{name}.{part}_proj", num_rows=intermediate_size) for part in ("gate", "up")]
     gate_up = b.linear(x, f"{name}.gate_up_proj", 2 * intermediate_size, parts=parts, bias=bias)
     return b.linear(b.gated_activation(gate_up, kind), f"{name}.down_proj", x.width, bias=bias)
 
@@ -157,10 +158,12 @@ def define_decoder(
     qkv_bias: bool = False,
     output_bias: bool = False,
     mlp_bias: bool = False,
-    head_norm: bool = False,
-    windows: list[int | None] | None = None,
+    qk_norm: Literal["head", "whole"] | None = None,
+    norms_behind: bool = False,
+    windows: Sequence[int | None] | None = None,
     rotated: Sequence[bool] | None = None,
     rope: RopeConfig | None = None,
+    sliding_rope: RopeConfig | None = None,
     query_rope: RopeTable | None = None,
     sinks: bool = False,
     mlp: Mlp | None = None,
@@ -175,10 +178,12 @@ def define_decoder(
         qkv_bias: that projection has a bias.
         output_bias: the attention's output projection has one.
         mlp_bias: the three projections of the MLP have one.
-        head_norm: queries and keys are normalized per head before they are rotated.
+        qk_norm: queries and keys are normalized before they are rotated: each head, or all heads as a whole.
+        norms_behind: what attention and MLP give is normalized, and not what they get.
         windows: the sliding window of each layer; None for none at all.
         rotated: the layers in which queries and keys are rotated; None for all.
         rope: the rotary embedding, where the architecture reads it in a way of its own.
+        sliding_rope: that of the layers with a window, where it differs.
         query_rope: what rotates the queries, where that is not what rotates the keys.
         sinks: each head has a sink, see ``Attention``.
         mlp: what takes the place of the gated MLP.
@@ -188,34 +193,48 @@ def define_decoder(
     config.finish(ignore=HARMLESS_KEYS)
     layer_windows = windows or [None] * shape.num_layers
     b = shape.builder()
-    table = b.rope_table(rope.table)
-    query_table = table if query_rope is None else b.rope_table(query_rope)
+    eps = shape.rms_norm_eps
+    full_table = b.rope_table(rope.table)
+    query_table = None if query_rope is None else b.rope_table(query_rope)
+    sliding = rope if sliding_rope is None else sliding_rope
+    sliding_table = full_table if sliding.table == rope.table else b.rope_table(sliding.table)
 
     def attention(x: Value, layer: int, name: str) -> Value:
         q, k, v = project_qkv(b, x, name, shape, fused=qkv_name, bias=qkv_bias)
-        if head_norm:
-            b.head_norm(q, f"{name}.q_norm", shape.rms_norm_eps)
-            b.head_norm(k, f"{name}.k_norm", shape.rms_norm_eps)
+        if qk_norm == "head":
+            b.head_norm(q, f"{name}.q_norm", eps)
+            b.head_norm(k, f"{name}.k_norm", eps)
+        elif qk_norm == "whole":
+            q = b.rms_norm(q, f"{name}.q_norm", eps)
+            k = b.rms_norm(k, f"{name}.k_norm", eps)
+        table = full_table if layer_windows[layer] is None else sliding_table
         if rotated is None or rotated[layer]:
-            b.rope(q, query_table)
+            b.rope(q, table if query_table is None else query_table)
             b.rope(k, table)
         b.write_kv(layer, k, v)
         sink_name = f"{name}.sinks" if sinks else None
         out = b.attention(q, layer, num_heads=shape.num_heads, window=layer_windows[layer], sinks=sink_name)
         return b.linear(out, f"{name}.o_proj", shape.hidden_size, bias=output_bias)
 
+    def feed_forward(x: Value, layer: int, name: str) -> Value:
+        if mlp is not None:
+            return mlp(b, x, layer)
+        return gated_mlp(b, x, name, shape.intermediate_size, bias=mlp_bias)
+
     x = b.embed("model.embed_tokens", shape.hidden_size)
     for layer in range(shape.num_layers):
         name = f"model.layers.{layer}"
-        h = b.rms_norm(x, f"{name}.input_layernorm", shape.rms_norm_eps)
-        b.add(x, attention(h, layer, f"{name}.self_attn"))
-        h = b.rms_norm(x, f"{name}.post_attention_layernorm", shape.rms_norm_eps)
-        if mlp is None:
-            b.add(x, gated_mlp(b, h, f"{name}.mlp", shape.intermediate_size, bias=mlp_bias))
+        if norms_behind:
+            h = attention(x, layer, f"{name}.self_attn")
+            b.add(x, b.rms_norm(h, f"{name}.post_attention_layernorm", eps))
+            h = feed_forward(x, layer, f"{name}.mlp")
+            b.add(x, b.rms_norm(h, f"{name}.post_feedforward_layernorm", eps))
         else:
-            b.add(x, mlp(b, h, layer))
-    x = b.rms_norm(x, "model.norm", shape.rms_norm_eps)
-    b.logits(x, "model.embed_tokens" if shape.tied_head else "lm_head")
+            h = b.rms_norm(x, f"{name}.input_layernorm", eps)
+            b.add(x, attention(h, layer, f"{name}.self_attn"))
+            h = b.rms_norm(x, f"{name}.post_attention_layernorm", eps)
+            b.add(x, feed_forward(h, layer, f"{name}.mlp"))
+    b.logits(b.rms_norm(x, "model.norm", eps), "model.embed_tokens" if shape.tied_head else "lm_head")
     return finish(model_type, b, shape, context_length=rope.context_length(shape.max_position_embeddings))
 
 

@@ -15,12 +15,16 @@ from windlass.models.mla import KV_B_APART, LatentAttention, read_latent_attenti
 from windlass.program.ops import Value
 from windlass.program.program import Part
 
+_HARMLESS = {"head_dim", "qk_head_dim", "n_group", "topk_group", "auto_map"}
+"""Sizes that others give, groups that nobody asked for, and the code of which transformers has its own."""
+
 
 def define_v2(config: ConfigReader) -> ModelDefinition:
     """DeepSeek-V2, Lite or not: shares are softmax scores, as they are."""
     shape = read_shape(config, head_dim=1)
     config.choice("scoring_func", ("softmax",), default="softmax")
     config.require("norm_topk_prob", False, "the shares of this architecture are not normalized")
+    config.require("mlp_bias", False, "the MLPs of this architecture have no biases")
     method = config.choice("topk_method", ("greedy", "group_limited_greedy"), default="greedy")
     groups = _read_groups(config) if method == "group_limited_greedy" else (1, 1)
     mixture = replace(_read_mixture(config, shape), normalize=False, num_groups=groups[0], top_groups=groups[1])
@@ -83,7 +87,7 @@ def _define(
     # Layers that predict the tokens after the next are stored behind the others.
     further = config.integer("num_nextn_predict_layers", default=0, minimum=0, maximum=64)
     config.integer("ep_size", default=1)
-    config.finish(ignore=HARMLESS_KEYS | {"head_dim", "n_group", "topk_group", "qk_head_dim"})
+    config.finish(ignore=HARMLESS_KEYS | _HARMLESS)
     b = replace(shape, num_kv_heads=1, head_dim=attention.row_width).builder()
     table = b.rope_table(attention.rope.table)
 

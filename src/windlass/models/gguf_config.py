@@ -6,9 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from windlass.errors import LoadError
 from windlass.models.config import ConfigReader
 from windlass.models.family import GgufDialect, Shapes
+from windlass.models.rope import DEFAULT_THETA, Llama3Rope
 from windlass.program.pooling import Pooling
 from windlass.weights.gguf_names import COMMON_TENSORS, FIXED_FACTORS, LONG_FACTORS, SHORT_FACTORS
 
@@ -140,3 +143,30 @@ def _longrope(reader: ConfigReader, factors: Mapping[str, list[float]], original
     if reader.has("rope.scaling.attn_factor"):
         scaling["attention_factor"] = reader.number("rope.scaling.attn_factor")
     return scaling
+
+
+def to_hugging_face(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Return ``config`` (of ``from_gguf_metadata``) in keys that Hugging Face has.
+
+    The factors of ``rope_freqs.weight`` are written as the settings of Llama 3.1 and 3.2 that give them.
+
+    Raises:
+        LoadError: no such settings do.
+    """
+    values = dict(config)
+    factors = values.pop("rope_pair_factors", None)
+    if factors is None:
+        return values
+    head_dim = values.get("head_dim", values["hidden_size"] // values["num_attention_heads"])
+    for factor in (8.0, 32.0, 16.0, 4.0, 2.0):
+        rope = Llama3Rope(values.get("rope_theta", DEFAULT_THETA), head_dim, factor, 1.0, 4.0, 8192)
+        if np.allclose(rope.pair_factors(), factors, rtol=1e-4):
+            values["rope_scaling"] = {
+                "rope_type": "llama3",
+                "factor": factor,
+                "low_freq_factor": rope.low_freq_factor,
+                "high_freq_factor": rope.high_freq_factor,
+                "original_max_position_embeddings": rope.original_length,
+            }
+            return values
+    raise LoadError(path, "rope_freqs.weight has other factors than Llama 3's, for which config.json has no key")

@@ -53,7 +53,7 @@ def define(config: ConfigReader) -> ModelDefinition:
     for layer in range(shape.num_layers):
         name = f"transformer.h.{layer}"
         h = b.layer_norm(x, f"{name}.ln_1", shape.rms_norm_eps)
-        q, k, v = split_qkv(linear(h, f"{name}.attn.c_attn", 3 * shape.hidden_size), shape)
+        q, k, v = split_qkv(linear(h, f"{name}.attn.c_attn", shape.query_width + 2 * shape.key_width), shape)
         b.write_kv(layer, k, v)
         h = b.attention(q, layer, num_heads=shape.num_heads, scale=scale / (layer + 1 if by_layer else 1))
         b.add(x, linear(h, f"{name}.attn.c_proj", shape.hidden_size))
@@ -69,45 +69,46 @@ def define(config: ConfigReader) -> ModelDefinition:
     return replace(definition, stored_prefixes=prefixes)
 
 
-def _read_gguf(reader: ConfigReader, config: dict[str, Any], _shapes: Shapes) -> None:
+def read_gguf(reader: ConfigReader, config: dict[str, Any], _shapes: Shapes) -> None:
+    """Fill in what most families call otherwise; weights are not transposed."""
     config["rms_norm_eps"] = reader.number("attention.layer_norm_epsilon")
     config["conv1d"] = False
 
 
-def _read_mlc(reader: ConfigReader, config: dict[str, Any], context: int) -> int:
+def read_mlc(reader: ConfigReader, config: dict[str, Any], context: int) -> int:
+    """Return the context length, which is that of the positions where no other is told."""
     context = context or reader.integer("n_positions", default=0, minimum=0)
     config.pop("n_positions", None)
     return context
 
 
-def _write_mlc(mlc: dict[str, Any], _hf: Mapping[str, Any]) -> None:
+def write_mlc(mlc: dict[str, Any], _hf: Mapping[str, Any]) -> None:
+    """Leave out what such directories do not have."""
     for key in ("num_key_value_heads", "rope_theta", "rope_scaling", "tie_word_embeddings"):
         del mlc[key]
 
 
+GGUF_TENSORS = {
+    "token_embd": "transformer.wte",
+    "position_embd": "transformer.wpe",
+    "output_norm": "transformer.ln_f",
+    "attn_norm": "transformer.h.{layer}.ln_1",
+    "attn_qkv": "transformer.h.{layer}.attn.c_attn",
+    "attn_output": "transformer.h.{layer}.attn.c_proj",
+    "ffn_norm": "transformer.h.{layer}.ln_2",
+    "ffn_up": "transformer.h.{layer}.mlp.c_fc",
+    "ffn_down": "transformer.h.{layer}.mlp.c_proj",
+}
+
 FAMILY = Family(
     "gpt2",
     define,
-    GgufDialect(
-        "gpt2",
-        tensors={
-            "token_embd": "transformer.wte",
-            "position_embd": "transformer.wpe",
-            "output_norm": "transformer.ln_f",
-            "attn_norm": "transformer.h.{layer}.ln_1",
-            "attn_qkv": "transformer.h.{layer}.attn.c_attn",
-            "attn_output": "transformer.h.{layer}.attn.c_proj",
-            "ffn_norm": "transformer.h.{layer}.ln_2",
-            "ffn_up": "transformer.h.{layer}.mlp.c_fc",
-            "ffn_down": "transformer.h.{layer}.mlp.c_proj",
-        },
-        read=_read_gguf,
-    ),
+    GgufDialect("gpt2", tensors=GGUF_TENSORS, read=read_gguf),
     MlcDialect(
         fields=("n_embd", "n_layer", "n_head", "layer_norm_epsilon", "n_inner", "scale_attn_by_inverse_layer_idx"),
         optional=("activation_function", "scale_attn_weights"),
         untied=True,
-        read=_read_mlc,
-        write=_write_mlc,
+        read=read_mlc,
+        write=write_mlc,
     ),
 )

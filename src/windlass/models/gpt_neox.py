@@ -46,7 +46,8 @@ def define(config: ConfigReader) -> ModelDefinition:
         fused = f"{name}.attention.query_key_value"
         parts = [Part(fused)]
         if by_head:
-            parts = [Part(fused, RowOrder(shape.num_heads, ((i * size, (i + 1) * size, 1),))) for i in range(3)]
+            orders = [RowOrder(shape.num_heads, ((i * size, (i + 1) * size, 1),)) for i in range(3)]
+            parts = [Part(fused, order, num_rows=shape.hidden_size) for order in orders]
         q, k, v = split_qkv(b.linear(h, fused, 3 * shape.hidden_size, parts=parts, bias=bias), shape)
         b.rope(q, table, rotary_dim=rope.rotary_dim)
         b.rope(k, table, rotary_dim=rope.rotary_dim)

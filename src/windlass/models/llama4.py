@@ -38,7 +38,7 @@ def define(config: ConfigReader) -> ModelDefinition:
     rotated = _read_rotated_layers(config, shape.num_layers)
     chunks = _read_chunks(config, rotated)
     norm = config.boolean("use_qk_norm", default=True)
-    scaled = config.boolean("attn_temperature_tuning", default=True)
+    scaled = config.switch("attn_temperature_tuning", default=True)
     scale = QueryScale(
         shape.head_dim, config.number("attn_scale", default=0.1), config.integer("floor_scale", default=8192)
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from windlass.models.config import ConfigReader
-from windlass.models.decoder import Shape
+from windlass.models.decoder import Shape, read_layer_types
 from windlass.models.family import Shapes
 from windlass.program.builder import ProgramBuilder
 from windlass.program.ops import Value
@@ -135,6 +135,19 @@ def dense_layers(config: Mapping[str, Any], shapes: Shapes) -> list[int]:
     """The layers of a GGUF file that have a plain MLP."""
     layers = range(config.get("num_hidden_layers", 0))
     return [layer for layer in layers if f"model.layers.{layer}.mlp.gate_proj.weight" in shapes]
+
+
+def refuse_windows(config: ConfigReader, num_layers: int) -> None:
+    """Read Qwen's sliding windows, which its mixtures do not use: what is said of them beside that does not matter.
+
+    Raises:
+        LoadError: they are switched on.
+    """
+    config.require("use_sliding_window", False, "sliding windows are not supported in this architecture")
+    for key in ("sliding_window", "max_window_layers"):
+        config.integer(key, default=0, minimum=0)
+    if any(read_layer_types(config, [False] * num_layers)):
+        raise config.error("layer_types", "has sliding_attention, but use_sliding_window is not true")
 
 
 def read_sparse_layers(config: ConfigReader, num_layers: int) -> Sequence[bool]:

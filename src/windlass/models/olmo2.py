@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from windlass.models.config import HARMLESS_KEYS, ConfigReader
-from windlass.models.decoder import Shape, finish, gated_mlp, project_qkv, read_layer_types, read_shape
+from windlass.models.config import ConfigReader
+from windlass.models.decoder import Shape, define_decoder, read_layer_types, read_shape
 from windlass.models.definition import ModelDefinition
 from windlass.models.family import Family, GgufDialect, MlcDialect, Shapes
 from windlass.models.gguf_config import read_sliding_layers
@@ -16,7 +16,7 @@ OLMO3_THETA = 500_000.0
 
 
 def define(config: ConfigReader) -> ModelDefinition:
-    """OLMo 2."""
+    """OLMo 2: normalized behind attention and MLP instead of before; and queries and keys, each as a whole."""
     shape = read_shape(config)
     rope = read_rope(config, head_dim=shape.head_dim, max_position_embeddings=shape.max_position_embeddings)
     return _define("olmo2", config, shape, [None] * shape.num_layers, rope, rope)
@@ -41,37 +41,26 @@ def _define(
     full: RopeConfig,
     sliding: RopeConfig,
 ) -> ModelDefinition:
-    """Llama, normalized behind attention and MLP instead of before; and queries and keys, each as a whole."""
     bias = config.boolean("attention_bias", default=False)
-    config.finish(ignore=HARMLESS_KEYS)
-    b = shape.builder()
-    eps = shape.rms_norm_eps
-    full_table = b.rope_table(full.table)
-    sliding_table = full_table if sliding.table == full.table else b.rope_table(sliding.table)
-
-    x = b.embed("model.embed_tokens", shape.hidden_size)
-    for layer, window in enumerate(windows):
-        name = f"model.layers.{layer}"
-        table = full_table if window is None else sliding_table
-        q, k, v = project_qkv(b, x, f"{name}.self_attn", shape, bias=bias)
-        q = b.rms_norm(q, f"{name}.self_attn.q_norm", eps)
-        k = b.rms_norm(k, f"{name}.self_attn.k_norm", eps)
-        b.rope(q, table)
-        b.rope(k, table)
-        b.write_kv(layer, k, v)
-        h = b.attention(q, layer, num_heads=shape.num_heads, window=window)
-        h = b.linear(h, f"{name}.self_attn.o_proj", shape.hidden_size, bias=bias)
-        b.add(x, b.rms_norm(h, f"{name}.post_attention_layernorm", eps))
-        h = gated_mlp(b, x, f"{name}.mlp", shape.intermediate_size)
-        b.add(x, b.rms_norm(h, f"{name}.post_feedforward_layernorm", eps))
-    b.logits(b.rms_norm(x, "model.norm", eps), "model.embed_tokens" if shape.tied_head else "lm_head")
-    return finish(model_type, b, shape, context_length=full.context_length(shape.max_position_embeddings))
+    return define_decoder(
+        model_type,
+        config,
+        shape,
+        qkv_bias=bias,
+        output_bias=bias,
+        qk_norm="whole",
+        norms_behind=True,
+        windows=windows,
+        rope=full,
+        sliding_rope=sliding,
+    )
 
 
-_GGUF_TENSORS = {
+GGUF_NORMS_BEHIND = {
     "post_attention_norm": "model.layers.{layer}.post_attention_layernorm",
     "post_ffw_norm": "model.layers.{layer}.post_feedforward_layernorm",
 }
+"""What normalizes what attention and MLP give, by the names of GGUF's tensors."""
 
 
 def _read_gguf_olmo3(reader: ConfigReader, config: dict[str, Any], _shapes: Shapes) -> None:
@@ -85,7 +74,7 @@ def _read_gguf_olmo3(reader: ConfigReader, config: dict[str, Any], _shapes: Shap
 FAMILY = Family(
     "olmo2",
     define,
-    GgufDialect("olmo2", tensors=_GGUF_TENSORS),
+    GgufDialect("olmo2", tensors=GGUF_NORMS_BEHIND),
     mlc=MlcDialect(
         renamed={"position_embedding_base": "rope_theta"},
         fields=("rope_scaling", "tie_word_embeddings"),
@@ -95,5 +84,5 @@ FAMILY = Family(
 OLMO3_FAMILY = Family(
     "olmo3",
     define_olmo3,
-    GgufDialect("olmo2", marker="attention.sliding_window", tensors=_GGUF_TENSORS, read=_read_gguf_olmo3),
+    GgufDialect("olmo2", marker="attention.sliding_window", tensors=GGUF_NORMS_BEHIND, read=_read_gguf_olmo3),
 )

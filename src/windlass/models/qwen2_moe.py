@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from windlass.models.config import ConfigReader
-from windlass.models.decoder import define_decoder, gated_mlp, read_shape, read_windows
+from windlass.models.decoder import define_decoder, gated_mlp, read_shape
 from windlass.models.definition import ModelDefinition
 from windlass.models.family import Family, GgufDialect, Shapes
 from windlass.models.mixture import (
@@ -17,6 +17,7 @@ from windlass.models.mixture import (
     qwen_mixture,
     read_experts,
     read_sparse_layers,
+    refuse_windows,
 )
 from windlass.models.qwen_mlc import MIXTURE_FIELDS, qwen_mlc
 from windlass.program.builder import ProgramBuilder
@@ -30,8 +31,7 @@ def define(config: ConfigReader) -> ModelDefinition:
     mixture = Mixture(*sizes, normalize=config.boolean("norm_topk_prob", default=False))
     shared_size = config.integer("shared_expert_intermediate_size")
     sparse = read_sparse_layers(config, shape.num_layers)
-    config.require("use_sliding_window", False, "sliding windows are not supported in this architecture")
-    read_windows(config, shape.num_layers)
+    refuse_windows(config, shape.num_layers)
     config.require("qkv_bias", True, "queries, keys and values have biases in this architecture")
 
     def mlp(b: ProgramBuilder, x: Value, layer: int) -> Value:

@@ -15,7 +15,7 @@ def define(config: ConfigReader) -> ModelDefinition:
     bias = config.boolean("attention_bias", default=False)
     windows = read_windows(config, shape.num_layers)
     return define_decoder(
-        "qwen3", config, shape, qkv_name="c_attn", qkv_bias=bias, output_bias=bias, head_norm=True, windows=windows
+        "qwen3", config, shape, qkv_name="c_attn", qkv_bias=bias, output_bias=bias, qk_norm="head", windows=windows
     )
 
 

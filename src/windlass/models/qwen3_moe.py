@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from windlass.models.config import ConfigReader
-from windlass.models.decoder import define_decoder, gated_mlp, read_shape, read_windows
+from windlass.models.decoder import define_decoder, gated_mlp, read_shape
 from windlass.models.definition import ModelDefinition
 from windlass.models.family import Family, GgufDialect, Shapes
 from windlass.models.mixture import (
@@ -16,6 +16,7 @@ from windlass.models.mixture import (
     qwen_mixture,
     read_experts,
     read_sparse_layers,
+    refuse_windows,
 )
 from windlass.models.qwen_mlc import MIXTURE_FIELDS, qwen_mlc
 from windlass.program.builder import ProgramBuilder
@@ -25,11 +26,11 @@ from windlass.program.ops import Value
 def define(config: ConfigReader) -> ModelDefinition:
     """Qwen3, with experts in place of the MLP."""
     shape = read_shape(config)
-    sizes = read_experts(config, shape, count="num_experts", width="moe_intermediate_size", top_k=8)
+    count = "num_experts" if config.has("num_experts") else "num_local_experts"  # as transformers 5 writes it
+    sizes = read_experts(config, shape, count=count, width="moe_intermediate_size", top_k=8)
     mixture = Mixture(*sizes, normalize=config.boolean("norm_topk_prob", default=False))
     sparse = read_sparse_layers(config, shape.num_layers)
-    config.require("use_sliding_window", False, "sliding windows are not supported in this architecture")
-    read_windows(config, shape.num_layers)
+    refuse_windows(config, shape.num_layers)
 
     def mlp(b: ProgramBuilder, x: Value, layer: int) -> Value:
         name = f"model.layers.{layer}.mlp"
@@ -39,7 +40,7 @@ def define(config: ConfigReader) -> ModelDefinition:
 
     bias = config.boolean("attention_bias", default=False)
     return define_decoder(
-        "qwen3_moe", config, shape, qkv_name="c_attn", qkv_bias=bias, output_bias=bias, head_norm=True, mlp=mlp
+        "qwen3_moe", config, shape, qkv_name="c_attn", qkv_bias=bias, output_bias=bias, qk_norm="head", mlp=mlp
     )
 
 

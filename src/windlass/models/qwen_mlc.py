@@ -28,5 +28,7 @@ def qwen_mlc(*fields: str, optional: tuple[str, ...] = (), prefill_chunk_size: i
 
 
 def _write(mlc: dict[str, Any], hf: Mapping[str, Any]) -> None:
+    if "num_local_experts" in hf:  # as transformers 5 calls those of Qwen3
+        mlc.setdefault("num_experts", hf["num_local_experts"])
     if hf.get("use_sliding_window"):
         mlc.update({key: hf[key] for key in _WINDOW_KEYS if key in hf})

@@ -12,10 +12,12 @@ from windlass.models import (
     bert,
     cohere,
     deepseek,
+    exaone4,
     gemma,
     gemma2,
     gemma3,
     gpt2,
+    gpt_bigcode,
     gpt_neox,
     gpt_oss,
     granite,
@@ -26,6 +28,7 @@ from windlass.models import (
     mixtral,
     mlc_config,
     olmo2,
+    olmoe,
     phi3,
     quantization_config,
     qwen2,
@@ -49,11 +52,13 @@ FAMILIES: dict[str, Family] = {
         cohere.FAMILY2,
         deepseek.V2_FAMILY,
         deepseek.V3_FAMILY,
+        exaone4.FAMILY,
         gemma.FAMILY,
         gemma2.FAMILY,
         gemma3.FAMILY,
         gemma3.TEXT_FAMILY,
         gpt2.FAMILY,
+        gpt_bigcode.FAMILY,
         gpt_neox.FAMILY,
         gpt_oss.FAMILY,
         granite.FAMILY,
@@ -66,6 +71,7 @@ FAMILIES: dict[str, Family] = {
         mixtral.FAMILY,
         olmo2.FAMILY,
         olmo2.OLMO3_FAMILY,
+        olmoe.FAMILY,
         phi3.FAMILY,
         qwen2.FAMILY,
         qwen2_moe.FAMILY,
@@ -138,6 +144,15 @@ def to_mlc_config(model_type: str, config: Mapping[str, Any], path: Path) -> dic
     """
     definition = define_model(model_type, config, path, dialect="hf")
     return mlc_config.to_mlc_config(_mlc_dialect(model_type, path), definition, config)
+
+
+def to_hf_config(model_type: str, config: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Return the config.json that says the same as the ``model_config`` object ``config`` of mlc-chat-config.json.
+
+    Raises:
+        LoadError: as ``define_model``, or MLC directories cannot hold this family.
+    """
+    return mlc_config.from_mlc_config(_mlc_dialect(model_type, path), config, path)[0]
 
 
 def mlc_weights(definition: ModelDefinition) -> list[WeightSpec]:

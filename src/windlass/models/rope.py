@@ -125,12 +125,19 @@ class Llama3Rope:
 
     def cos_sin(self, positions: int) -> tuple[F32, F32]:
         """See ``RopeTable``."""
+        return _cos_sin(np.arange(positions), self._frequencies())
+
+    def pair_factors(self) -> F32:
+        """How much each pair is slowed, float32 [dim / 2]."""
+        return _inverse_frequencies(self.theta, self.dim) / self._frequencies()
+
+    def _frequencies(self) -> F32:
         frequencies = _inverse_frequencies(self.theta, self.dim)
         turns = self.original_length / (2 * np.float32(math.pi) / frequencies)
         width = self.high_freq_factor - self.low_freq_factor or 1e-20  # a step instead of a ramp
         kept: F32 = np.clip((turns - self.low_freq_factor) / width, 0, 1).astype(np.float32)
         scaled: F32 = (1 - kept) * frequencies / np.float32(self.factor) + kept * frequencies
-        return _cos_sin(np.arange(positions), scaled)
+        return scaled
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 
 from windlass.errors import EngineForkedError
 from windlass.native import _core
+from windlass.native.adapter import NativeAdapter, sequence_adapters
 from windlass.native.translation import translate
+from windlass.program.adapter import Update
 from windlass.program.executor import Batch, KVDtype, StepCancelledError
 from windlass.program.program import Program, WeightSpec
 from windlass.quantization import Tensor
@@ -79,7 +81,7 @@ class NativeExecutor:
             MemoryError: there is not enough memory.
         """
         self._output_width = program.output_width
-        self._num_weights = len(program.weights)
+        self._program = program
         self._pid = os.getpid()
         self._core = _core.Executor(
             translate(program),
@@ -148,10 +150,11 @@ class NativeExecutor:
             OSError: the file cannot be written.
             RuntimeError: the executor is closed, or in use by another thread.
         """
-        for index in range(self._num_weights):
+        total = len(self._program.weights)
+        for index in range(total):
             self._core.write_weight(descriptor, index)
             if progress is not None:
-                progress(index + 1, self._num_weights)
+                progress(index + 1, total)
         os.fsync(descriptor)
         self._core.write_header(descriptor, identity)
 
@@ -177,10 +180,15 @@ class NativeExecutor:
             _indices("page_starts", batch.page_starts),
             logit_rows,
             result,
+            *(sequence_adapters(batch.adapters) if batch.adapters else ()),
         )
         if not finished:
             raise StepCancelledError("the step was cancelled")
         return result
+
+    def pack_adapter(self, updates: Iterable[Update]) -> NativeAdapter:
+        """Pack an adapter for the batches of this executor; see ``Executor.pack_adapter``."""
+        return NativeAdapter(self._core, self._program, updates)
 
     def cancel(self) -> None:
         """Make the ``run`` in progress, or else the next one, raise ``StepCancelledError`` soon. Never blocks."""

@@ -146,6 +146,10 @@ class ProgramBuilder:
         ``mlc_as_stored`` says of both what ``WeightSpec`` says.
         """
         self._check_read(x)
+        counts = [part.num_rows for part in _as_parts(parts) or ()]
+        known = [count for count in counts if count is not None]
+        if known and (len(known) < len(counts) or sum(known) != out_features):
+            raise ProgramError(f"{name}: parts of {counts} rows do not make up {out_features}")
         weight = self._declare(
             f"{name}.weight",
             (out_features, x.width),

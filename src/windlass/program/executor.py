@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+from windlass.program.adapter import PackedAdapter, Update
 
 PAGE_SIZE = 16
 """Tokens in one page of the KV cache."""
@@ -40,6 +43,8 @@ class Batch:
     """[S + 1], ascending, from 0 to P."""
     logit_rows: NDArray[np.int32]
     """[R], the tokens (indices into ``token_ids``) whose logits are wanted."""
+    adapters: tuple[PackedAdapter | None, ...] = ()
+    """[S], what ``pack_adapter`` made of each sequence's adapter, None where it has none; empty when none has any."""
 
 
 class Executor(Protocol):
@@ -51,6 +56,18 @@ class Executor(Protocol):
         Raises:
             StepCancelledError: ``cancel`` was called since the step began (or since the last ``run`` returned).
             ValueError: the batch breaks a rule of ``Batch`` or is larger than the executor was built for.
+        """
+        ...
+
+    def pack_adapter(self, updates: Iterable[Update]) -> PackedAdapter:
+        """Bring an adapter into the layout of this executor, for batches to name. From any thread, also during ``run``.
+
+        Args:
+            updates: for each weight that it adds to; taken one by one. Tensors are not kept.
+
+        Raises:
+            ValueError: an update does not fit the program, or comes twice.
+            MemoryError: there is not enough memory.
         """
         ...
 
@@ -79,6 +96,8 @@ def check_batch(batch: Batch, *, vocab_size: int, num_pages: int, max_tokens: in
         ValueError: a rule is broken; the message names the array.
     """
     for field in fields(Batch):
+        if field.name == "adapters":
+            continue
         array = getattr(batch, field.name)
         if array.dtype != np.int32 or array.ndim != 1 or not array.flags.c_contiguous:
             raise ValueError(
@@ -97,6 +116,8 @@ def check_batch(batch: Batch, *, vocab_size: int, num_pages: int, max_tokens: in
     _check_starts("page_starts", batch.page_starts, len(batch.page_ids))
     if len(batch.token_starts) != len(batch.page_starts):
         raise ValueError("token_starts and page_starts speak of different numbers of sequences")
+    if batch.adapters and len(batch.adapters) != len(batch.token_starts) - 1:
+        raise ValueError(f"{len(batch.adapters)} adapters for {len(batch.token_starts) - 1} sequences")
     sequence = np.repeat(np.arange(len(batch.token_starts) - 1), np.diff(batch.token_starts))
     steps = np.diff(batch.positions)[sequence[1:] == sequence[:-1]]
     if not np.all(steps == 1):

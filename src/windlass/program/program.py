@@ -55,6 +55,8 @@ class Part:
     The rows that ``matrices`` takes become matrices of their own, one of each run; what is quantized in its file
     becomes float32 by that. ``transposed`` swaps the last two axes; a tensor with three axes then becomes a matrix with
     the rows of all; ``rows`` are taken of what that gives, and ``plus`` is added to every number.
+    ``num_rows`` are those that a linear weight gets of the tensor, where it has several parts: without that no adapter
+    can be for one of them.
     """
 
     name: str
@@ -62,6 +64,7 @@ class Part:
     transposed: bool = False
     plus: float = 0.0
     matrices: RowOrder | None = None
+    num_rows: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

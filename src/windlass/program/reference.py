@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from windlass.program.adapter import LowRank, Update, check_update, linear_shapes
 from windlass.program.executor import PAGE_SIZE, Batch, KVDtype, StepCancelledError, check_batch
 from windlass.program.ops import (
     Activation,
@@ -108,6 +109,9 @@ class ReferenceExecutor:
             max_tokens=self._max_tokens,
             max_positions=self._max_positions,
         )
+        for adapter in batch.adapters:
+            if adapter is not None and not (isinstance(adapter, ReferenceAdapter) and adapter.program is self._program):
+                raise ValueError("the batch has an adapter that this executor did not pack")
         step = _Step(batch, self._program, self._weights, self._ropes, self._kv, self._kv_dtype)
         for op in self._program.ops:
             self._stop_if_cancelled()
@@ -115,6 +119,10 @@ class ReferenceExecutor:
             self._progress += 1
         self._stop_if_cancelled()
         return step.result
+
+    def pack_adapter(self, updates: Iterable[Update]) -> ReferenceAdapter:
+        """Dequantize an adapter; see ``Executor.pack_adapter``."""
+        return ReferenceAdapter(self._program, updates)
 
     def cancel(self) -> None:
         """Make the ``run`` in progress, or else the next one, raise ``StepCancelledError`` soon."""
@@ -139,6 +147,46 @@ class ReferenceExecutor:
         if self._cancelled.is_set():
             self._cancelled.clear()
             raise StepCancelledError("the step was cancelled")
+
+
+class ReferenceAdapter:
+    """An adapter in float32; a ``PackedAdapter``. Invariant: ``_pieces`` is None exactly when it is closed."""
+
+    def __init__(self, program: Program, updates: Iterable[Update]) -> None:
+        """See ``Executor.pack_adapter``."""
+        self.program = program
+        shapes = linear_shapes(program)
+        packed: dict[str, list[tuple[slice, F32, F32]]] = {}
+        for name, pieces in updates:
+            check_update(shapes, name, pieces)
+            if name in packed:
+                raise ValueError(f"{name} is updated twice")
+            packed[name] = [_scaled(piece) for piece in pieces]
+        self._pieces: dict[str, list[tuple[slice, F32, F32]]] | None = packed
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that it takes."""
+        return sum(a.nbytes + b.nbytes for pieces in (self._pieces or {}).values() for _, a, b in pieces)
+
+    def close(self) -> None:
+        """Let go of its matrices."""
+        self._pieces = None
+
+    def pieces(self, weight: str) -> Sequence[tuple[slice, F32, F32]]:
+        """Return the rows that it adds to, A, and B times the scale, for each piece.
+
+        Raises:
+            ValueError: it is closed.
+        """
+        if self._pieces is None:
+            raise ValueError("the batch has an adapter that is closed")
+        return self._pieces.get(weight, ())
+
+
+def _scaled(piece: LowRank) -> tuple[slice, F32, F32]:
+    rows = slice(piece.first_row, piece.first_row + piece.b.shape[0])
+    return rows, piece.a.dequantize(), piece.b.dequantize() * np.float32(piece.scale)
 
 
 class _Step:
@@ -211,6 +259,11 @@ class _Step:
 
     def _linear(self, op: Linear) -> None:
         self._view(op.out)[:] = self._view(op.x) @ self._weights[op.weight].T + self._bias(op.bias)
+        for sequence, adapter in enumerate(self._batch.adapters):
+            if isinstance(adapter, ReferenceAdapter):
+                tokens = slice(*self._batch.token_starts[sequence : sequence + 2])
+                for rows, a, b in adapter.pieces(op.weight):
+                    self._view(op.out)[tokens, rows] += self._view(op.x)[tokens] @ a.T @ b.T
 
     def _head_linear(self, op: HeadLinear) -> None:
         weight = self._weights[op.weight]

@@ -72,7 +72,9 @@ class CommonArguments(TypedDict, total=False):
     """Arguments of chat and text completions alike; None means the same as leaving one out."""
 
     model: str | None
-    """Ignored by an engine that has one model; repeated in the response."""
+    """Repeated in the response. An engine has one model and ignores this, but for an adapter's name behind a colon."""
+    lora: Annotated[str, Field(min_length=1, max_length=128)] | None
+    """Name of a loaded LoRA adapter to answer with."""
     max_tokens: Annotated[int, Field(ge=1)] | None
     """Most tokens to generate per choice; clipped to the context."""
     temperature: Annotated[float, Field(ge=0.0, le=2.0, allow_inf_nan=False)] | None

@@ -52,6 +52,30 @@ class DetokenizeFields(TypedDict, total=False):
 
 
 @with_config(STRICT)
+class LoadAdapterFields(TypedDict, total=False):
+    """A LoRA adapter to be loaded; the names are vLLM's."""
+
+    model: str | None
+    """The model that it is for; left out, the default one."""
+    lora_name: Required[Annotated[str, Field(min_length=1, max_length=128)]]
+    """What requests will call it: letters, digits and `. _ - / @ +`."""
+    lora_path: Required[Annotated[str, Field(min_length=1)]]
+    """Where it is on the server: a directory, or `HF://org/name`."""
+
+
+@with_config(STRICT)
+class UnloadAdapterFields(TypedDict, total=False):
+    """A LoRA adapter to be unloaded; the names are vLLM's."""
+
+    model: str | None
+    """The model that it is for; left out, the default one."""
+    lora_name: Required[Annotated[str, Field(min_length=1, max_length=128)]]
+    """What requests call it."""
+    lora_int_id: int | None
+    """Accepted for compatibility; not used."""
+
+
+@with_config(STRICT)
 class EngineFields(TypedDict, total=False):
     """Which engine is meant."""
 

@@ -195,7 +195,7 @@ class Fp8Packing:
             raise ValueError("a number is not finite")
         scales = pieces[self.scale].astype(np.float32)
         if scales.ndim == 2:
-            scales = np.repeat(scales, self.block_rows, axis=0)[:rows]
+            scales = scales[np.arange(rows) // self.block_rows]
         return Tensor(Format.FP8, self.shape, codes, self.group_size, _spread(scales, self.shape, self.group_size))
 
 

@@ -6,34 +6,36 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from windlass.config import EngineConfig, Sizes, default_threads, settle_sizes
+from windlass.config import DEFAULT_PREFILL_CHUNK, EngineConfig, Sizes, default_threads, settle_sizes
+from windlass.engine.adapters import Adapters
 from windlass.engine.draft_model import ModelSpeculator
 from windlass.engine.runtime import Runtime
 from windlass.engine.speculation import NgramSpeculator, Speculator
 from windlass.errors import LoadError
 from windlass.machine import available_bytes, total_bytes
 from windlass.models.definition import ModelDefinition
-from windlass.models.embedding import as_embedding, read_pooling
-from windlass.models.quantization_config import read_quantization
-from windlass.models.registry import define_model, find_gguf_family
 from windlass.native.executor import NativeExecutor, kv_bytes_per_page
 from windlass.native.quantize import quantize
 from windlass.program.executor import Executor, KVDtype
 from windlass.quantization import Format, Scheme, Tensor, get_scheme
 from windlass.serve import alive
+from windlass.serve.adapters import adapter_bytes, load_adapter
 from windlass.serve.kept_weights import kept_weights, load_cache
+from windlass.serve.last_used import note_use
+from windlass.serve.opened import OpenedModel, open_model
 from windlass.serve.progress import Interruptible, Progress, TerminalProgress
 from windlass.text.text_model import TextModel
-from windlass.weights.directory import open_model_directory
 from windlass.weights.dummy import dummy_weights
-from windlass.weights.gguf import find_gguf, read_gguf
 from windlass.weights.hub import resolve_model
 from windlass.weights.loader import load_weights
 from windlass.weights.source import WeightSource
+
+WIDEST_CODED_HEAD = 256
+"""The sums of products of wider heads leave their codes fewer bits than float16 has."""
 
 EMBEDDED_AT_ONCE = 32
 """Texts that a model for embeddings takes at once by default."""
@@ -51,10 +53,28 @@ class LoadedModel:
     config: EngineConfig
     active_vocab_size: int
     draft_executor: Executor | None = None
+    adapters: Adapters = field(default_factory=Adapters)
 
     def close(self) -> None:
-        """Free weights and KV cache of a model that no engine's core has."""
-        _close(self.executor, self.draft_executor)
+        """Free weights, adapters and KV cache of a model that no engine's core has."""
+        with ExitStack() as stack:
+            stack.callback(self.adapters.close)
+            for executor in (self.executor, self.draft_executor):
+                if executor is not None:
+                    stack.callback(executor.close)
+
+    def load_adapter(self, name: str, path: str, interrupt: Callable[[], None]) -> bool:
+        """Load an adapter beside the model; see ``load_adapter``."""
+        if self.definition.pooling is not None:
+            raise LoadError(path, f"the model {self.name!r} makes embeddings; adapters are for models that write text")
+        return load_adapter(
+            name,
+            path,
+            program=self.definition.program,
+            executor=self.executor,
+            adapters=self.adapters,
+            interrupt=interrupt,
+        )
 
     @property
     def _needs_all_rows(self) -> bool:
@@ -74,6 +94,7 @@ class LoadedModel:
             kernels=self.config.kernels,
             speculator=self._speculator(),
             draft_executor=self.draft_executor,
+            adapters=self.adapters,
             pooling=self.definition.pooling,
             whole_prompts=self.definition.needs_whole_prompts,
         )
@@ -90,17 +111,32 @@ class LoadedModel:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Described:
-    """A model of which everything is known but the weights."""
+class DescribedModel:
+    """A model of which everything is known but the weights. ``scheme`` is what these end in, None as stored.
 
-    path: Path
-    definition: ModelDefinition
+    ``active_vocab_size`` is how many ids may be drawn.
+    """
+
+    opened: OpenedModel
     scheme: Scheme | None
-    source: WeightSource | None
     kv_dtype: KVDtype
     text: TextModel
     active_vocab_size: int
-    """How many ids may be drawn."""
+
+    @property
+    def path(self) -> Path:
+        """The directory or file."""
+        return self.opened.path
+
+    @property
+    def definition(self) -> ModelDefinition:
+        """The model without its weights."""
+        return self.opened.definition
+
+    @property
+    def source(self) -> WeightSource | None:
+        """The open weights, None where random ones are made."""
+        return self.opened.source
 
     @property
     def weight_bytes(self) -> int:
@@ -111,6 +147,12 @@ class _Described:
     def page_bytes(self) -> int:
         """Size of one page of its KV cache."""
         return kv_bytes_per_page(self.definition.program, self.kv_dtype)
+
+    def buffer_bytes(self, config: EngineConfig) -> int:
+        """The most that the values of one step take: those of the program's buffers, and logits."""
+        program = self.definition.program
+        tokens = config.prefill_chunk_size or DEFAULT_PREFILL_CHUNK
+        return 4 * (tokens * sum(program.buffer_widths) + (config.max_num_sequence or 1) * program.vocab_size)
 
 
 def load_model(
@@ -140,12 +182,13 @@ def load_model(
             progress = stack.enter_context(closing(TerminalProgress(enabled=config.verbose)))
         if interrupt is not None:
             progress = Interruptible(progress, interrupt)
-        model = _describe(path, config, progress, stack)
+        model = describe_model(path, config, progress, stack)
         draft = None
         if config.draft_model is not None:
-            draft = _describe(resolve_model(config.draft_model, report=progress), config, progress, stack)
+            draft = describe_model(resolve_model(config.draft_model, report=progress), config, progress, stack)
             _check_draft(draft, model)
-        sizes = _settle(config, model, draft)
+        adapters = config.adapters or {}
+        sizes = settle_model(config, model, draft)
         executor = _make_executor(config, model, sizes, sizes.prefill_chunk_size, progress)
         on_failure = stack.enter_context(ExitStack())
         on_failure.callback(executor.close)
@@ -164,101 +207,47 @@ def load_model(
             active_vocab_size=model.active_vocab_size,
             draft_executor=draft_executor,
         )
+        on_failure.callback(loaded.adapters.close)
+        for number, (adapter, where) in enumerate(adapters.items()):
+            progress("loading adapters", number, len(adapters))
+            loaded.load_adapter(adapter, where, interrupt or _go_on)
+        for one in (model, draft):
+            if one is not None:
+                note_use(one.path, load_cache(config))
         on_failure.pop_all()
         return loaded
 
 
-def _close(*executors: Executor | None) -> None:
-    with ExitStack() as stack:
-        for executor in executors:
-            if executor is not None:
-                stack.callback(executor.close)
+def _go_on() -> None:
+    """Nobody interrupts."""
 
 
-def _describe(path: Path, config: EngineConfig, progress: Progress, stack: ExitStack) -> _Described:
-    """Read what stands beside the weights in ``path``; ``stack`` closes the files of the weights."""
+def describe_model(path: Path, config: EngineConfig, progress: Progress, stack: ExitStack) -> DescribedModel:
+    """Read what stands beside the weights in ``path``; ``stack`` closes the files of the weights.
+
+    Raises:
+        LoadError: there is no model, or one that cannot be run.
+        ValueError: ``config`` names no scheme.
+    """
     progress("reading the configuration", 0, 0)
-    gguf = find_gguf(path)
-    if gguf is not None:
-        return _describe_gguf(gguf, config, progress, stack)
-    return _describe_directory(path, config, progress, stack)
-
-
-def _describe_directory(path: Path, config: EngineConfig, progress: Progress, stack: ExitStack) -> _Described:
-    directory = open_model_directory(path)
-    definition = define_model(directory.model_type, directory.config, directory.config_path, dialect=directory.dialect)
-    pooling = read_pooling(path)
-    if pooling is not None:
-        definition = as_embedding(definition, pooling)
-    scheme = _wanted_scheme(config, directory.scheme)
-    groupings = read_quantization(directory.config, directory.config_path) if directory.dialect == "hf" else None
-    source = None
-    if config.load_format != "dummy":
-        source = stack.enter_context(closing(directory.open_weights(groupings)))
-        if directory.dialect == "hf":
-            source.rename(definition.stored_prefixes)
+    dummy = config.load_format == "dummy"
+    opened = open_model(path, stack, weights=not dummy)
+    scheme = _wanted_scheme(config, opened.scheme)
     progress("loading the tokenizer", 0, 0)
-    text = TextModel.load(
-        directory.path,
-        directory.config,
-        directory.mlc,
-        dummy=config.load_format == "dummy",
-        cache=load_cache(config),
-    )
-    active = (directory.mlc or {}).get("active_vocab_size")
-    return _described(config, path, definition, scheme, source, text, active_vocab_size=active)
-
-
-def _describe_gguf(path: Path, config: EngineConfig, progress: Progress, stack: ExitStack) -> _Described:
-    # For this format only.
-    from windlass.models.gguf_config import from_gguf_metadata, read_gguf_pooling
-    from windlass.weights.gguf_names import hugging_face_tensors, read_rope_factors
-
-    model = read_gguf(path)
-    model_type, dialect = find_gguf_family(model.metadata, path)
-    tensors = hugging_face_tensors(model, dialect.tensors, dialect.paired)
-    shapes = {tensor.name: tensor.shape for tensor in tensors}
-    values = from_gguf_metadata(dialect, model.metadata, shapes, read_rope_factors(model), path)
-    definition = define_model(model_type, values, path, dialect="hf")
-    pooling = read_gguf_pooling(dialect, model.metadata, path)
-    if pooling is not None:
-        definition = as_embedding(definition, pooling)
-    scheme = _wanted_scheme(config, None)
-    source = None
-    if config.load_format != "dummy":
-        source = stack.enter_context(closing(WeightSource(path, tensors)))
-    progress("loading the tokenizer", 0, 0)
-    return _described(
-        config, path, definition, scheme, source, TextModel.from_gguf(path, model.metadata, load_cache(config))
-    )
-
-
-def _described(
-    config: EngineConfig,
-    path: Path,
-    definition: ModelDefinition,
-    scheme: Scheme | None,
-    source: WeightSource | None,
-    text: TextModel,
-    *,
-    active_vocab_size: object = None,
-) -> _Described:
-    """Settle what is found alike for every format; ``active_vocab_size`` is what the files say of it."""
-    active = active_vocab_size
+    text = opened.load_text(dummy=dummy, cache=load_cache(config))
+    definition, active = opened.definition, opened.active_vocab_size
     if not isinstance(active, int) or not 0 < active <= definition.vocab_size:
         active = min(definition.vocab_size, text.vocab_size or definition.vocab_size)
-    return _Described(
-        path=path,
-        definition=definition,
+    return DescribedModel(
+        opened=opened,
         scheme=scheme,
-        source=source,
-        kv_dtype=_kv_dtype(config, scheme, source, definition),
+        kv_dtype=_kv_dtype(config, scheme, opened.source, definition),
         text=text,
         active_vocab_size=active,
     )
 
 
-def _check_draft(draft: _Described, model: _Described) -> None:
+def _check_draft(draft: DescribedModel, model: DescribedModel) -> None:
     """Raise LoadError unless ``draft`` can write what ``model`` reads."""
     theirs, ours = draft.active_vocab_size, model.active_vocab_size
     if theirs != ours:
@@ -277,7 +266,9 @@ def _kv_dtype(
 ) -> KVDtype:
     if config.kv_cache_dtype != "auto":
         return config.kv_cache_dtype
-    return "f32" if _float_format(scheme, source, definition) is Format.F32 else "int16"
+    if _float_format(scheme, source, definition) is Format.F32:
+        return "f32"
+    return "int16" if definition.program.head_dim <= WIDEST_CODED_HEAD else "f16"
 
 
 def _float_format(scheme: Scheme | None, source: WeightSource | None, definition: ModelDefinition) -> Format:
@@ -306,14 +297,25 @@ def _weight_bytes(definition: ModelDefinition, scheme: Scheme | None, source: We
     return total
 
 
-def _settle(config: EngineConfig, model: _Described, draft: _Described | None) -> Sizes:
-    models = [model] if draft is None else [model, draft]
-    weights = sum(one.weight_bytes for one in models)
-    page_bytes = sum(one.page_bytes for one in models)
+def usable_bytes(config: EngineConfig) -> int:
+    """Return how much memory weights and KV cache may take now."""
     available = available_bytes()
     if available is None:
         available = total_bytes() // 2
-    free = int(available * config.gpu_memory_utilization)
+    return int(available * config.gpu_memory_utilization)
+
+
+def settle_model(config: EngineConfig, model: DescribedModel, draft: DescribedModel | None = None) -> Sizes:
+    """Choose the sizes of an engine that fits into the memory there is now.
+
+    Raises:
+        LoadError: the weights do not fit.
+        ValueError: the KV cache does not.
+    """
+    models = [model] if draft is None else [model, draft]
+    weights = sum(one.weight_bytes for one in models) + adapter_bytes(config.adapters or {})
+    page_bytes = sum(one.page_bytes for one in models)
+    free = usable_bytes(config)
     if weights + page_bytes > free:
         raise LoadError(
             model.path,
@@ -341,7 +343,7 @@ def _settle(config: EngineConfig, model: _Described, draft: _Described | None) -
     return sizes
 
 
-def _weights(config: EngineConfig, model: _Described, progress: Progress) -> Iterable[tuple[str, Tensor]]:
+def _weights(config: EngineConfig, model: DescribedModel, progress: Progress) -> Iterable[tuple[str, Tensor]]:
     specs = model.definition.program.weights
     if model.source is None:
         return _reported(dummy_weights(specs, model.scheme), len(specs), progress)
@@ -362,7 +364,7 @@ def _reported(weights: Iterable[tuple[str, Tensor]], total: int, progress: Progr
 
 
 def _make_executor(
-    config: EngineConfig, model: _Described, sizes: Sizes, max_tokens: int, progress: Progress
+    config: EngineConfig, model: DescribedModel, sizes: Sizes, max_tokens: int, progress: Progress
 ) -> Executor:
     weights = _weights(config, model, progress)
     try:

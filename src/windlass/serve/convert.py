@@ -1,12 +1,13 @@
-"""A Hugging Face directory into an MLC directory: quantized weights, configuration, tokenizer."""
+"""A Hugging Face directory or a GGUF file into an MLC directory: quantized weights, configuration, tokenizer."""
 
 from __future__ import annotations
 
 import json
 import shutil
-import uuid
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from numpy.typing import NDArray
@@ -14,10 +15,13 @@ from numpy.typing import NDArray
 from windlass.errors import LoadError
 from windlass.json_files import read_json_object
 from windlass.models.definition import ModelDefinition
-from windlass.models.quantization_config import read_quantization
-from windlass.models.registry import define_model, mlc_weights, to_mlc_config
+from windlass.models.registry import mlc_weights, to_mlc_config
 from windlass.program.program import WeightSpec
 from windlass.quantization import Format, Scheme, Tensor, get_scheme, mlc_pack
+from windlass.serve.conversion import Changes, Conversion, stored_name
+from windlass.serve.gguf_texts import write_hugging_face_texts
+from windlass.serve.new_directory import check_output, new_directory
+from windlass.serve.opened import OpenedModel, open_model
 from windlass.serve.progress import Progress
 from windlass.text.chat_template import read_chat_template
 from windlass.text.conv_builtin import BUILTIN
@@ -25,8 +29,8 @@ from windlass.text.conv_match import match_builtin
 from windlass.text.conv_template import ConversationTemplate
 from windlass.text.generation import read_generation_defaults
 from windlass.text.tokenizer import Tokenizer
-from windlass.weights.directory import MLC_CONFIG_NAME, ModelDirectory, open_model_directory
-from windlass.weights.loader import check_weights, count_parameters, load_weights
+from windlass.weights.directory import MLC_CONFIG_NAME, ModelDirectory
+from windlass.weights.loader import check_weights, count_parameters, load_weights, stored_tensors
 from windlass.weights.mlc import MlcWriter
 from windlass.weights.source import StoredType, WeightSource
 
@@ -54,19 +58,25 @@ def convert(
     quantization: str,
     *,
     conv_template: str | None = None,
+    force: bool = False,
     progress: Progress | None = None,
-) -> None:
+) -> Conversion:
     """Write the model in ``source`` as an MLC directory ``output``, quantized.
 
-    The directory appears whole or not at all: it is written beside its place and moved there at the end.
+    The directory appears whole or not at all: it is written beside its place and moved there at the end. The blocks of
+    a GGUF file become floats first and are then quantized anew, which loses.
 
     Args:
-        source: a Hugging Face model directory.
+        source: a Hugging Face model directory, or a GGUF file.
         output: a directory that does not exist, or is empty.
         quantization: a scheme's name; q0f32 and q4f32_1 store float32 rounded to bfloat16, as MLC LLM does.
         conv_template: name of a common conversation template; None finds one that renders what the model's own chat
             template renders. Where none does, ``conv_template`` is left out and the chat template itself comes along.
+        force: replace a model at ``output``.
         progress: told how far the work is.
+
+    Returns:
+        What became of the weights.
 
     Raises:
         LoadError: the model cannot be read, or the output is not empty or cannot be written.
@@ -74,58 +84,55 @@ def convert(
     """
     scheme = get_scheme(quantization)
     source, output = Path(source), Path(output)
-    _check_output(output)
-    directory = open_model_directory(source)
-    if directory.dialect == "mlc":
-        raise LoadError(source, f"this is an MLC directory already, stored as {directory.scheme}")
-    definition = define_model(directory.model_type, directory.config, directory.config_path, dialect="hf")
-    groupings = read_quantization(directory.config, directory.config_path)
-    with directory.open_weights(groupings) as weights:
-        weights.rename(definition.stored_prefixes)
+    check_output(source, output, force=force)
+    with ExitStack() as stack:
+        opened = open_model(source, stack, whole=True)
+        definition, weights = opened.definition, opened.source
+        if opened.kind == "mlc" or weights is None:
+            raise LoadError(source, f"this is an MLC directory already, stored as {opened.scheme}")
         check_weights(definition.program.weights, weights, ignored=definition.ignored_tensors)
-        chat_config = _chat_config(directory, definition, scheme, conv_template)
-        # Hidden and unique, and in the same file system, so that the move is one step.
-        part = output.absolute().with_name(f".{output.absolute().name}.{uuid.uuid4().hex[:8]}.part")
-        try:
-            part.mkdir(parents=True)
-            _write_weights(part, definition, weights, scheme, progress)
+        texts = opened.directory
+        if texts is None:
+            texts = write_hugging_face_texts(opened, Path(stack.enter_context(TemporaryDirectory())))
+        chat_config = _chat_config(texts, definition, scheme, conv_template)
+        with new_directory(source, output, force=force) as part:
+            changes = Changes()
+            _write_weights(part, opened, weights, scheme, changes, progress)
             for name in (*_TOKENIZER_FILES, *_TEMPLATE_FILES):
-                if (source / name).is_file():
-                    shutil.copyfile(source / name, part / name)
+                if (texts.path / name).is_file():
+                    shutil.copyfile(texts.path / name, part / name)
             text = json.dumps(chat_config, indent=2, ensure_ascii=False)
             (part / MLC_CONFIG_NAME).write_text(text + "\n", encoding="utf-8")
-            part.replace(output.absolute())
-        except OSError as error:
-            raise LoadError(output, f"cannot be written: {error.strerror}") from error
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
-
-
-def _check_output(output: Path) -> None:
-    try:
-        if output.is_dir():
-            if any(output.iterdir()):
-                raise LoadError(output, "the directory exists and is not empty")
-        elif output.exists() or output.is_symlink():
-            raise LoadError(output, "there is a file of this name")
-    except OSError as error:
-        raise LoadError(output, f"cannot be read: {error.strerror}") from error
+            conversion = changes.finish(part)
+    return Conversion(output, conversion.num_bytes, conversion.changes)
 
 
 def _write_weights(
-    part: Path, definition: ModelDefinition, source: WeightSource, scheme: Scheme, progress: Progress | None
+    part: Path, opened: OpenedModel, source: WeightSource, scheme: Scheme, changes: Changes, progress: Progress | None
 ) -> None:
-    specs = mlc_weights(definition)
-    by_name = {spec.name: spec for spec in specs}
+    specs = {spec.name: spec for spec in mlc_weights(opened.definition)}
     writer = MlcWriter(part)
 
     def report(done: int, total: int) -> None:
         if progress is not None:
             progress("quantizing", done, total)
 
-    for name, tensor in load_weights(specs, source, scheme, ignored=definition.ignored_tensors, progress=report):
-        _write_weight(writer, by_name[name], tensor, scheme, source.path)
-    writer.finish(count_parameters(specs))
+    for name, tensor in load_weights(
+        list(specs.values()),
+        source,
+        scheme,
+        ignored=opened.definition.ignored_tensors,
+        anew=opened.kind == "gguf",
+        progress=report,
+    ):
+        stored = stored_tensors(specs[name], source)
+        if tensor.format.grouped:
+            for one in stored:
+                changes.add(f"quantized to {scheme.name}", stored_name(one))
+        else:
+            changes.to_float(stored, Format.BF16 if tensor.format is Format.F32 else tensor.format)
+        _write_weight(writer, specs[name], tensor, scheme, source.path)
+    writer.finish(count_parameters(list(specs.values())))
 
 
 def _write_weight(writer: MlcWriter, spec: WeightSpec, tensor: Tensor, scheme: Scheme, path: Path) -> None:

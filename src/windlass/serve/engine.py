@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -66,6 +67,29 @@ class MLCEngine(MLCEngineBase):
             EngineError: the engine is being terminated, or failed.
         """
         self._reload(model)
+
+    def load_adapter(self, name: str, path: str | os.PathLike[str]) -> None:
+        """Load a LoRA adapter beside the model; requests choose it with ``lora=name``. Open requests go on meanwhile.
+
+        Args:
+            name: letters, digits and ``. _ - / @ +``.
+            path: directory of a PEFT adapter, or ``HF://org/name``.
+
+        Raises:
+            LoadError: it cannot be loaded, or is not for this model; nothing of it stays behind.
+            ValueError: the name cannot be one, or another adapter has it.
+            EngineError: the engine does not accept requests now.
+        """
+        self._load_adapter(name, path)
+
+    def unload_adapter(self, name: str) -> None:
+        """Refuse new requests with the adapter, wait until those that use it have ended, and free its memory.
+
+        Raises:
+            InvalidRequestError: there is no such adapter.
+            EngineError: the engine does not accept requests now, or ended first.
+        """
+        self._unload_adapter(name)
 
     def metrics(self) -> EngineMetrics:
         """What the engine has done and is doing; works in every state but TERMINATED.
@@ -151,6 +175,19 @@ class AsyncMLCEngine(MLCEngineBase):
     async def reload(self, model: str | None = None) -> None:
         """As ``MLCEngine.reload``, without blocking the event loop."""
         await run_in_thread(lambda: self._reload(model))
+
+    async def load_adapter(self, name: str, path: str | os.PathLike[str]) -> None:
+        """As ``MLCEngine.load_adapter``, without blocking the event loop. Cancelling cuts the load short."""
+        given_up: list[bool] = []
+        try:
+            await run_in_thread(lambda: self._load_adapter(name, path, given_up))
+        except BaseException:
+            given_up.append(True)
+            raise
+
+    async def unload_adapter(self, name: str) -> None:
+        """As ``MLCEngine.unload_adapter``, without blocking the event loop. Cancelling ends the wait only."""
+        await run_in_thread(lambda: self._unload_adapter(name))
 
     async def metrics(self) -> EngineMetrics:
         """As ``MLCEngine.metrics``."""

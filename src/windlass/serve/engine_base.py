@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import closing, contextmanager
 from functools import partial
 from typing import Any
@@ -19,8 +20,9 @@ from windlass.engine.metrics import EngineMetrics
 from windlass.engine.state import EngineHealth, EngineState, Lifecycle
 from windlass.engine.threads import EngineThread, join
 from windlass.engine.tracing import TraceRecorder
-from windlass.errors import EngineError, InvalidRequestError
+from windlass.errors import EngineError, InvalidRequestError, RequestAbortedError
 from windlass.serve import alive
+from windlass.serve.adapters import AdapterInfo
 from windlass.serve.build import LoadedModel, load_model
 from windlass.serve.memory import release_frames, return_free_memory
 from windlass.serve.preparer import Preparer
@@ -185,6 +187,16 @@ class MLCEngineBase:
         """
         return self._loaded().text
 
+    @property
+    def adapters(self) -> dict[str, AdapterInfo]:
+        """The LoRA adapters that requests may choose, by name.
+
+        Raises:
+            EngineError: no model is loaded.
+        """
+        loaded = self._loaded().adapters.all
+        return {adapter.name: AdapterInfo(adapter.path, adapter.packed.nbytes) for adapter in loaded}
+
     def __repr__(self) -> str:
         lifecycle = self.__dict__.get("_lifecycle")
         state = lifecycle.current.value if lifecycle is not None else "not constructed"
@@ -340,6 +352,33 @@ class MLCEngineBase:
             if not self._lifecycle.advance(EngineState.READY):
                 self._model = None
                 raise self._lifecycle.terminated()
+
+    def _load_adapter(self, name: str, path: str | os.PathLike[str], given_up: Collection[bool] = ()) -> None:
+        """Load an adapter; see ``MLCEngine.load_adapter``. It is cut short when there is something in ``given_up``."""
+        self._check_process()
+        with self._loading():
+            _, model = self._parts()
+            try:
+                if not model.load_adapter(name, os.fspath(path), partial(self._refuse_adapter, given_up)):
+                    raise self._lifecycle.refusal() or self._lifecycle.terminated()
+            except BaseException as error:
+                release_frames(error)
+                raise
+
+    def _unload_adapter(self, name: str) -> None:
+        """Unload an adapter; see ``MLCEngine.unload_adapter``."""
+        self._check_process()
+        core, model = self._parts()
+        core.wait_until_free(model.adapters.retire(name))
+        return_free_memory()
+
+    def _refuse_adapter(self, given_up: Collection[bool]) -> None:
+        """Cut the load of an adapter short when nobody waits for it, or the engine accepts no requests any more."""
+        if given_up:
+            raise RequestAbortedError("nobody waits for the adapter any more")
+        refusal = self._lifecycle.refusal()
+        if refusal is not None or self._terminated:
+            raise refusal or self._lifecycle.terminated()
 
     def _free_model(self) -> None:
         self._ffi["unload"]()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from windlass.config import EngineConfig, cache_directory, cache_limit
 from windlass.models.definition import ModelDefinition
 from windlass.native.executor import NativeExecutor, PackFile
-from windlass.quantization import Scheme
+from windlass.quantization import SCHEMES, Scheme
 from windlass.serve.progress import Progress
 from windlass.weights.file_cache import FileCache
 from windlass.weights.source import WeightSource
@@ -33,7 +33,7 @@ class KeptWeights:
 
     @property
     def _name(self) -> str:
-        return f"{self.identity.hex()}.weights"
+        return _file_name(self.identity)
 
     @contextmanager
     def opened(self) -> Iterator[PackFile | None]:
@@ -89,7 +89,24 @@ def kept_weights(
     cache = load_cache(config)
     if cache is None or size < LEAST_BYTES:
         return None
-    digest = hashlib.sha256(source.fingerprint())
-    specs = definition.program.weights
-    digest.update(repr((_REVISION, scheme, specs)).encode())
-    return KeptWeights(cache, digest.digest(), size)
+    return KeptWeights(cache, _identity(definition, scheme, source.fingerprint()), size)
+
+
+def kept_names(definition: ModelDefinition, source: WeightSource) -> list[str]:
+    """Return what the cache would call the packed weights of a model, for each scheme that they may end in.
+
+    Raises:
+        LoadError: the source cannot be read.
+    """
+    fingerprint = source.fingerprint()
+    return [_file_name(_identity(definition, scheme, fingerprint)) for scheme in (None, *SCHEMES.values())]
+
+
+def _identity(definition: ModelDefinition, scheme: Scheme | None, fingerprint: bytes) -> bytes:
+    digest = hashlib.sha256(fingerprint)
+    digest.update(repr((_REVISION, scheme, definition.program.weights)).encode())
+    return digest.digest()
+
+
+def _file_name(identity: bytes) -> str:
+    return f"{identity.hex()}.weights"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from windlass.engine.loop import EngineCore
 from windlass.engine.request import Request, SamplingParams
 from windlass.errors import ContextLengthError, EngineError, InvalidRequestError
+from windlass.serve.adapters import chosen_adapter
 from windlass.serve.build import LoadedModel
 from windlass.serve.call import Box, Call, CallInfo, Chunk_co, Format, Host, Response_co
 from windlass.serve.mailbox import ChoiceOutput
@@ -66,20 +67,21 @@ def start_call(
 
     Raises:
         ContextLengthError: the prompt leaves no room for an answer.
-        InvalidRequestError: the request id is in use, an id in ``logit_bias`` is not in the vocabulary, or the model
-            generates no text.
+        InvalidRequestError: the request id is in use, an id in ``logit_bias`` is not in the vocabulary, there is no
+            adapter of the name given, or the model generates no text.
         EngineError: the engine does not accept requests now.
     """
     if model.definition.pooling is not None:
         raise InvalidRequestError(
             f"model {model.name!r} makes embeddings and generates no text", param="model", code="unsupported_model"
         )
+    adapter, name = chosen_adapter(arguments, model.adapters, model.name)
     rooms = [_room(model, prompt_ids, param) for prompt_ids in prompts]
     choices_per_prompt = arguments.get("n") or 1
     num_choices = len(prompts) * choices_per_prompt
     info = CallInfo(
         id=arguments.get("request_id") or f"{id_prefix}-{secrets.token_hex(16)}",
-        model=arguments.get("model") or model.name,
+        model=name,
         created=int(time.time()),
         num_prompt_tokens=sum(map(len, prompts)),
         num_choices=num_choices,
@@ -109,6 +111,7 @@ def start_call(
             num_logprobs=num_logprobs,
             deadline=deadline,
             pin_prompt=debug.get("pinned_system_prompt", False),
+            adapter=adapter,
         )
         for number, (prompt_ids, room) in enumerate(zip(prompts, rooms, strict=True))
         # Choices are numbered anew for each prompt, so that with a seed it gets what it gets alone.

@@ -100,7 +100,8 @@ def api_error_of(error: BaseException) -> ApiError:
     if isinstance(error, ApiError):
         return error
     if isinstance(error, InvalidRequestError):
-        return ApiError(400, str(error), code=error.code, param=error.param)
+        status = 404 if error.code == "model_not_found" else 400
+        return ApiError(status, str(error), code=error.code, param=error.param)
     if isinstance(error, EngineOverloadedError):
         return overloaded(str(error), error.retry_after)
     if isinstance(error, RequestTimeoutError):

@@ -22,6 +22,7 @@ from windlass.server.guard import CrossOrigin, ErrorBoundary, Guard, NoSniff, er
 from windlass.server.observer import Observer
 from windlass.server.openapi import finish
 from windlass.server.routes import (
+    adapters,
     chat,
     completions,
     debug,
@@ -62,7 +63,12 @@ class Api(FastAPI):
 
 def make_routers(context: Context) -> list[APIRouter]:
     """Return the routes, by group."""
-    groups = (*ROUTERS, debug) if context.settings.enable_debug else ROUTERS
+    settings = context.settings
+    groups = list(ROUTERS)
+    if settings.allow_lora_updates:
+        groups.append(adapters)
+    if settings.enable_debug:
+        groups.append(debug)
     return [group.make_router(context) for group in groups]
 
 

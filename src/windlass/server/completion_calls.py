@@ -34,7 +34,7 @@ async def respond(request: Request, context: Context, create: Create, rules: Fie
         ClientGone: the client left before it was answered.
     """
     settings = context.settings
-    body, model = await context.read(request)
+    body, choice = await context.read(request)
     note = note_of(request.scope)
     arguments = rules.apply(body)
     stream = arguments.pop("stream", False)
@@ -47,8 +47,10 @@ async def respond(request: Request, context: Context, create: Create, rules: Fie
             code="debug_disabled",
             param="debug_config",
         )
-    arguments["model"] = model.name
-    given = await answer(request, _call(create, model.engine, stream, arguments))
+    arguments["model"] = choice.name
+    if choice.adapter is not None:
+        arguments.setdefault("lora", choice.adapter)
+    given = await answer(request, _call(create, choice.engine, stream, arguments))
     if isinstance(given, AsyncStream):
         return EventStream(_events(noted(given, note)), send_timeout=settings.send_timeout)
     note_answer(given, note)

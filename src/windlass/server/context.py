@@ -10,7 +10,7 @@ from starlette.requests import Request
 from windlass.server.bodies import read_json
 from windlass.server.metrics import HttpMetrics
 from windlass.server.notes import note_of
-from windlass.server.served import ServedModel, ServedModels
+from windlass.server.served import Choice, ServedModels
 from windlass.server.settings import ServerSettings
 
 
@@ -22,14 +22,14 @@ class Context:
     settings: ServerSettings
     http_metrics: HttpMetrics = field(default_factory=HttpMetrics)
 
-    async def read(self, request: Request) -> tuple[dict[str, Any], ServedModel]:
-        """Return the body of a request and the model that it names, which is noted.
+    async def read(self, request: Request) -> tuple[dict[str, Any], Choice]:
+        """Return the body of a request and the model that it names, which is noted; with an adapter if it names one.
 
         Raises:
             ApiError: the body is no JSON object or too large, or there is no such model.
             ClientGone: the client left before it was there.
         """
         body = await read_json(request)
-        model = self.served.find(body.get("model"))
-        note_of(request.scope).model = model.name
-        return body, model
+        choice = self.served.choose(body.get("model"), body.get("lora"))
+        note_of(request.scope).model = choice.name
+        return body, choice

@@ -71,6 +71,8 @@ async def exposition(served: ServedModels, http: HttpMetrics) -> str:
             engine = model.loaded
             if engine is not None:
                 (await engine.metrics()).add_to(part)
+                sizes = [({"model_name": f"{model.name}:{name}"}, size) for name, size in model.adapters.items()]
+                part.add("gauge", "adapter_bytes", "Memory of a LoRA adapter.", sizes)
                 continue
         except EngineError:
             pass  # it was terminated

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
@@ -80,6 +80,16 @@ class ServedModel:
         return self._engine
 
     @property
+    def adapters(self) -> Mapping[str, int]:
+        """Its LoRA adapters, and how many bytes each takes; 0 while the model loads, none while there is no model."""
+        if self._engine is None:
+            return dict.fromkeys(self.spec.config.adapters or (), 0)
+        try:
+            return {name: info.nbytes for name, info in self._engine.adapters.items()}
+        except EngineError:
+            return {}
+
+    @property
     def context_length(self) -> int | None:
         """Tokens of the longest sequence, prompt and answer together; None while there is no model."""
         try:
@@ -119,6 +129,28 @@ class ServedModel:
         self._engine = await AsyncMLCEngine.load(
             None, spec.device, engine_config=spec.config, enable_tracing=spec.enable_tracing
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What a request names: a model, and perhaps one of its adapters."""
+
+    model: ServedModel
+    adapter: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What responses, lists and logs call it."""
+        return self.model.name if self.adapter is None else f"{self.model.name}:{self.adapter}"
+
+    @property
+    def engine(self) -> AsyncMLCEngine:
+        """The model's engine.
+
+        Raises:
+            ApiError: it is not loaded yet.
+        """
+        return self.model.engine
 
 
 class ServedModels:
@@ -162,24 +194,53 @@ class ServedModels:
         return next(state for state in _WORST_FIRST if state in states)
 
     def find(self, name: object = None) -> ServedModel:
-        """Return the model that a request names; None means the default.
+        """Return the model that a request names, with an adapter or without; None means the default.
+
+        Raises:
+            ApiError: there is none of that name, or the server is shutting down.
+        """
+        return self.choose(name).model
+
+    def choose(self, name: object = None, lora: object = None) -> Choice:
+        """Return the model that a request names, and its adapter: ``model:adapter``, or the adapter's name alone.
+
+        Args:
+            lora: the adapter, if it is named apart from the model. What is none is left for the engine to refuse.
 
         Raises:
             ApiError: there is none of that name, or the server is shutting down.
         """
         if self._draining:
             raise shutting_down()
+        choice = self._named(name)
+        if choice.adapter is None and isinstance(lora, str) and lora in choice.model.adapters:
+            return Choice(choice.model, lora)
+        return choice
+
+    def _named(self, name: object) -> Choice:
         if name is None:
-            return self.all[0]
-        model = self._by_name.get(name) if isinstance(name, str) else None
-        if model is None:
-            raise ApiError(
-                404,
-                f"the model {str(name)[:200]!r} does not exist; served are {', '.join(self._models)}",
-                code="model_not_found",
-                param="model",
-            )
-        return model
+            return Choice(self.all[0])
+        known = ", ".join(self._models)
+        if isinstance(name, str):
+            if name in self._by_name:
+                return Choice(self._by_name[name])
+            base, _, adapter = name.rpartition(":")
+            model = self._by_name.get(base)
+            if model is not None:
+                if adapter in model.adapters:
+                    return Choice(model, adapter)
+                known = (
+                    ", ".join(f"{model.name}:{other}" for other in model.adapters) or f"{model.name} without adapters"
+                )
+            for model in self.all:
+                if name in model.adapters:
+                    return Choice(model, name)
+        raise ApiError(
+            404,
+            f"the model {str(name)[:200]!r} does not exist; served are {known}",
+            code="model_not_found",
+            param="model",
+        )
 
     @property
     def failure(self) -> BaseException | None:

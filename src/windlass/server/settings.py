@@ -67,6 +67,8 @@ class ServerSettings:
     """Let ``/metrics`` be read without a key."""
     enable_debug: bool = False
     """Serve ``/debug`` routes and take ``debug_config``."""
+    allow_lora_updates: bool = False
+    """Serve the routes that load and unload LoRA adapters: whoever may call them has the server read its files."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:

@@ -13,6 +13,7 @@ from windlass.serve.engine import AsyncMLCEngine
 from windlass.server.answers import named_event
 from windlass.server.completion_calls import noted
 from windlass.server.notes import RequestNote
+from windlass.server.served import Choice
 
 Event = dict[str, Any]
 
@@ -31,6 +32,13 @@ class Writer(Protocol):
     def end(self, usage: Usage) -> list[Event]:
         """What comes after the last one."""
         ...
+
+
+def with_adapter(arguments: ChatArguments, choice: Choice) -> ChatArguments:
+    """Have the call use the adapter that the request names, if it does."""
+    if choice.adapter is not None:
+        arguments["lora"] = choice.adapter
+    return arguments
 
 
 def text_content(texts: Sequence[str]) -> str | list[dict[str, Any]]:

@@ -1,10 +1,10 @@
-"""Tokenizers from the metadata of GGUF files: SentencePiece's with scores ("llama"), and byte-level BPE ("gpt2")."""
+"""Tokenizers from the metadata of GGUF files: SentencePiece with scores ("llama"), byte-level BPE ("gpt2"), BERT's."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from windlass.text.sentencepiece_tokenizer import merges_by_score
 from windlass.text.split_patterns import GPT2
 from windlass.text.tokenizer_config import MAX_TOKENS
 from windlass.text.tokenizer_facts import TokenizerFacts
+from windlass.text.vocab_files import between_tokens, word_piece_parts
 
 _NAMED = {
     "bos_token": "bos_token_id",
@@ -25,6 +26,7 @@ _NAMED = {
     "sep_token": "seperator_token_id",
     "pad_token": "padding_token_id",
 }
+_BERT = {"bos_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]", "pad_token": "[PAD]"}
 
 _DEEPSEEK_3 = (
     r"\p{N}{1,3}",
@@ -57,25 +59,55 @@ def read_gguf_tokenizer(path: Path, metadata: Mapping[str, Any]) -> tuple[Librar
     Raises:
         LoadError: the file has no tokenizer, one of a kind that is not supported, or a broken one.
     """
-    reader = _Reader(path, metadata)
-    kind = reader.value("model", str)
-    if kind == "llama":
-        tokenizer = _sentence_piece(reader)
-    elif kind == "gpt2":
-        tokenizer = _byte_level(reader)
-    else:
-        raise reader.error("model", f"is {kind!r}; supported: 'llama' (SentencePiece with scores), 'gpt2' (BPE)")
-    tokens = reader.tokens
-    config: dict[str, Any] = {"add_bos_token": reader.value("add_bos_token", bool, _adds_bos(reader, kind))}
-    for name, key in _NAMED.items():
-        token_id = reader.token_id(key)
-        if token_id is not None:
-            config[name] = tokens[token_id]
+    tokenizer, config = gguf_tokenizer_files(path, metadata)
     return read_library_json(json.dumps(tokenizer), path, config)
 
 
+def gguf_tokenizer_files(path: Path, metadata: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the tokenizer.json and the tokenizer_config.json that say the same.
+
+    Raises:
+        LoadError: as ``read_gguf_tokenizer``.
+    """
+    reader = _Reader(path, metadata)
+    kind = reader.value("model", str)
+    if kind not in _KINDS:
+        supported = ", ".join(f"{name!r} ({title})" for name, (title, _) in _KINDS.items())
+        raise reader.error("model", f"is {kind!r}; supported: {supported}")
+    tokenizer = _KINDS[kind][1](reader)
+    vocab: dict[str, int] = tokenizer["model"]["vocab"]
+    texts = list(vocab)
+    named = {name: texts[token_id] for name, token_id in _named_ids(reader, kind, vocab).items()}
+    adds_bos = reader.value("add_bos_token", bool, _adds_bos(reader, kind))
+    tokenizer["post_processor"] = _around(reader, kind, named, vocab, adds_bos=adds_bos)
+    return tokenizer, {"add_bos_token": adds_bos, **named}
+
+
 def _adds_bos(reader: _Reader, kind: str) -> bool:
-    return kind == "llama" or reader.value("pre", str, "gpt-2") in _LIKE_LLAMA_3
+    return kind in ("llama", "bert") or reader.value("pre", str, "gpt-2") in _LIKE_LLAMA_3
+
+
+def _named_ids(reader: _Reader, kind: str, vocab: Mapping[str, int]) -> dict[str, int]:
+    """The ids of named tokens; those of BERT, which files often leave out, by its names for them."""
+    ids = {name: reader.token_id(key) for name, key in _NAMED.items()}
+    if kind == "bert":
+        old = reader.token_id("cls_token_id")
+        ids["bos_token"] = ids["bos_token"] if old is None else old
+        ids = {name: vocab.get(_BERT.get(name, "")) if found is None else found for name, found in ids.items()}
+    return {name: token_id for name, token_id in ids.items() if token_id is not None}
+
+
+def _around(
+    reader: _Reader, kind: str, named: Mapping[str, str], vocab: Mapping[str, int], *, adds_bos: bool
+) -> dict[str, Any] | None:
+    """What puts BOS before a whole text, and EOS, or BERT's separator, behind it, where the file asks for it."""
+    behind, key, default = (
+        ("sep_token", "add_sep_token", True) if kind == "bert" else ("eos_token", "add_eos_token", False)
+    )
+    adds_behind = reader.value(key, bool, default)
+    first = named.get("bos_token") if adds_bos else None
+    last = named.get(behind) if adds_behind else None
+    return None if first is None and last is None else between_tokens(first, last, vocab)
 
 
 class _Reader:
@@ -108,6 +140,10 @@ class _Reader:
 
     def token_id(self, key: str) -> int | None:
         return read_token_id(self._path, self._metadata, key, len(self.tokens))
+
+    def unknown(self) -> str | None:
+        token_id = self.token_id("unknown_token_id")
+        return None if token_id is None else self.tokens[token_id]
 
     def error(self, key: str, reason: str) -> LoadError:
         return LoadError(self._path, f"tokenizer.ggml.{key} {reason}")
@@ -162,17 +198,15 @@ def _sentence_piece(reader: _Reader) -> dict[str, Any]:
     ]
     if prefix:
         decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
-    unknown = reader.token_id("unknown_token_id")
     return {
         "version": "1.0",
         "added_tokens": _added_tokens(tokens, types),
         "normalizer": {"type": "Sequence", "normalizers": normalizers},
         "pre_tokenizer": None,
-        "post_processor": None,
         "decoder": {"type": "Sequence", "decoders": decoders},
         "model": {
             "type": "BPE",
-            "unk_token": None if unknown is None else tokens[unknown],
+            "unk_token": reader.unknown(),
             "fuse_unk": True,
             "byte_fallback": True,
             "vocab": vocab,
@@ -206,7 +240,6 @@ def _byte_level(reader: _Reader) -> dict[str, Any]:
                 {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False},
             ],
         },
-        "post_processor": None,
         "decoder": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False},
         "model": {
             "type": "BPE",
@@ -215,3 +248,38 @@ def _byte_level(reader: _Reader) -> dict[str, Any]:
             "ignore_merges": name in _LIKE_LLAMA_3,
         },
     }
+
+
+def _word_piece(reader: _Reader) -> dict[str, Any]:
+    """BERT's WordPiece, whose pieces have a space before them at the beginning of a word, and no ``##`` elsewhere.
+
+    Most files do not say whether the model knows capitals: the vocabulary of one that does has A as a word.
+    """
+    types = reader.numbers("token_type", int, NORMAL)
+    unknown = reader.unknown() or "[UNK]"
+    if unknown not in reader.tokens:
+        raise reader.error("unknown_token_id", "is missing")
+    pieces: list[str] = []
+    for token, kind in zip(reader.tokens, types, strict=True):
+        whole = kind in (CONTROL, UNKNOWN) or token == unknown
+        pieces.append(token if whole else token[1:] if token.startswith(_SPACE) else f"##{token}")
+    pieces = _distinct(pieces)
+    lowercase = reader.value("normalizer.lowercase", bool, f"{_SPACE}A" not in reader.tokens)
+    strip_accents = reader.value("normalizer.strip_accents", bool, lowercase)
+    model, parts = word_piece_parts(unknown, lowercase=lowercase, strip_accents=strip_accents)
+    return {
+        "version": "1.0",
+        "added_tokens": _added_tokens(pieces, types),
+        **parts,
+        "model": {**model, "vocab": {piece: token_id for token_id, piece in enumerate(pieces)}},
+    }
+
+
+_SPACE = "\u2581"
+
+_KINDS: dict[str, tuple[str, Callable[[_Reader], dict[str, Any]]]] = {
+    "llama": ("SentencePiece with scores", _sentence_piece),
+    "gpt2": ("BPE", _byte_level),
+    "bert": ("WordPiece", _word_piece),
+}
+"""``tokenizer.ggml.model``."""

@@ -24,7 +24,7 @@ LEAST_BYTES = 1 << 20
 LEAST_DENSE_BYTES = 1 << 18
 """The same of metadata of GGUF files and of SentencePiece's models, which are shorter than JSON."""
 
-_REVISION = 5
+_REVISION = 6
 """To be raised when the same files give another pack than before."""
 
 _MAGIC = b"WLTEXT01"

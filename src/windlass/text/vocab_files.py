@@ -93,27 +93,38 @@ def read_word_piece(path: Path, data: bytes, config: Mapping[str, Any]) -> tuple
     if unknown is None:
         raise LoadError(path, "has no token for unknown words: [UNK], or unk_token in tokenizer_config.json")
     cls, sep = (token_content(config.get(name)) for name in ("cls_token", "sep_token"))
-    return _assemble(
-        path,
-        config,
-        {
-            "type": "WordPiece",
-            "unk_token": unknown,
-            "continuing_subword_prefix": "##",
-            "max_input_chars_per_word": 100,
-        },
-        vocab,
-        normalizer={
-            "type": "BertNormalizer",
-            "clean_text": True,
-            "handle_chinese_chars": config.get("tokenize_chinese_chars", True),
-            "strip_accents": config.get("strip_accents"),
-            "lowercase": config.get("do_lower_case", True),
-        },
-        pre_tokenizer={"type": "BertPreTokenizer"},
-        decoder={"type": "WordPiece", "prefix": "##", "cleanup": True},
-        post_processor=_between(cls, sep, vocab) if cls in vocab and sep in vocab else None,
+    model, parts = word_piece_parts(
+        unknown,
+        lowercase=config.get("do_lower_case", True),
+        strip_accents=config.get("strip_accents"),
+        handle_chinese_chars=config.get("tokenize_chinese_chars", True),
     )
+    between = between_tokens(cls, sep, vocab) if cls in vocab and sep in vocab else None
+    return _assemble(path, config, model, vocab, post_processor=between, **parts)
+
+
+def word_piece_parts(
+    unknown: str, *, lowercase: object, strip_accents: object = None, handle_chinese_chars: object = True
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The ``model`` of BERT's tokenizer without its vocabulary, and the parts of tokenizer.json around it."""
+    model = {
+        "type": "WordPiece",
+        "unk_token": unknown,
+        "continuing_subword_prefix": "##",
+        "max_input_chars_per_word": 100,
+    }
+    normalizer = {
+        "type": "BertNormalizer",
+        "clean_text": True,
+        "handle_chinese_chars": handle_chinese_chars,
+        "strip_accents": strip_accents,
+        "lowercase": lowercase,
+    }
+    return model, {
+        "normalizer": normalizer,
+        "pre_tokenizer": {"type": "BertPreTokenizer"},
+        "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True},
+    }
 
 
 def _text(path: Path, data: bytes) -> str:
@@ -150,13 +161,14 @@ def _assemble(
     return read_library_json(json.dumps(whole), path, config)
 
 
-def _between(first: str, last: str, vocab: Mapping[str, int]) -> dict[str, Any]:
-    """The post-processor that puts a text between two tokens."""
-    one, two = ({"SpecialToken": {"id": text, "type_id": 0}} for text in (first, last))
+def between_tokens(first: str | None, last: str | None, vocab: Mapping[str, int]) -> dict[str, Any]:
+    """The post-processor that puts a text between two tokens, either of which may be None."""
+    before, after = ([] if text is None else [{"SpecialToken": {"id": text, "type_id": 0}}] for text in (first, last))
     a, b = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
+    used = [text for text in (first, last) if text is not None]
     return {
         "type": "TemplateProcessing",
-        "single": [one, a, two],
-        "pair": [one, a, two, b, two],
-        "special_tokens": {text: {"id": text, "ids": [vocab[text]], "tokens": [text]} for text in (first, last)},
+        "single": [*before, a, *after],
+        "pair": [*before, a, *after, b, *after],
+        "special_tokens": {text: {"id": text, "ids": [vocab[text]], "tokens": [text]} for text in used},
     }

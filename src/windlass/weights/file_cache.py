@@ -46,6 +46,14 @@ class FileCache:
             os.utime(descriptor)  # access times are often not kept
         return descriptor
 
+    def touch(self, name: str) -> bool:
+        """Give the file the time of now; return whether there is one."""
+        try:
+            os.utime(self.directory / name)
+        except OSError:
+            return False
+        return True
+
     def write(self, name: str, size: int, fill: Callable[[int], None]) -> bool:
         """Make the file; return whether it is there now.
 
@@ -74,6 +82,19 @@ class FileCache:
             _remove(partial)
             raise
         return True
+
+    def remove(self, name: str) -> int:
+        """Remove the file, if there is one; return how many bytes it had."""
+        path = self.directory / name
+        try:
+            size = path.stat().st_size
+            path.unlink()
+        except FileNotFoundError:
+            return 0
+        except OSError as error:
+            _note("%s cannot be removed: %s", path, error)
+            return 0
+        return size
 
     def _make_room(self, size: int, name: str) -> bool:
         """Remove what was used least recently until ``size`` bytes more keep to the limit. False when they cannot."""

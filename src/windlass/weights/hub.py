@@ -6,7 +6,8 @@ import contextlib
 import errno
 import glob
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -99,7 +100,10 @@ def pull_model(name: str, *, report: Report | None = None) -> Path:
 
 
 def find_cached(name: HubName) -> Path | None:
-    """Return where a model that was downloaded before is, without asking the hub; None where it is not."""
+    """Return where a model that was downloaded before is, by huggingface_hub or MLC-LLM; None where it is not.
+
+    The hub is not asked.
+    """
     storage = _storage(name)
     revision = name.revision or "main"
     try:
@@ -109,10 +113,11 @@ def find_cached(name: HubName) -> Path | None:
     snapshot = storage / "snapshots" / commit
     files = [str(file.relative_to(snapshot)) for file in snapshot.rglob("*") if file.is_file()]
     try:
-        choice = choose_files(name, files)
+        return snapshot / (choose_files(name, files).first or "")
     except DownloadError:
-        return None
-    return snapshot / (choice.first or "")
+        pass
+    mlc = model_roots()["mlc"] / "model_weights" / "hf" / name.repository
+    return mlc if name == HubName(name.repository) and mlc.is_dir() else None
 
 
 def _parsed(name: str) -> HubName:
@@ -159,7 +164,7 @@ class _Pull:
             self._name.repository, revision=self._name.revision, files_metadata=True, timeout=_TIMEOUT
         )
         self._commit = info.sha or ""
-        files = {file.rfilename: _hub_file(file) for file in info.siblings or ()}
+        files = _listed(info.siblings or (), self._name)
         choice = choose_files(self._name, files)
         wanted = [*choice.companions, *choice.weights]
         with _quiet_library():
@@ -208,13 +213,22 @@ class _Pull:
         )
 
 
-def _hub_file(sibling: Any) -> HubFile | None:
-    """Return what the hub says of a file, or None where that is too little."""
-    if sibling.lfs is not None:
-        return HubFile(sibling.rfilename, sibling.lfs.size, sibling.lfs.sha256, is_git=False)
-    if sibling.blob_id is None or sibling.size is None:
-        return None
-    return HubFile(sibling.rfilename, sibling.size, sibling.blob_id, is_git=True)
+def _listed(siblings: Iterable[Any], origin: HubName) -> dict[str, HubFile | None]:
+    """Return the files of a repository, with None for those of which the hub says too little to download them here.
+
+    Raises:
+        DownloadError: a name would lead out of the cache, or a checksum, which becomes the name of a file, is none.
+    """
+    files: dict[str, HubFile | None] = {}
+    for sibling in siblings:
+        name, large = sibling.rfilename, sibling.lfs is not None
+        size, checksum = (sibling.lfs.size, sibling.lfs.sha256) if large else (sibling.size, sibling.blob_id)
+        known = checksum is not None and size is not None
+        digits = r"[0-9a-f]{64}" if large else r"[0-9a-f]{40}"
+        if set(name.split("/")) & {"", ".", ".."} or (known and not re.fullmatch(digits, str(checksum))):
+            raise DownloadError(str(origin), f"the hub's list of files is damaged at {name!r}", code="damaged")
+        files[name] = HubFile(name, int(size), checksum, is_git=not large) if known else None
+    return files
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ import os
 import queue
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,8 +128,9 @@ class _Downloads:
                     worker.join(_REPORT_SECONDS / len(self._workers))
         finally:
             self._stop.set()
+            until = time.monotonic() + _JOIN_SECONDS
             for worker in self._workers:
-                worker.join(_JOIN_SECONDS)
+                worker.join(max(0.0, until - time.monotonic()))
         if self._errors:
             raise self._errors[0]
         report("downloading", self._total, self._total)

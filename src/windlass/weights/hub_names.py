@@ -24,8 +24,12 @@ _COMPANIONS = (
     "*.jinja",
     "*.model",
     "merges.txt",
+    "vocab.txt",
+    "*.tiktoken",
+    "tokenizer.model.v*",
     "tokenizer_model",
     "additional_chat_templates/*.jinja",
+    "*_Pooling/config.json",
     *_TEXTS,
 )
 _SHARDS = "params_shard_*.bin"

@@ -107,6 +107,7 @@ def load_weights(
     *,
     ignored: Sequence[str] = (),
     quantizer: Quantizer = quantize,
+    anew: bool = False,
     progress: Progress | None = None,
 ) -> Iterator[tuple[str, Tensor]]:
     """Check the source against the specs, at once, and return an iterator that loads weight by weight, in their order.
@@ -118,6 +119,8 @@ def load_weights(
             has its scheme, and only that one may be given.
         ignored: see ``check_weights``.
         quantizer: what quantizes.
+        anew: give the scheme to weights that are quantized otherwise in the file too, which loses; else they are
+            refused.
         progress: told after every weight.
 
     Returns:
@@ -135,7 +138,7 @@ def load_weights(
             f"these weights are stored as {stored.name} and cannot become {scheme.name}; quantize the original model",
         )
     check_weights(specs, source, ignored=ignored)
-    return _load(specs, source, scheme, quantizer, progress)
+    return _load(specs, source, scheme, quantizer, progress, anew=anew)
 
 
 def check_weights(specs: Sequence[WeightSpec], source: WeightSource, *, ignored: Sequence[str] = ()) -> None:
@@ -163,12 +166,19 @@ def check_weights(specs: Sequence[WeightSpec], source: WeightSource, *, ignored:
         _check_shapes(spec, source)
 
 
+def stored_tensors(spec: WeightSpec, source: WeightSource) -> list[StoredTensor]:
+    """Return the tensors of the source that make up a weight."""
+    return [source.info(name) for name in _stored_names(spec, source)]
+
+
 def _load(
     specs: Sequence[WeightSpec],
     source: WeightSource,
     scheme: Scheme | None,
     quantizer: Quantizer,
     progress: Progress | None,
+    *,
+    anew: bool,
 ) -> Iterator[tuple[str, Tensor]]:
     total = sum(source.info(name).nbytes for spec in specs for name in _stored_names(spec, source))
     done = 0
@@ -177,7 +187,9 @@ def _load(
         reason = None
         try:
             # Part by part: rows are quantized by themselves, and codes are less to join than floats.
-            tensor = _joined([_converted(part, spec, source, scheme, quantizer) for part in _read(spec, source)])
+            tensor = _joined(
+                [_converted(part, spec, source, scheme, quantizer, anew=anew) for part in _read(spec, source)]
+            )
         except ValueError as error:
             reason = str(error)
         if reason is not None:
@@ -247,12 +259,14 @@ def _stored(info: StoredTensor, source: WeightSource) -> Tensor:
 
 
 def _converted(
-    part: Tensor, spec: WeightSpec, source: WeightSource, scheme: Scheme | None, quantizer: Quantizer
+    part: Tensor, spec: WeightSpec, source: WeightSource, scheme: Scheme | None, quantizer: Quantizer, *, anew: bool
 ) -> Tensor:
     if scheme is None or source.scheme is not None:
         return part
     if part.format.grouped:
-        raise ValueError(f"it is quantized in the file, and cannot become {scheme.name} without loss")
+        if not anew:
+            raise ValueError(f"it is quantized in the file, and cannot become {scheme.name} without loss")
+        part = Tensor(Format.F32, part.shape, part.dequantize())
     return quantizer(part, scheme) if scheme.quantizes(spec.role) else cast(part, scheme.model_dtype)
 
 

@@ -42,7 +42,8 @@ class Grouping:
         group_size: columns that share a scale; ``WHOLE`` rows.
         block_rows: rows that share scales; for a ``WHOLE`` matrix there is one scale.
         scale: the last part of the name of the scales.
-        zeros: whether there are zero points beside the scales; GPTQ and AWQ always have them.
+        zeros: whether there must be zero points beside the scales. GPTQ and AWQ always have them; those of symmetric
+            codes, which first versions of compressed-tensors stored, may be there.
         less_one: the zero points of GPTQ were stored less one.
     """
 
@@ -233,12 +234,10 @@ def _scale_shapes(grouping: Grouping, rows: int, columns: int) -> list[tuple[int
 def _check_scales(pieces: Pieces, grouping: Grouping, rows: int, columns: int) -> None:
     _check(pieces[grouping.scale], _SCALE_TYPES, _scale_shapes(grouping, rows, columns), grouping)
     zeros = pieces.get("weight_zero_point")
-    if not grouping.zeros:
-        if zeros is not None:
-            raise _UnfitError(f"tensor {zeros.name!r} is left over: symmetric codes have no zero points")
+    if zeros is None and not grouping.zeros:
         return
     zeros = pieces["weight_zero_point"]
-    if zeros.dtype == "int32" and grouping.storage == "words":
+    if zeros.dtype == "int32" and grouping.storage == "words" and grouping.zeros:
         packed = (-(-rows * grouping.bits // 32), grouping.groups(columns))
         _check(zeros, ("int32",), [packed], grouping)
     else:

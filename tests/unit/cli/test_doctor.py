@@ -10,8 +10,6 @@ import pytest
 
 import windlass
 from windlass.cli import main
-from windlass.cli.model_search import find_models
-from windlass.config import model_roots
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +47,9 @@ def test_a_healthy_installation(capfd: pytest.CaptureFixture[str]) -> None:
 def test_text_has_a_line_for_everything(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     make_model(tmp_path / "dist" / "tiny")
     assert main(["doctor"]) == 0
-    names = [line.split()[0] for line in capfd.readouterr().out.splitlines()]
+    output = capfd.readouterr().out
+    assert f"model       {tmp_path}/dist/tiny (hf, 0.00 GiB)" in output
+    names = [line.split()[0] for line in output.splitlines()]
     assert names[0] == "windlass"
     assert {"processor", "features", "kernels", "threads", "memory", "limits", "model"} <= set(names)
     assert "PROBLEM" not in names
@@ -69,27 +69,3 @@ def test_a_bad_thread_setting_is_a_problem(monkeypatch: pytest.MonkeyPatch, capf
     monkeypatch.setenv("WINDLASS_NUM_THREADS", "many")
     assert main(["doctor"]) == 1
     assert "WINDLASS_NUM_THREADS must be a positive integer, not 'many'" in capfd.readouterr().out
-
-
-def test_models_are_found_where_they_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    snapshot = make_model(tmp_path / "hub" / "models--org--name" / "snapshots" / "0123")
-    mlc = make_model(
-        tmp_path / "mlc" / "model_weights" / "hf" / "mlc-ai" / "X-MLC", "mlc-chat-config.json", "params_shard_0.bin"
-    )
-    here = make_model(tmp_path / "work" / "dist" / "mine")
-    make_model(tmp_path / "work" / ".hidden")
-    split = tmp_path / "work" / "dist"
-    for name in ("a.gguf", "b-00001-of-00002.gguf", "b-00002-of-00002.gguf"):
-        (split / name).write_bytes(b"GGUF")
-    make_model(tmp_path / "work" / "not-a-model", weights="notes.txt")
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setenv("MLC_LLM_HOME", str(tmp_path / "mlc"))
-    monkeypatch.chdir(tmp_path / "work")
-    found = [(model.path, model.kind, model.num_bytes) for model in find_models(model_roots())]
-    assert found == [
-        (split / "a.gguf", "gguf", 4),
-        (split / "b-00001-of-00002.gguf", "gguf", 4),
-        (here, "hf", 10),
-        (snapshot, "hf", 10),
-        (mlc, "mlc", 10),
-    ]

@@ -23,6 +23,8 @@ VALUES = {
     "port": "8123",
     "model_name": "mine",
     "additional_models": "other=some/where",
+    "lora_modules": "sql=some/where",
+    "allow_lora_updates": True,
     "api_key": "sk-1",
     "api_key_file": None,  # a file of the test
     "insecure": True,

@@ -7,9 +7,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from support.fakes import make_request
+from windlass.engine.adapters import Adapter, Adapters
+from windlass.engine.batch import make_batch
 from windlass.engine.pages import PagePool
 from windlass.engine.request import Request
 from windlass.engine.scheduler import Scheduler
+from windlass.errors import InvalidRequestError
+
+
+class Packed:
+    """An adapter that adds nothing."""
+
+    nbytes = 1
+
+    def close(self) -> None:
+        self.nbytes = 0
 
 
 def scheduler(pages: int = 100, sequences: int = 4, tokens: int = 32, *, cache: bool = True) -> Scheduler:
@@ -142,6 +154,55 @@ def test_requests_that_begin_alike_wait_for_the_first() -> None:
     assert run(s, budget=32) == {"a": 8, "other": 5}, "the fourth page is not full before this step"
     assert run(s, budget=32) == {"a": 1, "other": 1, "b": 6, "c": 6}
     assert {r.request_id: r.num_reused for r in s.running} == {"a": 0, "b": 64, "c": 64, "other": 0}
+
+
+def test_adapters_neither_share_prefixes_nor_wait_for_those_of_others() -> None:
+    s = scheduler(sequences=6, tokens=200)
+    adapters = [None, Adapter("x", "", Packed()), Adapter("x", "", Packed())]
+    requests = []
+    for number, adapter in enumerate(adapters):
+        for copy in "ab":
+            request = add(s, f"{number}{copy}", 40)
+            request.adapter = adapter
+            requests.append(request)
+    assert run(s) == {"0a": 40, "1a": 40, "2a": 40}
+    assert run(s) == {"0a": 1, "1a": 1, "2a": 1, "0b": 8, "1b": 8, "2b": 8}
+    assert [request.num_reused for request in requests] == [0, 32, 0, 32, 0, 32]
+    assert s.pool.num_cached == 6
+    for request in requests:
+        s.remove(request)
+    s.check()
+    s.pool.give_back(s.pool.take(100) or [])
+    assert (s.pool.num_cached, s.pool.num_free) == (0, 100), "first pages of adapters are evicted like others"
+
+
+def test_the_batch_says_who_has_which_adapter() -> None:
+    s = scheduler(tokens=100)
+    first, second = Adapter("x", "", Packed()), Adapter("y", "", Packed())
+    for name, start, adapter in (("a", 0, first), ("b", 10, None), ("c", 20, second), ("d", 30, first)):
+        add(s, name, 5, start).adapter = adapter
+    chunks = s.schedule(1000)
+    assert make_batch(chunks).adapters == (first.packed, None, second.packed, first.packed)
+    assert make_batch([chunk for chunk in chunks if chunk.request.adapter is None]).adapters == ()
+
+
+def test_adapters_are_found_until_they_are_retired_and_closed_with_the_model() -> None:
+    adapters = Adapters()
+    one, two, three = (Adapter(name, "", Packed()) for name in ("one", "two", "three"))
+    assert len({one.number, two.number, three.number, 0}) == 4
+    assert adapters.add(one)
+    assert adapters.add(two)
+    assert adapters.retire("one") is one
+    assert one.retired
+    assert adapters.all == (two,)
+    assert adapters.find("two") is two
+    for call in (adapters.find, adapters.retire):
+        with pytest.raises(InvalidRequestError, match="there is no adapter 'one'; loaded are two"):
+            call("one")
+    adapters.close()
+    assert (one.packed.nbytes, two.packed.nbytes, adapters.all) == (0, 0, ())
+    assert not adapters.add(three), "the model is gone"
+    assert three.packed.nbytes == 0
 
 
 def test_the_prefix_unused_for_longest_is_evicted_first() -> None:

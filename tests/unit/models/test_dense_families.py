@@ -1,4 +1,4 @@
-"""Gemma, Phi-3, OLMo, Granite, SmolLM3 and Ministral 3: published configurations, and what is special in each."""
+"""Gemma, Phi-3, OLMo, Granite, SmolLM3, EXAONE and Ministral 3: published configurations; what is special in each."""
 
 from __future__ import annotations
 
@@ -40,6 +40,7 @@ def attentions(definition: ModelDefinition) -> list[Attention]:
         ("olmo-3-7b", 65536, 128, False),
         ("granite-3.3-2b", 131072, 64, True),
         ("smollm3-3b", 65536, 128, True),
+        ("exaone-4.0-32b", 131072, 128, False),
         ("ministral-3-3b", 262144, 128, True),
         ("mistral-small-3.1", 131072, 128, False),
     ],
@@ -106,6 +107,20 @@ def test_granite_multiplies() -> None:
 def test_smollm3_rotates_three_of_four_layers() -> None:
     definition = define(PUBLISHED["smollm3-3b"])
     assert len([op for op in definition.program.ops if isinstance(op, Rope)]) == 2 * 27
+
+
+def test_exaone_4_rotates_where_it_slides_or_everywhere() -> None:
+    published = PUBLISHED["exaone-4.0-32b"]
+    definition = define(published)
+    assert [op.window for op in attentions(definition)[:5]] == [4096, 4096, 4096, None, 4096]
+    assert len([op for op in definition.program.ops if isinstance(op, Rope)]) == 2 * 48
+    by_number = {key: value for key, value in published.items() if key != "layer_types"} | {"sliding_window_pattern": 4}
+    assert define(by_number).program == definition.program
+    del by_number["sliding_window_pattern"]
+    assert define(by_number).program == definition.program
+    smaller = define({**by_number, "sliding_window": None})
+    assert {op.window for op in attentions(smaller)} == {None}
+    assert len([op for op in smaller.program.ops if isinstance(op, Rope)]) == 2 * 64
 
 
 def test_phi_4_mini_rotates_three_quarters_of_a_head() -> None:
@@ -196,6 +211,8 @@ ROPE = CASES["ministral3"].config["rope_parameters"]
     [
         ("gemma", "hidden_act is 'silu'; supported: gelu_pytorch_tanh", {"hidden_act": "silu"}),
         ("gemma", "attention_bias is True: no Gemma has biases", {"attention_bias": True}),
+        ("exaone4", "layer_types has sliding_attention, but there is no sliding_window", {"sliding_window": None}),
+        ("exaone4", "sliding_window_pattern is 'LLG', which must be an integer", {"layer_types": None}),
         ("gemma2", "use_bidirectional_attention is True: ", {"use_bidirectional_attention": True}),
         ("gemma2", "query_pre_attn_scalar is 0, which must be greater than 0", {"query_pre_attn_scalar": 0}),
         ("gemma2", "final_logit_softcapping is -1, which must be greater than 0", {"final_logit_softcapping": -1}),

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from support.published_mixtures import PUBLISHED
 from support.tiny_models import CASES
 from windlass.errors import LoadError
 from windlass.models.definition import ModelDefinition
-from windlass.models.registry import define_model
+from windlass.models.registry import FAMILIES, define_model, to_mlc_config
 from windlass.models.rope import QueryScale
 from windlass.program.ops import Attention, Experts, HeadLinear, HeadNorm, Rope, Route
 
@@ -31,6 +32,58 @@ def ops(definition: ModelDefinition, kind: type[Any]) -> list[Any]:
 
 def sparse_layers(definition: ModelDefinition) -> list[int]:
     return [int(op.gate_up.split(".")[2]) for op in ops(definition, Experts)]
+
+
+@pytest.mark.parametrize(
+    ("name", "context", "head_dim", "experts"),
+    [
+        ("Mixtral-8x7B-Instruct-v0.1", 32768, 128, (2 * 14336 * 8, 4096)),
+        ("Qwen1.5-MoE-A2.7B", 8192, 128, (2 * 1408 * 60, 2048)),
+        ("Qwen3-30B-A3B", 40960, 128, (2 * 768 * 128, 2048)),
+        ("gpt-oss-20b", 131072, 64, (2 * 2880 * 32, 2880)),
+        ("DeepSeek-V2-Lite", 163840, 576, (2 * 1408 * 64, 2048)),
+        ("DeepSeek-R1", 163840, 576, (2 * 2048 * 256, 7168)),
+        ("Llama-4-Scout-17B-16E-Instruct", 10485760, 128, (2 * 8192 * 16, 5120)),
+    ],
+)
+def test_published_configurations(name: str, context: int, head_dim: int, experts: tuple[int, int]) -> None:
+    config = PUBLISHED[name]
+    definition = define_model(config["model_type"], config, FILE, dialect="hf")
+    assert definition.context_length == context
+    assert definition.program.head_dim == head_dim
+    shapes = {spec.name: spec.shape for spec in definition.program.weights}
+    assert {shapes[op.gate_up] for op in ops(definition, Experts)} == {experts}
+
+
+WRITTEN_ANEW: dict[str, dict[str, Any]] = {
+    "mixtral": {"head_dim": None},
+    "qwen2_moe": {"layer_types": ["full_attention"] * 4, "qkv_bias": True, "sliding_window": 0},
+    "qwen3_moe": {"num_experts": ..., "num_local_experts": 7},
+    "gpt_oss": {"swiglu_alpha": 1.702},
+    "deepseek_v2": {"head_dim": 12, "qk_head_dim": 32, "mlp_bias": False, "pretraining_tp": 1},
+    "deepseek_v3": {"head_dim": 12, "qk_head_dim": 32, "rope_interleave": True, "pretraining_tp": 1},
+    "llama4_text": {
+        "layer_types": ["chunked_attention"] * 3 + ["full_attention"],
+        "moe_layers": [1, 3],
+        "no_rope_layers": [1, 1, 1, 0],
+    },
+}
+"""What transformers 5 changes when it saves a model, beside the place of the rotary embedding."""
+
+
+@pytest.mark.parametrize("name", WRITTEN_ANEW)
+def test_configurations_that_transformers_5_wrote(name: str) -> None:
+    config = CASES[name].config
+    rope = {"rope_type": "default", **config.get("rope_scaling", {}), "rope_theta": config["rope_theta"]}
+    if "type" in rope:
+        rope["rope_type"] = rope["type"]
+    anew: dict[str, Any] = {"rope_theta": ..., "rope_scaling": ..., "rope_parameters": rope, **WRITTEN_ANEW[name]}
+    definition = define(name, **anew)
+    assert definition.program == define(name).program
+    if FAMILIES[definition.model_type].mlc is not None:
+        values = {key: value for key, value in {**config, **anew}.items() if value is not ...}
+        mlc = to_mlc_config(definition.model_type, values, FILE)
+        assert define_model(definition.model_type, mlc, FILE, dialect="mlc").program == definition.program
 
 
 def test_which_layers_of_qwen_have_experts() -> None:
@@ -55,6 +108,7 @@ def test_how_experts_are_chosen() -> None:
     assert route("mixtral") == (2, "softmax", True, 1.0, 1, 1, "max")
     assert route("qwen2_moe") == (3, "softmax", False, 1.0, 1, 1, "max")
     assert route("qwen3_moe", norm_topk_prob=...) == (2, "softmax", False, 1.0, 1, 1, "max")
+    assert route("olmoe") == (3, "softmax", False, 1.0, 1, 1, "max")
     assert route("gpt_oss") == (2, "softmax", True, 1.0, 1, 1, "max")
     assert route("deepseek_v2_lite") == (3, "softmax", False, 1.0, 1, 1, "max")
     assert route("deepseek_v2") == (3, "softmax", False, 4.0, 3, 2, "max")
@@ -140,6 +194,7 @@ def test_the_text_of_a_llama_4_that_sees() -> None:
 REFUSED: list[tuple[str, str, dict[str, Any]]] = [
     ("mixtral", "num_local_experts is missing", {"num_local_experts": ...}),
     ("mixtral", "num_local_experts is 1000000, which must lie in 1 .. 65536", {"num_local_experts": 10**6}),
+    ("olmoe", "clip_qkv is not null: queries, keys and values that are clipped", {"clip_qkv": 8.0}),
     ("mixtral", "num_experts_per_tok is 6, but there are 5 experts", {"num_experts_per_tok": 6}),
     ("mixtral", "hidden_size is 72, which must be a multiple of 32", {"hidden_size": 72}),
     ("mixtral", "intermediate_size is 40, which must be a multiple of 16", {"intermediate_size": 40}),

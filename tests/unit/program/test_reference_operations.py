@@ -113,7 +113,7 @@ def test_head_norm(centered: bool, width: int | None) -> None:
 
 def test_head_linear_reads_the_first_columns_of_each_head() -> None:
     w = normal(6, 3)
-    actual, x = run(lambda b, x: b.head_linear(x, "w", num_heads=2, in_features=3, out_features=3), **{"w.weight": w})
+    actual, x = run(lambda b, x: b.head_linear(x, "w", num_heads=2, in_features=3, out_features=3), w=w)
     close(actual, np.hstack([x[:, :3] @ w[:3].T, x[:, 4:7] @ w[3:].T]))
 
 
@@ -223,13 +223,13 @@ def chosen_by(row: Any, bias: Any, options: dict[str, Any]) -> list[int]:
     [
         {"top_k": 3, "scores": "softmax", "normalize": False},
         {"top_k": 2, "scores": "softmax", "normalize": True, "scale": 2.5},
-        {"top_k": 3, "scores": "sigmoid", "normalize": True, "bias": "c"},
+        {"top_k": 3, "scores": "sigmoid", "normalize": True, "bias": ("c", Part("c"))},
         {"top_k": 3, "scores": "softmax", "normalize": False, "num_groups": 4, "top_groups": 2},
         {
             "top_k": 4,
             "scores": "sigmoid",
             "normalize": True,
-            "bias": "c",
+            "bias": ("c", Part("c")),
             "num_groups": 2,
             "top_groups": 1,
             "group_score": "top2_sum",
@@ -239,7 +239,8 @@ def chosen_by(row: Any, bias: Any, options: dict[str, Any]) -> list[int]:
 )
 def test_route(options: dict[str, Any]) -> None:
     weights = {"c": normal(WIDTH)} if "bias" in options else {}
-    actual, x = run(lambda b, x: b.route(x, **options), **weights)
+    bias = ("c", Part("c")) if "bias" in options else None
+    actual, x = run(lambda b, x: b.route(x, **{**options, "bias": bias}), **weights)
     for row, shares in zip(x.astype(np.float64), actual, strict=True):
         scores = np.exp(row) / np.exp(row).sum() if options["scores"] == "softmax" else sigmoid(row)
         chosen = chosen_by(scores, weights.get("c", np.zeros(WIDTH)), options)
@@ -265,7 +266,7 @@ def test_experts(biased: bool, scale_input: bool) -> None:
 
     def write(b: ProgramBuilder, x: Value) -> Value:
         shares = b.route(x.columns(0, experts), top_k=2, scores="sigmoid", normalize=False)
-        named = {name: (f"{short}.b", Part(f"{short}.b")) for name, short in NAMES.items()} if biased else {}
+        named = {name: (f"{short}.b", [Part(f"{short}.b")]) for name, short in NAMES.items()} if biased else {}
         options: dict[str, Any] = {"kind": "gelu", "scale_input": scale_input, **named}
         return b.experts(x, shares, gate_up="gu", down="d", intermediate_size=inner, **options)
 

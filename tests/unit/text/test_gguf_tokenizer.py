@@ -39,6 +39,12 @@ SPM: dict[str, Any] = {
     "tokenizer.ggml.eos_token_id": 2,
     "tokenizer.ggml.seperator_token_id": 0xFFFFFFFF,
 }
+WORD_PIECES: dict[str, Any] = {
+    "tokenizer.ggml.model": "bert",
+    "tokenizer.ggml.tokens": ["[UNK]", "[CLS]", "[SEP]", "\u2581he", "\u2581a", "re", ".", "\u2581.", "\u2581hea"],
+    "tokenizer.ggml.token_type": [3, 3, 3, 1, 1, 1, 1, 1, 1],
+    "tokenizer.ggml.seperator_token_id": 2,
+}
 
 
 def tokenizer(metadata: dict[str, Any]) -> Tokenizer:
@@ -96,6 +102,28 @@ def test_pairs_merge_by_score() -> None:
     assert tokenizer({**SPM, "tokenizer.ggml.add_bos_token": False}).encode("ab", bos=True) == [8]
 
 
+def test_word_pieces() -> None:
+    made = tokenizer(WORD_PIECES)
+    assert made.encode("He\u0301re. [SEP] a") == [3, 5, 7, 0, 0, 0, 4]
+    assert made.decode([3, 5, 7, 4]) == "here. a"
+    assert made.around == ((1,), (2,))
+    cased = tokenizer({**WORD_PIECES, "tokenizer.ggml.tokens": [*WORD_PIECES["tokenizer.ggml.tokens"][:8], "\u2581A"]})
+    assert cased.encode("A a He") == [8, 4, 0]
+    assert tokenizer({**WORD_PIECES, "tokenizer.ggml.normalizer.lowercase": False}).encode("A a") == [0, 4]
+    assert tokenizer({**WORD_PIECES, "tokenizer.ggml.normalizer.strip_accents": False}).encode("A h\u00e9") == [4, 0]
+    assert tokenizer({**WORD_PIECES, "tokenizer.ggml.cls_token_id": 2}).around == ((2,), (2,))
+    assert tokenizer({**WORD_PIECES, "tokenizer.ggml.add_sep_token": False}).around == ((1,), ())
+
+
+def test_what_is_put_around_a_text() -> None:
+    assert tokenizer(SPM).around == ((1,), ())
+    assert tokenizer(BPE).around == ((), ())
+    assert tokenizer({**BPE, "tokenizer.ggml.add_eos_token": True}).around == ((), (5,))
+    whole = {**SPM, "tokenizer.ggml.add_eos_token": True, "tokenizer.ggml.add_bos_token": False}
+    assert tokenizer(whole).around == ((), (2,))
+    assert tokenizer(whole).encode("ab", bos=True) == [8]
+
+
 @pytest.mark.parametrize(
     ("pre", "cuts"),
     [
@@ -140,7 +168,9 @@ def test_byte_level() -> None:
 @pytest.mark.parametrize(
     ("base", "change", "reason"),
     [
-        (BPE, {"model": "bert"}, "model is 'bert'; supported: 'llama'"),
+        (BPE, {"model": "t5"}, "model is 't5'; supported: 'llama' (SentencePiece with scores), 'gpt2' (BPE), 'bert'"),
+        (BPE, {"model": "bert"}, "unknown_token_id is missing"),
+        (SPM, {"add_eos_token": 1}, "add_eos_token is of the wrong type"),
         (BPE, {"model": None}, "model is missing"),
         (BPE, {"pre": "unheard-of"}, "pre is 'unheard-of', which is not supported; supported: gpt-2"),
         (BPE, {"tokens": []}, "tokens must be 1 to"),

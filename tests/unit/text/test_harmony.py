@@ -13,7 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from support.answer_parts import Parts, merged
+from support.chat_answers import INFO, usage_of
 from support.text_files import byte_level_tokenizer, write_json
+from windlass.engine.request import FinishReason
+from windlass.serve.chat_format import ChatFormat
+from windlass.serve.mailbox import Piece
 from windlass.text.chat_template import ChatTemplate
 from windlass.text.harmony import MARKS, HarmonyParser
 from windlass.text.text_model import TextModel
@@ -206,6 +210,21 @@ def test_from_tokens_to_parts(gpt_oss: TextModel) -> None:
     assert gpt_oss.detokenizer([65]).push(ids[0]) == ""
     assert gpt_oss.decode(ids[:1]) == ""
     assert {gpt_oss.tokenizer.added_token_id(name) for name in ("<|call|>", "<|return|>")} == gpt_oss.stop_token_ids
+
+
+def test_an_answer_as_openais_objects() -> None:
+    text = marked(
+        "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>commentary<|message|>I look.<|end|>"
+    )
+    text += marked("<|start|>assistant" + CALL.removesuffix("<|call|>"))  # the token that ends an answer is not shown
+    form = ChatFormat(INFO, new_parser=lambda: HarmonyParser(tools=True), with_logprobs=False)
+    whole = form.response([[Piece(0, text, 9, FinishReason.STOP)]], usage_of([text]))
+    (choice,) = whole.choices
+    assert (choice.message.reasoning_content, choice.message.content) == ("Hm.", "I look.")
+    assert [(call.function.name, call.function.arguments) for call in choice.message.tool_calls or ()] == [
+        ("f", '{"a": 1}')
+    ]
+    assert choice.finish_reason == "tool_calls"
 
 
 def test_a_conversation_with_calls_comes_back(gpt_oss: TextModel) -> None:

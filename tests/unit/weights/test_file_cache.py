@@ -199,3 +199,15 @@ def test_a_writer_that_is_killed_leaves_no_file(cache: FileCache) -> None:
     used_long_ago(cache, left, 4000)
     assert cache.write("a", 8, filler(b"whole"))
     assert names(cache) == {"a"}
+
+
+def test_touching_and_removing_one_file(tmp_path: Path) -> None:
+    cache = FileCache(tmp_path / "cache")
+    assert not cache.touch("a")
+    assert cache.remove("a") == 0
+    assert cache.write("a", 3, lambda descriptor: os.write(descriptor, b"abc") and None)
+    os.utime(tmp_path / "cache/a", (1, 1))
+    assert cache.touch("a")
+    assert (tmp_path / "cache/a").stat().st_mtime > 1
+    assert cache.remove("a") == 3
+    assert list((tmp_path / "cache").iterdir()) == []

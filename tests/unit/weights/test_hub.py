@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -16,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from support.hub import COMMIT, Hub, checksum, serving
+from support.hub import COMMIT, Hub, ask_here, checksum, serving
 from windlass.errors import DownloadError, LoadError
 from windlass.weights import hub_download, resolve_model
 from windlass.weights.hub import pull_model
@@ -78,16 +79,10 @@ REPOSITORIES = {
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A hub that this process asks; its cache is ``tmp_path / "hub"``."""
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setenv("NO_PROXY", "*")
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", CHUNK)
     monkeypatch.setattr(file_download.time, "sleep", lambda _: None)  # between its attempts
     with serving(REPOSITORIES) as server:
-        monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
-        template = f"{server.endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        ask_here(monkeypatch, server, tmp_path / "hub")
         yield server
 
 
@@ -326,21 +321,60 @@ def wait_until(condition: Any) -> None:
     raise AssertionError("it never happens")
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="nothing tells what a process has open")
 def test_two_processes_that_want_the_same(hub: Hub, tmp_path: Path) -> None:
-    hub.hold.update(REPOSITORIES["org/sharded"])
+    name = "model-00001-of-00002.safetensors"
+    lock = f"{checksum(name, LARGE)}.lock"
+    hub.hold.add(name)
     with (
         start(tmp_path, "org/sharded", hub.endpoint, function="pull_model") as first,
         start(tmp_path, "org/sharded", hub.endpoint, function="pull_model") as second,
     ):
-        wait_until(lambda: sum(path == "/api/models/org/sharded" for _, path, _ in list(hub.asked)) >= 2)
-        hub.go_on.set()
-        paths = {process.communicate(timeout=60)[0].strip() for process in (first, second)}
+        try:
+            wait_until(lambda: has_open(first.pid, lock) and has_open(second.pid, lock))
+            hub.go_on.set()
+            paths = {process.communicate(timeout=60)[0].strip() for process in (first, second)}
+        finally:
+            first.kill()
+            second.kill()
     [path] = paths
     content = files_in(Path(path))
     assert content == {name: REPOSITORIES["org/sharded"][name] for name in content}
     assert len(content) == 4
-    names = [name for name, _ in hub.sent()]
-    assert len(names) == len(set(names))
+    assert [asked for asked, _ in hub.sent()].count(name) == 1
+
+
+def has_open(process: int, name: str) -> bool:
+    """Whether a process has a file of this name open."""
+    for descriptor in Path(f"/proc/{process}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            if descriptor.readlink().name == name:
+                return True
+    return False
+
+
+def test_a_connection_that_breaks_again_and_again(tmp_path: Path) -> None:
+    """Whatever the library makes of it: as long as something comes, it is asked for the rest."""
+    data = LARGE[:1000]
+    starts: list[int] = []
+
+    def fetch(_name: str, file: Any, start: int) -> None:
+        starts.append(start)
+        file.write(data[start : start + 300])
+        if start + 300 < len(data):
+            raise RuntimeError("the line is broken")
+
+    file = hub_download.HubFile("a.bin", len(data), checksum("a.bin", data), is_git=False)
+    hub_download.download_blobs("origin", [file], tmp_path, tmp_path, fetch, lambda *_: None)
+    assert starts == [0, 300, 600, 900]
+    assert (tmp_path / "blobs" / file.checksum).read_bytes() == data
+
+    def broken(*_: Any) -> None:
+        raise RuntimeError("there is no line")
+
+    other = hub_download.HubFile("b.bin", 1, checksum("b.bin", b"b"), is_git=False)
+    with pytest.raises(RuntimeError, match="there is no line"):
+        hub_download.download_blobs("origin", [other], tmp_path, tmp_path, broken, lambda *_: None)
 
 
 def test_a_hub_that_does_not_know_ranges(hub: Hub, tmp_path: Path) -> None:
@@ -391,6 +425,18 @@ def test_a_hub_without_checksums(hub: Hub) -> None:
     hub.without_checksums = True
     assert files_in(pull_model("org/small")) == SMALL
     assert "model-extra.safetensors" not in files_in(pull_model("org/sharded"))
+
+
+def test_a_hub_that_means_ill(hub: Hub, tmp_path: Path) -> None:
+    """What it calls checksums and files never leads out of the cache."""
+    hub.repositories["org/evil"] = {"config.json": b"{}", "../../evil.gguf": b"GGUF"}
+    hub.checksums["model.safetensors"] = "../../../../evil"
+    for name in ("org/evil:evil.gguf", "org/small"):
+        with pytest.raises(DownloadError, match="the hub's list of files is damaged at") as caught:
+            pull_model(name)
+        assert caught.value.code == "damaged"
+    assert hub.sent() == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_disk_that_will_be_full(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:

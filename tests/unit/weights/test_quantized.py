@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import json
+import random
+import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,10 +15,12 @@ import pytest
 from numpy.typing import NDArray
 
 from support.quantized_files import Matrix, awq, compressed, fp8, gptq, groups_of
-from support.weight_files import write_safetensors
+from support.weight_files import safetensors_bytes, write_safetensors
 from windlass.errors import LoadError
 from windlass.models.quantization_config import read_quantization
+from windlass.program.program import Part, WeightSpec
 from windlass.quantization import Format, Tensor, f32_to_bf16
+from windlass.weights.loader import load_weights
 from windlass.weights.safetensors import open_safetensors
 
 ROWS, COLUMNS = 40, 192
@@ -234,6 +240,16 @@ def test_groups_of_modules_may_have_different_formats(tmp_path: Path) -> None:
         np.testing.assert_array_equal(opened(tmp_path, config, matrix.pieces).dequantize(), matrix.numbers)
 
 
+@pytest.mark.parametrize("layout", ["pack-quantized", "int-quantized"])
+def test_symmetric_codes_may_have_zero_points(tmp_path: Path, layout: str) -> None:
+    """First versions of compressed-tensors stored them: zeros."""
+    matrix = compressed(rng(), ROWS, COLUMNS, bits=8, layout=layout)
+    pieces = {**matrix.pieces, "weight_zero_point": np.zeros((ROWS, COLUMNS // 32), np.int8)}
+    tensor = opened(tmp_path, weights_config(layout, num_bits=8, group_size=32), pieces)
+    assert tensor.minima is None
+    np.testing.assert_array_equal(tensor.dequantize(), matrix.numbers)
+
+
 def test_what_a_file_says_of_activations_and_the_cache_is_left_out(tmp_path: Path) -> None:
     matrix = fp8(rng(), ROWS, COLUMNS, block=None)
     one = np.ones((), np.float32)
@@ -332,11 +348,11 @@ DAMAGED: dict[str, tuple[dict[str, Any], Matrix, Change, str]] = {
         lambda p: p.update(weight_shape=np.ones(2, np.float32)),
         "'m.weight_shape' must be two integers",
     ),
-    "zeros of symmetric codes": (
+    "packed zeros of symmetric codes": (
         weights_config(group_size=32),
         compressed(rng(), 8, 64, sym=False),
         lambda _: None,
-        "'m.weight_zero_point' is left over",
+        "'m.weight_zero_point' has dtype int32, int8 is needed",
     ),
     "no zeros of others": (
         weights_config(group_size=32, symmetric=False),
@@ -384,6 +400,64 @@ def test_damaged_checkpoints_are_refused(tmp_path: Path, name: str) -> None:
     change(pieces)
     with pytest.raises((LoadError, ValueError), match=message):
         opened(tmp_path, config, pieces)
+
+
+def test_blocks_may_be_larger_than_a_matrix(tmp_path: Path) -> None:
+    """However large: nothing of their size is made."""
+    matrix = fp8(rng(), 8, 64, block=(8, 64), scale="weight_scale_inv")
+    config = fp8_config(weight_block_size=[2**31 - 1, 2**31 - 1])
+    np.testing.assert_array_equal(opened(tmp_path, config, matrix.pieces).dequantize(), matrix.numbers)
+
+
+VALUES = [None, 0, 1, -1, 4, 8, 64, 128, 2**31, -(2**63), 1.5, "", "gptq", "I32", "F16", True, [], [1], [128, 128], {}]
+
+
+def changed(draw: random.Random, value: Any) -> Any:
+    """A copy of some JSON with something in it changed or left out."""
+    value = copy.deepcopy(value)
+    node, places = value, []
+    while isinstance(node, dict | list) and node and (not places or draw.random() < 0.75):
+        places.append((node, draw.choice(list(node) if isinstance(node, dict) else range(len(node)))))
+        node = places[-1][0][places[-1][1]]
+    if places:
+        parent, key = places[-1]
+        if isinstance(parent, dict) and draw.random() < 0.2:
+            del parent[key]
+        else:
+            parent[key] = draw.choice(VALUES)
+    return value
+
+
+def test_damage_is_refused_or_harmless(tmp_path: Path) -> None:
+    """Whatever is changed in a configuration, a header or the numbers: a tensor of that shape, or LoadError."""
+    draw = random.Random(1)  # noqa: S311
+    file = tmp_path / "model.safetensors"
+    outcomes = {True: 0, False: 0}
+    for _ in range(300):
+        config, matrix, _ = EXACT[draw.choice(list(EXACT))]
+        raw = safetensors_bytes({f"m.{name}": array for name, array in matrix.pieces.items()})
+        size = struct.unpack("<Q", raw[:8])[0]
+        header, numbers = raw[8 : 8 + size], bytearray(raw[8 + size :])
+        damage = draw.randrange(3)
+        if damage == 0:
+            config = changed(draw, config)
+        elif damage == 1:
+            header = json.dumps(changed(draw, json.loads(header))).encode()
+            header += b" " * (-len(header) % 8)
+        else:
+            for _ in range(draw.randrange(1, 40)):
+                numbers[draw.randrange(len(numbers))] = draw.choice((0, 255, 127, 128, draw.randrange(256)))
+        file.write_bytes(struct.pack("<Q", len(header)) + header + numbers)
+        spec = WeightSpec("m.weight", matrix.numbers.shape, (Part("m.weight"),))
+        try:
+            groupings = read_quantization({"quantization_config": config}, tmp_path / "config.json")
+            with open_safetensors(tmp_path, groupings) as source:
+                ((_, tensor),) = load_weights([spec], source)
+            assert tensor.shape == spec.shape
+            outcomes[True] += 1
+        except LoadError:
+            outcomes[False] += 1
+    assert min(outcomes.values()) > 50
 
 
 def test_a_plain_checkpoint_has_no_integers(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from windlass.server.messages_input import chat_arguments, check_messages_body, 
 from windlass.server.messages_output import MessageWriter, whole_message
 from windlass.server.notes import note_of
 from windlass.server.openapi import GENERATION_ERRORS, event_stream, request_body
-from windlass.server.translated import create_chat, event_bytes, written_events
+from windlass.server.translated import create_chat, event_bytes, with_adapter, written_events
 
 _ERRORS = {status: {**told, "model": MessagesError} for status, told in GENERATION_ERRORS.items()}
 EXAMPLE = {"messages": [{"role": "user", "content": "What is the capital of France?"}]}
@@ -41,21 +41,21 @@ def make_router(context: Context) -> APIRouter:
     async def create_message(request: Request) -> Response:
         """Answer a conversation, at once or as a stream of server-sent events."""
         settings = context.settings
-        given, model = await context.read(request)
-        engine = model.engine
+        given, choice = await context.read(request)
+        engine = choice.engine
 
         def understand() -> tuple[MessagesBody, ChatArguments]:
             body = check_messages_body(MessagesBody, given)
-            return body, chat_arguments(body)
+            return body, with_adapter(chat_arguments(body), choice)
 
         note = note_of(request.scope)
         body, arguments = await digest(request, understand)
         answered = await answer(request, create_chat(engine, arguments, body.get("stream") or False))
         if isinstance(answered, ChatCompletion):
             note_answer(answered, note)
-            message = whole_message(body, answered, model=model.name)
+            message = whole_message(body, answered, model=choice.name)
             return Response(json.dumps(message.model_dump()), media_type="application/json")
-        writer = MessageWriter(body, model=model.name, num_prompt_tokens=answered.usage.prompt_tokens)
+        writer = MessageWriter(body, model=choice.name, num_prompt_tokens=answered.usage.prompt_tokens)
 
         def fail(error: ApiError) -> Iterable[bytes]:
             yield event_bytes(error.anthropic_body(note.request_id))

@@ -9,11 +9,11 @@ from pydantic import BaseModel
 
 from windlass.server.context import Context
 from windlass.server.openapi import errors
-from windlass.server.served import ServedModel
+from windlass.server.served import Choice
 
 
 class ModelCard(BaseModel):
-    """A model, as OpenAI shows it."""
+    """A model, or a model with an adapter, as OpenAI shows it."""
 
     id: str
     object: str = "model"
@@ -21,6 +21,8 @@ class ModelCard(BaseModel):
     owned_by: str = "windlass"
     max_model_len: int | None = None
     """Tokens of the longest sequence, prompt and answer together; null while the model loads."""
+    parent: str | None = None
+    """The model that the adapter is for."""
 
 
 class ModelList(BaseModel):
@@ -37,15 +39,22 @@ def make_router(context: Context) -> APIRouter:
 
     @router.get("", responses=errors())
     async def list_models() -> ModelList:
-        """All models."""
-        return ModelList(data=[card(model) for model in context.served.all])
+        """All models, each with its adapters behind it."""
+        choices = []
+        for model in context.served.all:
+            choices += [Choice(model), *(Choice(model, adapter) for adapter in model.adapters)]
+        return ModelList(data=[card(choice, started) for choice in choices])
 
     @router.get("/{name:path}", responses=errors(404, 503))
     async def retrieve_model(name: str) -> ModelCard:
         """One model."""
-        return card(context.served.find(name))
-
-    def card(model: ServedModel) -> ModelCard:
-        return ModelCard(id=model.name, created=started, max_model_len=model.context_length)
+        return card(context.served.choose(name), started)
 
     return router
+
+
+def card(choice: Choice, created: int) -> ModelCard:
+    """Return what is told of a model."""
+    model = choice.model
+    parent = None if choice.adapter is None else model.name
+    return ModelCard(id=choice.name, created=created, max_model_len=model.context_length, parent=parent)

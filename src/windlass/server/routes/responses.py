@@ -24,7 +24,7 @@ from windlass.server.notes import note_of
 from windlass.server.openapi import GENERATION_ERRORS, event_stream, request_body
 from windlass.server.responses_input import PARAMS, chat_arguments, check_responses_body
 from windlass.server.responses_output import ResponseWriter, begin_response, whole_response
-from windlass.server.translated import create_chat, event_bytes, written_events
+from windlass.server.translated import create_chat, event_bytes, with_adapter, written_events
 
 EXAMPLE = {"input": "What is the capital of France?", "max_output_tokens": 32}
 
@@ -42,8 +42,8 @@ def make_router(context: Context) -> APIRouter:
     async def create_response(request: Request) -> HttpResponse:
         """Answer a conversation, at once or as a stream of server-sent events. Nothing of it is kept."""
         settings = context.settings
-        given, model = await context.read(request)
-        engine = model.engine
+        given, choice = await context.read(request)
+        engine = choice.engine
         text = engine.tokenizer
 
         def understand() -> tuple[Response, ChatArguments, bool]:
@@ -51,11 +51,11 @@ def make_router(context: Context) -> APIRouter:
             temperature, top_p = text.defaults.temperature, text.defaults.top_p
             response = begin_response(
                 body,
-                model=model.name,
+                model=choice.name,
                 temperature=1.0 if temperature is None else temperature,
                 top_p=1.0 if top_p is None else top_p,
             )
-            arguments = chat_arguments(body)
+            arguments = with_adapter(chat_arguments(body), choice)
             return response, arguments, body.get("stream") or False
 
         note = note_of(request.scope)

@@ -1,4 +1,4 @@
-"""gpt-oss as it was released: experts in MXFP4."""
+"""gpt-oss and DeepSeek-V3 as they were released: experts in MXFP4, matrices in FP8."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from support.quantized_files import mxfp4
+from support.quantized_files import fp8, mxfp4
 from support.tiny_models import CASES, TinyModel, program_weights
 from support.weight_files import write_safetensors
 from windlass.errors import LoadError
@@ -100,3 +100,31 @@ def test_mxfp4_is_for_gpt_oss_only() -> None:
     config = {**CASES["mixtral"].config, "quantization_config": {"quant_method": "mxfp4"}}
     with pytest.raises(LoadError, match="unknown keys: quantization_config"):
         define_model("mixtral", config, Path("config.json"), dialect="hf")
+
+
+def test_deepseek_in_fp8_has_the_numbers_of_the_format(tmp_path: Path) -> None:
+    """What makes keys of the latent vector is transposed, and so float32; all else stays as it is."""
+    case = CASES["deepseek_v3"]
+    rng = np.random.default_rng(2)
+    stored: dict[str, NDArray[Any]] = {}
+    floats = case.weights()
+    for name, array in list(floats.items()):
+        stored[name] = array
+        if "_proj" in name:
+            matrix = fp8(rng, *array.shape, block=(128, 128), scale="weight_scale_inv")
+            stored |= {f"{name.removesuffix('.weight')}.{piece}": data for piece, data in matrix.pieces.items()}
+            floats[name] = matrix.numbers
+    config = {**case.config, "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}
+    file = tmp_path / "config.json"
+    definition = define_model("deepseek_v3", config, file, dialect="hf")
+    write_safetensors(tmp_path / "model.safetensors", stored)
+    with open_safetensors(tmp_path, read_quantization(config, file)) as source:
+        weights = dict(load_weights(definition.program.weights, source, ignored=definition.ignored_tensors))
+    for name, tensor in program_weights(definition.program, floats).items():
+        np.testing.assert_array_equal(weights[name].dequantize(), tensor.data, err_msg=name)
+    formats = {name.rpartition("self_attn.")[2]: tensor.format for name, tensor in weights.items()}
+    assert (formats["w_uk"], formats["w_uv"], formats["kv_a_proj_with_mqa.weight"]) == (
+        Format.F32,
+        Format.FP8,
+        Format.FP8,
+    )
