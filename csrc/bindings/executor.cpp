@@ -61,6 +61,9 @@ nb::dlpack::dtype data_type(Format format) {
         case Format::kInt4:
         case Format::kFp8:
             return nb::dtype<std::uint8_t>();
+        case Format::kInt6:
+        case Format::kInt5:
+            break;
     }
     throw std::invalid_argument("unknown weight format");
 }

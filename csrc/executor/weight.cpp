@@ -49,8 +49,17 @@ std::int64_t record_tail_bytes(const WeightLayout& layout) {
 std::int64_t order_bytes(const WeightLayout& layout) {
     return layout.ordered ? layout.columns * static_cast<std::int64_t>(sizeof(std::int32_t)) : 0;
 }
+// Columns whose codes share bytes in a way that needs all of them.
+std::int64_t piece_columns(Format format) { return format == Format::kInt6 ? 16 : format == Format::kInt5 ? 32 : 1; }
+bool has_pieces(Format format) { return piece_columns(format) > 1; }
+
 bool shares_zero(const WeightLayout& layout) {
-    return layout.format == Format::kInt4 && !layout.own_zeros && !layout.minima;
+    return has_pieces(layout.format) || (layout.format == Format::kInt4 && !layout.own_zeros && !layout.minima);
+}
+
+std::int64_t octet_bytes(Format format) {
+    const int bits = format == Format::kInt8 ? 8 : format == Format::kInt6 ? 6 : format == Format::kInt5 ? 5 : 4;
+    return kPanelRows * kOctet * bits / 8;
 }
 
 // Rows of a panel that exist, and where the panel begins.
@@ -120,6 +129,65 @@ void pack_nibbles(const ArrayView& from, PanelRows rows, std::int64_t column, st
     }
 }
 
+// Puts the code of a column into its piece of kInt6 or kInt5 at `to`; q is its quad.
+void put_code(Format format, int code, std::int64_t q, std::uint8_t* to) {
+    const auto put = [&](std::int64_t part, int bits, int left) {
+        to[part * kQuadBytes] |= static_cast<std::uint8_t>(bits << left);
+    };
+    if (format == Format::kInt6) {
+        if (q < 3) return put(q, code, 0);
+        for (int part = 0; part < 3; ++part) put(part, code >> 2 * part & 3, 6);
+    } else if (q < 5) {
+        put(q, code, 0);
+    } else {
+        put(2 * q - 10, code & 7, 5);
+        if (q < 7) return put(2 * q - 9, code >> 3, 6);
+        put(1, code >> 3 & 1, 5);
+        put(3, code >> 4, 5);
+    }
+}
+
+// Codes with `zero` added, in whole pieces.
+void pack_pieces(const ArrayView& from, Format format, std::uint8_t zero, PanelRows rows, std::int64_t column,
+                 std::int64_t count, std::uint8_t* to) {
+    const std::int64_t columns = piece_columns(format), bytes = columns / kOctet * octet_bytes(format);
+    for (std::int64_t r = 0; r < rows.count; ++r) {
+        for (std::int64_t c = 0; c < count; ++c) {
+            const int code = static_cast<std::uint8_t>(*from.at(rows.first + r, column + c) + zero);
+            put_code(format, code, c % columns / 4, to + c / columns * bytes + r * 4 + c % 4);
+        }
+    }
+}
+
+struct CodeRange {
+    int least = 0;
+    int most = 0;
+    int count() const { return most - least + 1; }
+};
+
+// The codes of an int8 matrix, 0 always among them.
+CodeRange code_range(const SourceTensor& source) {
+    CodeRange range;
+    for (std::int64_t r = 0; r < source.rows && range.count() <= 64; ++r) {
+        for (std::int64_t c = 0; c < source.columns; ++c) {
+            const int code = static_cast<std::int8_t>(*source.data.at(r, c));
+            range.least = std::min(range.least, code);
+            range.most = std::max(range.most, code);
+        }
+    }
+    return range;
+}
+
+// The format with the fewest bits that an int8 matrix with such codes can have.
+Format compact_format(const CodeRange& range, std::int64_t record, std::int64_t columns) {
+    for (const Format format : {Format::kInt5, Format::kInt6}) {
+        const std::int64_t piece = piece_columns(format);
+        const int most = format == Format::kInt5 ? 32 : 64;
+        if (range.count() <= most && record % piece == 0 && columns % piece == 0) return format;
+    }
+    return Format::kInt8;
+}
+
 // The columns of a record: all of a group, or an equal part of it.
 std::int64_t record_columns(std::int64_t group, std::int64_t columns) {
     if (group <= kActivationColumns) return std::min(group, columns);
@@ -148,7 +216,7 @@ Weight Weight::pack_matrix(const SourceTensor& source, ThreadPool& pool) {
 }
 
 bool WeightLayout::possible() const {
-    if (rows < 1 || columns < 1 || format < Format::kF32 || format > Format::kFp8) return false;
+    if (rows < 1 || columns < 1 || format < Format::kF32 || format > Format::kInt5) return false;
     if (is_vector || format < Format::kInt8 || format == Format::kFp8) {
         const bool group_fits = format == Format::kFp8 && !is_vector
                                     ? group >= 1 && group <= columns && (group % kBlockColumns == 0 || group == columns)
@@ -159,6 +227,7 @@ bool WeightLayout::possible() const {
     if (scale_type <= ScaleType::kNone || scale_type > ScaleType::kProduct) return false;
     if (group < 1 || group > kActivationColumns || group > columns) return false;
     if (scale_type == ScaleType::kProduct && kActivationColumns % group != 0) return false;
+    if (group % piece_columns(format) != 0 || columns % piece_columns(format) != 0) return false;
     return !own_zeros || (format == Format::kInt4 && !minima);
 }
 
@@ -188,9 +257,8 @@ PackedMatrix WeightLayout::matrix(const std::uint8_t* data) const {
     matrix.block_records = std::max<std::int64_t>(1, kActivationColumns / group);
     const std::int64_t records = (columns - 1) / group + 1;
     const std::int64_t last = columns - (records - 1) * group;
-    const std::int64_t octet_bytes = format == Format::kInt4 ? kQuadBytes : 2 * kQuadBytes;
     const std::int64_t blocks = (records - 1) / matrix.block_records + 1;
-    matrix.panel_bytes = ((records - 1) * octets_of(group) + octets_of(last)) * octet_bytes +
+    matrix.panel_bytes = ((records - 1) * octets_of(group) + octets_of(last)) * octet_bytes(format) +
                          records * record_tail_bytes(*this) + blocks * block_head_bytes(*this);
     if (data == nullptr) return matrix;
     const std::uint8_t* const after = data + ((rows - 1) / kPanelRows + 1) * matrix.panel_bytes;
@@ -256,14 +324,21 @@ Weight Weight::pack_codes(const SourceTensor& source, ThreadPool& pool) {
     layout.rows = source.rows;
     layout.columns = source.columns;
     layout.group = record_columns(source.group, source.columns);
+    std::uint8_t zero = 0;
+    if (int4) {
+        if (!source.has_minima) zero = *source.zeros.at(0, 0);
+    } else {
+        const CodeRange range = code_range(source);
+        layout.format = compact_format(range, layout.group, layout.columns);
+        zero = static_cast<std::uint8_t>(-range.least);
+    }
     Weight weight = reserve(layout);
     const PackedMatrix& matrix = weight.matrix_;
     std::uint8_t* const data = weight.memory_.data();
     const std::int64_t panels = (matrix.rows - 1) / kPanelRows + 1;
     std::uint8_t* const after = data + panels * matrix.panel_bytes;
     if (layout.ordered) std::memcpy(after, source.order, static_cast<std::size_t>(order_bytes(layout)));
-    if (matrix.zero != nullptr) after[order_bytes(layout)] = *source.zeros.at(0, 0);
-    const std::int64_t octet_bytes = int4 ? kQuadBytes : 2 * kQuadBytes;
+    if (matrix.zero != nullptr) after[order_bytes(layout)] = zero;
     const std::int64_t scale_size = scale_bytes(source.scale_type);
     const std::int64_t block_columns = matrix.group * matrix.block_records;
     pool.parallel_for(panels, 1, [&](int, std::int64_t begin, std::int64_t end) {
@@ -283,8 +358,12 @@ Weight Weight::pack_codes(const SourceTensor& source, ThreadPool& pool) {
                     put(source.scale_factors, column / source.superblock, kFactorBytes);
                     if (layout.minima) put(source.minimum_factors, column / source.superblock, kFactorBytes);
                 }
-                (int4 ? pack_nibbles : pack_bytes)(source.data, rows, column, count, to);
-                to += octets_of(count) * octet_bytes;
+                if (has_pieces(layout.format)) {
+                    pack_pieces(source.data, layout.format, zero, rows, column, count, to);
+                } else {
+                    (int4 ? pack_nibbles : pack_bytes)(source.data, rows, column, count, to);
+                }
+                to += octets_of(count) * octet_bytes(layout.format);
                 put(source.scales, group, scale_size);
                 if (layout.minima) put(source.minima, group, scale_size);
                 if (layout.own_zeros) put(source.zeros, group, 1);
@@ -350,7 +429,7 @@ Weight Weight::pack_vector(const SourceTensor& source) {
 }
 
 std::uint64_t packing_fingerprint() {
-    constexpr std::int64_t kRows = kPanelRows + 3, kColumns = 328;
+    constexpr std::int64_t kRows = kPanelRows + 3, kColumns = 328, kWholeColumns = 320;
     std::vector<std::uint8_t> numbers(kRows * kColumns * sizeof(float));
     std::uint32_t state = 1;
     for (std::uint8_t& number : numbers)
@@ -359,15 +438,17 @@ std::uint64_t packing_fingerprint() {
     std::uint64_t hash = kHashStart;
     const std::vector<std::int32_t> order(kColumns, 1);
     const auto add = [&](Format format, std::int64_t group, ScaleType scale_type, bool one_zero, bool minima = false,
-                         bool ordered = false) {
+                         bool ordered = false, std::uint8_t mask = 0xFF) {
+        std::vector<std::uint8_t> masked = numbers;
+        for (std::uint8_t& number : masked) number &= mask;
         const std::int64_t item = element_bytes(format);
         const std::int64_t size = scale_bytes(format == Format::kFp8 ? ScaleType::kF32 : scale_type);
         const std::int64_t width = format == Format::kInt4 ? (kColumns + 1) / 2 : kColumns * item;
         SourceTensor source;
         source.format = format;
         source.rows = kRows;
-        source.columns = kColumns;
-        source.data = {numbers.data(), width, item};
+        source.columns = mask == 0xFF ? kColumns : kWholeColumns;
+        source.data = {masked.data(), width, item};
         source.group = group;
         source.scale_type = scale_type;
         source.scales = source.minima = {numbers.data(), kColumns * size, size};
@@ -391,6 +472,9 @@ std::uint64_t packing_fingerprint() {
         add(format, 16, ScaleType::kProduct, true, true);
         add(format, 32, ScaleType::kF32, true, false, true);
     }
+    // Codes few enough for kInt6 and kInt5.
+    for (const std::uint8_t mask : {std::uint8_t{63}, std::uint8_t{31}})
+        add(Format::kInt8, 32, ScaleType::kF16, true, false, false, mask);
     for (const std::int64_t group : {kBlockColumns, 1 << 20}) add(Format::kFp8, group, ScaleType::kNone, true);
     return hash;
 }

@@ -14,6 +14,10 @@ void linear(const LinearJob& job) {
             return linear_codes<NibbleCodes>(job);
         case Format::kFp8:
             return linear_float<Fp8Source>(job);
+        case Format::kInt6:
+            return linear_codes<SplitCodes<SixBits>>(job);
+        case Format::kInt5:
+            return linear_codes<SplitCodes<FiveBits>>(job);
     }
 }
 
@@ -50,5 +54,9 @@ void embed(const PackedMatrix& table, std::int64_t row, float* out) {
             return embed_codes<NibbleCodes>(table, row, out);
         case Format::kFp8:
             return embed_float<Fp8Source>(table, row, out);
+        case Format::kInt6:
+            return embed_codes<SplitCodes<SixBits>>(table, row, out);
+        case Format::kInt5:
+            return embed_codes<SplitCodes<FiveBits>>(table, row, out);
     }
 }

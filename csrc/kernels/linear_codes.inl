@@ -29,23 +29,85 @@ struct NibbleCodes {
     static constexpr int kPlanes = 1;
     static constexpr int kTileTokens = kLanes == 16 ? 8 : 6;
     static constexpr std::int64_t kOctetBytes = kQuadBytes;
+    // Octets that lie together.
+    static constexpr int kOctets = 1;
     using Sums = SmallProducts;
-    // Both quads of an octet, for vector v of the panel.
-    static WINDLASS_INLINE void get(const std::uint8_t* octet, int v, U8* quads) {
-        const U8 pairs = load_as<U8>(octet + v * kLanes * 4);
+    // Both quads of octet j of a run, for vector v of the panel.
+    static WINDLASS_INLINE void get(const std::uint8_t* run, std::int64_t j, int v, U8* quads) {
+        const U8 pairs = load_as<U8>(run + j * kOctetBytes + v * kLanes * 4);
         quads[0] = pairs & 0x0F;
         quads[1] = pairs >> 4;
     }
+    // Column c of a record, and what is to be taken off all codes beside minima.
+    static int at(const std::uint8_t* record, std::int64_t c, std::int64_t lane) {
+        const std::uint8_t pair = record[c / kOctet * kOctetBytes + lane * 4 + c % 4];
+        return c % kOctet < 4 ? pair & 0x0F : pair >> 4;
+    }
+    static WINDLASS_INLINE std::int32_t bias(const PackedMatrix&) { return 0; }
 };
 
 struct ByteCodes {
     static constexpr int kPlanes = 2;
     static constexpr int kTileTokens = kLanes == 16 ? 4 : 3;
     static constexpr std::int64_t kOctetBytes = 2 * kQuadBytes;
+    static constexpr int kOctets = 1;
     using Sums = LargeProducts;
-    static WINDLASS_INLINE void get(const std::uint8_t* octet, int v, U8* quads) {
-        quads[0] = load_as<U8>(octet + v * kLanes * 4) ^ kSignedBias;
-        quads[1] = load_as<U8>(octet + kQuadBytes + v * kLanes * 4) ^ kSignedBias;
+    static WINDLASS_INLINE void get(const std::uint8_t* run, std::int64_t j, int v, U8* quads) {
+        const std::uint8_t* const octet = run + j * kOctetBytes + v * kLanes * 4;
+        quads[0] = load_as<U8>(octet) ^ kSignedBias;
+        quads[1] = load_as<U8>(octet + kQuadBytes) ^ kSignedBias;
+    }
+    static int at(const std::uint8_t* record, std::int64_t c, std::int64_t lane) {
+        return static_cast<std::int8_t>(record[c / 4 * kQuadBytes + lane * 4 + c % 4]);
+    }
+    static WINDLASS_INLINE std::int32_t bias(const PackedMatrix&) { return kSignedBias; }
+};
+
+// `bits` of every byte, those above them masked away.
+WINDLASS_INLINE U8 shift_right(U8 bytes, int bits) { return (U8)((U32)bytes >> bits); }
+WINDLASS_INLINE int shift_right(int byte, int bits) { return byte >> bits; }
+
+// What kInt6 and kInt5 have in common. Fields::get(part, q) is quad q of a piece, of which part(i) has the bytes i.
+template <typename Fields>
+struct SplitCodes {
+    static constexpr int kPlanes = 2;
+    static constexpr int kTileTokens = ByteCodes::kTileTokens;
+    static constexpr int kOctets = Fields::kOctets;
+    static constexpr std::int64_t kPieceBytes = Fields::kParts * kQuadBytes;
+    static constexpr std::int64_t kOctetBytes = kPieceBytes / kOctets;
+    using Sums = MediumProducts;
+    static WINDLASS_INLINE void get(const std::uint8_t* run, std::int64_t j, int v, U8* quads) {
+        const std::uint8_t* const piece = run + j / kOctets * kPieceBytes + v * kLanes * 4;
+        const auto part = [&](int i) WINDLASS_INLINE_LAMBDA { return load_as<U8>(piece + i * kQuadBytes); };
+        const int octet = static_cast<int>(j % kOctets);
+        quads[0] = Fields::get(part, octet * 2);
+        quads[1] = Fields::get(part, octet * 2 + 1);
+    }
+    static int at(const std::uint8_t* record, std::int64_t c, std::int64_t lane) {
+        constexpr std::int64_t kColumns = kOctets * kOctet;
+        const std::uint8_t* const piece = record + c / kColumns * kPieceBytes + lane * 4 + c % 4;
+        const auto part = [&](int i) { return static_cast<int>(piece[i * kQuadBytes]); };
+        return Fields::get(part, static_cast<int>(c % kColumns / 4));
+    }
+    static WINDLASS_INLINE std::int32_t bias(const PackedMatrix& matrix) { return *matrix.zero; }
+};
+
+struct SixBits {
+    static constexpr int kOctets = 2, kParts = 3;
+    template <typename Part>
+    static WINDLASS_INLINE auto get(const Part& part, int q) {
+        if (q < 3) return part(q) & 0x3F;
+        return (shift_right(part(0), 6) & 0x03) | (shift_right(part(1), 4) & 0x0C) | (shift_right(part(2), 2) & 0x30);
+    }
+};
+
+struct FiveBits {
+    static constexpr int kOctets = 4, kParts = 5;
+    template <typename Part>
+    static WINDLASS_INLINE auto get(const Part& part, int q) {
+        if (q < 5) return part(q) & 0x1F;
+        if (q < 7) return (shift_right(part(2 * q - 10), 5) & 0x07) | (shift_right(part(2 * q - 9), 3) & 0x18);
+        return (shift_right(part(4), 5) & 0x07) | (shift_right(part(1), 2) & 0x08) | (shift_right(part(3), 1) & 0x10);
     }
 };
 
@@ -148,8 +210,7 @@ void multiply_codes(const PackedMatrix& matrix, const std::uint8_t* panel, const
                     std::int64_t ahead, F32 (*totals)[Vectors]) {
     constexpr int kPlanes = Codes::kPlanes;
     const bool own_zeros = has_zeros(matrix), minima = kScaling == Scaling::kAny && matrix.minima;
-    // int8 codes are biased; int4 ones have no zero point beside minima.
-    const I32 no_zeros = splat(minima && kPlanes == 2 ? kSignedBias : 0);
+    const I32 bias = splat(Codes::bias(matrix));
     const std::uint8_t* block_scales = tile;
     const std::uint8_t* factors = panel;
     F32 block[Tokens][Vectors];
@@ -177,17 +238,18 @@ void multiply_codes(const PackedMatrix& matrix, const std::uint8_t* panel, const
         typename Codes::Sums sums[kPlanes][Tokens][Vectors];
 #pragma GCC unroll 8
         for (int v = 0; v < Vectors; ++v) {
-            const I32 zeros = own_zeros ? load_bytes(scales + scale_bytes(matrix) + (first + v) * kLanes) : no_zeros;
+            const I32 zeros = own_zeros ? load_bytes(scales + scale_bytes(matrix) + (first + v) * kLanes) : bias;
 #pragma GCC unroll 8
             for (int t = 0; t < Tokens; ++t) {
                 sums[0][t][v].start(correction(corrections, t, own_zeros || minima, zeros));
                 if constexpr (kPlanes == 2) sums[1][t][v].start(I32{});
             }
         }
-        const auto octet = [&](const std::uint8_t* from, const std::uint8_t* four) WINDLASS_INLINE_LAMBDA {
+        const auto octet = [&](std::int64_t j) WINDLASS_INLINE_LAMBDA {
+            const std::uint8_t* four = tile + j * 2 * kPlanes * Tokens * 4;
             U8 quads[Vectors][2];
 #pragma GCC unroll 8
-            for (int v = 0; v < Vectors; ++v) Codes::get(from, first + v, quads[v]);
+            for (int v = 0; v < Vectors; ++v) Codes::get(codes, j, first + v, quads[v]);
 #pragma GCC unroll 2
             for (int q = 0; q < 2; ++q) {
 #pragma GCC unroll 2
@@ -202,13 +264,12 @@ void multiply_codes(const PackedMatrix& matrix, const std::uint8_t* panel, const
         };
         if (octets == kRunOctets) {
 #pragma GCC unroll 4
-            for (int j = 0; j < kRunOctets; ++j) {
-                octet(codes + j * Codes::kOctetBytes, tile + j * 2 * kPlanes * Tokens * 4);
-            }
-        } else {
-            for (std::int64_t j = 0; j < octets; ++j) {
-                octet(codes + j * Codes::kOctetBytes, tile + j * 2 * kPlanes * Tokens * 4);
-            }
+            for (int j = 0; j < kRunOctets; ++j) octet(j);
+        } else if constexpr (Codes::kOctets == 2) {
+#pragma GCC unroll 2
+            for (int j = 0; j < 2; ++j) octet(j);
+        } else if constexpr (Codes::kOctets == 1) {
+            for (std::int64_t j = 0; j < octets; ++j) octet(j);
         }
 #pragma GCC unroll 8
         for (int v = 0; v < Vectors; ++v) {
@@ -319,11 +380,7 @@ void embed_codes(const PackedMatrix& table, std::int64_t row, float* out) {
         }
         const int zero = has_zeros(table) ? zeros[lane] : table.zero != nullptr ? *table.zero : 0;
         for (std::int64_t c = 0; c < columns; ++c) {
-            const std::uint8_t* const octet = codes + c / kOctet * Codes::kOctetBytes;
-            const std::int64_t quad = c % kOctet / 4, byte = lane * 4 + c % 4;
-            const int code = table.format == Format::kInt8 ? static_cast<std::int8_t>(octet[quad * kQuadBytes + byte])
-                             : quad == 0                   ? octet[byte] & 0x0F
-                                                           : octet[byte] >> 4;
+            const int code = Codes::at(codes, c, lane);
             const std::int64_t at = table.order != nullptr ? table.order[column + c] : column + c;
             out[at] = static_cast<float>(code - zero) * scale[lane] - minimum[lane];
         }

@@ -50,6 +50,7 @@ struct Products {
     I32 sum;
 };
 using SmallProducts = Products;
+using MediumProducts = Products;
 using LargeProducts = Products;
 
 #else
@@ -87,5 +88,26 @@ struct LargeProducts {
     WINDLASS_INLINE I32 total() const { return sum; }
     I32 sum;
 };
+
+// Codes 0 .. 63. Sixteen bits hold the sum of two products.
+#if !defined(WINDLASS_NO_INTRINSICS) && defined(__AVX2__)
+struct MediumProducts {
+    WINDLASS_INLINE void start(I32 value) { sum = value; }
+    WINDLASS_INLINE void add(U8 codes, const std::uint8_t* activations) {
+        const I32 four = splat(load_four(activations));
+#if defined(__AVX512BW__)
+        const I16 pairs = (I16)_mm512_maddubs_epi16((__m512i)codes, (__m512i)four);
+#else
+        const I16 pairs = (I16)_mm256_maddubs_epi16((__m256i)codes, (__m256i)four);
+#endif
+        sum += multiply_pairs(pairs, I16{} + 1);
+    }
+    WINDLASS_INLINE I32 total() const { return sum; }
+    I32 sum;
+};
+static_assert(2 * 63 * 127 <= 32767);
+#else
+using MediumProducts = LargeProducts;
+#endif
 
 #endif

@@ -113,8 +113,9 @@ void quantize_with(const QuantizeJob& job, float largest_code, std::int32_t fact
 void quantize(const QuantizeJob& job) {
     const PackedMatrix& matrix = *job.matrix;
     const bool negated_sums = matrix.minima || has_zeros(matrix);
-    if (matrix.format == Format::kInt8) {
-        return quantize_with<2>(job, 127.0F * (1 << kLowBits), negated_sums ? -1 : -kSignedBias);
-    }
-    quantize_with<1>(job, 127.0F, negated_sums ? -1 : -static_cast<std::int32_t>(*matrix.zero));
+    const std::int32_t factor = negated_sums                     ? -1
+                                : matrix.format == Format::kInt8 ? -kSignedBias
+                                                                 : -static_cast<std::int32_t>(*matrix.zero);
+    if (matrix.format == Format::kInt4) return quantize_with<1>(job, 127.0F, factor);
+    quantize_with<2>(job, 127.0F * (1 << kLowBits), factor);
 }

@@ -35,8 +35,9 @@ inline constexpr int kHeadPadding = 16;
 // Logits that share one maximum while a token is drawn.
 inline constexpr int kSamplingBlock = 64;
 
-// kFp8: floats of 8 bits (e4m3, without infinities), with a scale for groups of columns of a row.
-enum class Format : std::int32_t { kF32, kF16, kBF16, kInt8, kInt4, kFp8 };
+// kFp8: floats of 8 bits (e4m3, without infinities), with a scale for groups of columns of a row. kInt6 and kInt5 are
+// only how matrices of kInt8 lie in memory whose codes are few enough.
+enum class Format : std::int32_t { kF32, kF16, kBF16, kInt8, kInt4, kFp8, kInt6, kInt5 };
 // kProduct: the product of an f16 that an activation block has and an int8 of the record.
 enum class ScaleType : std::int32_t { kNone, kF16, kF32, kProduct };
 enum class ActivationKind : std::int32_t { kSilu, kGelu, kGeluTanh, kRelu, kClampedSwiglu };
@@ -52,9 +53,13 @@ enum class KVType : std::int32_t { kF32, kF16, kBF16, kInt8, kInt16 };
 // column padded with zeros to whole octets, then kPanelRows scales, then kPanelRows minima, like the scales, or zero
 // points (bytes) if these differ within the matrix. A weight is (code - zero) * scale, or code * scale - minimum. An
 // octet of int8 is two quads, each with the four codes of row 0, then of row 1, and so on. An octet of int4 is one quad
-// of bytes, whose low nibbles are its first four columns and whose high nibbles are the next four. With kProduct, the
-// f16 factors of the scales, and those of the minima, of all rows stand before the records of an activation block. With
-// an `order`, column i of the packed matrix is column order[i] of the weight.
+// of bytes, whose low nibbles are its first four columns and whose high nibbles are the next four. int6 has
+// pieces of 16 columns, four quads in the place of three: the first three in the low bits, the fourth, two bits each,
+// in the two high bits of the three. int5 has pieces of 32 columns, eight quads in the place of five: the sixth in the
+// three high bits of the first and the two highest of the second, the seventh likewise in the third and fourth, the
+// eighth in the three high bits of the fifth, bit 5 of the second and bit 5 of the fourth. Records of both are of whole
+// pieces. With kProduct, the f16 factors of the scales, and those of the minima, of all rows stand before the records
+// of an activation block. With an `order`, column i of the packed matrix is column order[i] of the weight.
 struct PackedMatrix {
     const std::uint8_t* data;
     std::int64_t rows;
@@ -63,14 +68,16 @@ struct PackedMatrix {
     std::int64_t group;          // columns of a full record: at most kActivationColumns; kFp8: of kBlockColumns each
     const std::int32_t* order;   // codes: [columns], or null when columns have their places
     std::int64_t block_records;  // records that share the scale of an activation block
-    const std::uint8_t* zero;    // kInt4: the zero point of all, or null when each record has its own, or minima
-    bool minima;                 // each record has them
+    // kInt4: the zero point of all, or null when each record has its own, or minima. kInt5, kInt6: that of all, which
+    // counts beside minima too.
+    const std::uint8_t* zero;
+    bool minima;  // each record has them
     Format format;
     ScaleType scale_type;
 };
 
 // Quantizes one token of a tile (of at most KernelTable::tile_tokens) for products with codes: x = scale * code, one
-// scale per token and block. Against kInt4 a code has 8 bits (-127 .. 127); against kInt8 it has 15 (-16256 .. 16256),
+// scale per token and block. Against kInt4 a code has 8 bits (-127 .. 127); against others it has 15 (-16256 .. 16256),
 // kept as 128 * high + low, so that the error of the activations is small beside that of the weights. A block with a
 // value that is not finite gets the scale NaN.
 struct QuantizeJob {

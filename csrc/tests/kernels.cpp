@@ -24,34 +24,50 @@ struct Kind {
     bool own_zeros = false;
     bool minima = false;
     bool ordered = false;
+    int int8_codes = 256;
 
+    // How a matrix lies in memory.
+    Format packed(const Shape& shape) const {
+        const auto whole = [&](int columns) {
+            return shape.columns % columns == 0 && (shape.group >= shape.columns || shape.group % columns == 0);
+        };
+        if (format != Format::kInt8) return format;
+        if (int8_codes <= 32 && whole(32)) return Format::kInt5;
+        return int8_codes <= 64 && whole(16) ? Format::kInt6 : format;
+    }
     bool codes() const { return scales != ScaleType::kNone; }
     bool allows(const Shape& shape) const {
         if (format == Format::kFp8) return shape.group % kBlockColumns == 0 || shape.group >= shape.columns;
         return scales != ScaleType::kProduct || kActivationColumns % std::min(shape.group, shape.columns) == 0;
     }
 };
-constexpr Kind kKinds[] = {{"f32", Format::kF32},
-                           {"f16", Format::kF16},
-                           {"bf16", Format::kBF16},
-                           {"int8, f16 scales", Format::kInt8, ScaleType::kF16},
-                           {"int8, f32 scales", Format::kInt8, ScaleType::kF32},
-                           {"int4, f16 scales", Format::kInt4, ScaleType::kF16},
-                           {"int4, f32 scales", Format::kInt4, ScaleType::kF32},
-                           {"int4, f16 scales and own zeros", Format::kInt4, ScaleType::kF16, true},
-                           {"int4, f32 scales and own zeros", Format::kInt4, ScaleType::kF32, true},
-                           {"int4, f16 scales and minima", Format::kInt4, ScaleType::kF16, false, true},
-                           {"int8, f32 scales and minima", Format::kInt8, ScaleType::kF32, false, true},
-                           {"int8, products as scales", Format::kInt8, ScaleType::kProduct},
-                           {"int4, products as scales", Format::kInt4, ScaleType::kProduct, true},
-                           {"int8, products as scales and minima", Format::kInt8, ScaleType::kProduct, false, true},
-                           {"int4, products as scales and minima", Format::kInt4, ScaleType::kProduct, false, true},
-                           {"int8, ordered", Format::kInt8, ScaleType::kF32, false, false, true},
-                           {"int4, own zeros, ordered", Format::kInt4, ScaleType::kF16, true, false, true},
-                           {"fp8", Format::kFp8}};
-constexpr Shape kShapes[] = {{1, 1, 32},      {31, 7, 32},    {32, 32, 32},   {33, 40, 32},  {64, 256, 64},
-                             {97, 129, 64},   {40, 300, 128}, {33, 300, 300}, {65, 200, 40}, {34, 520, 256},
-                             {100, 300, 100}, {35, 37, 9},    {70, 400, 16}};
+constexpr Kind kKinds[] = {
+    {"f32", Format::kF32},
+    {"f16", Format::kF16},
+    {"bf16", Format::kBF16},
+    {"int8, f16 scales", Format::kInt8, ScaleType::kF16},
+    {"int8, f32 scales", Format::kInt8, ScaleType::kF32},
+    {"int4, f16 scales", Format::kInt4, ScaleType::kF16},
+    {"int4, f32 scales", Format::kInt4, ScaleType::kF32},
+    {"int4, f16 scales and own zeros", Format::kInt4, ScaleType::kF16, true},
+    {"int4, f32 scales and own zeros", Format::kInt4, ScaleType::kF32, true},
+    {"int4, f16 scales and minima", Format::kInt4, ScaleType::kF16, false, true},
+    {"int8, f32 scales and minima", Format::kInt8, ScaleType::kF32, false, true},
+    {"int8, products as scales", Format::kInt8, ScaleType::kProduct},
+    {"int4, products as scales", Format::kInt4, ScaleType::kProduct, true},
+    {"int8, products as scales and minima", Format::kInt8, ScaleType::kProduct, false, true},
+    {"int4, products as scales and minima", Format::kInt4, ScaleType::kProduct, false, true},
+    {"int8, ordered", Format::kInt8, ScaleType::kF32, false, false, true},
+    {"int4, own zeros, ordered", Format::kInt4, ScaleType::kF16, true, false, true},
+    {"fp8", Format::kFp8},
+    {"int6, f16 scales", Format::kInt8, ScaleType::kF16, false, false, false, 64},
+    {"int6, f32 scales and minima", Format::kInt8, ScaleType::kF32, false, true, false, 64},
+    {"int6, products as scales", Format::kInt8, ScaleType::kProduct, false, false, true, 64},
+    {"int5, f16 scales", Format::kInt8, ScaleType::kF16, false, false, true, 32},
+    {"int5, products as scales and minima", Format::kInt8, ScaleType::kProduct, false, true, false, 32}};
+constexpr Shape kShapes[] = {{1, 1, 32},      {31, 7, 32},    {32, 32, 32},   {33, 40, 32},   {64, 256, 64},
+                             {97, 129, 64},   {40, 300, 128}, {33, 300, 300}, {65, 200, 40},  {34, 520, 256},
+                             {100, 300, 100}, {35, 37, 9},    {70, 400, 16},  {65, 352, 256}, {33, 144, 48}};
 
 // kIdentity shows the activations themselves, kLargest makes sums of products as large as they can be.
 enum class Fill { kRandom, kIdentity, kLargest };
@@ -100,6 +116,12 @@ struct GroupNumbers {
         if (type == ScaleType::kProduct) return {codes.data(), groups, 1};
         if (type == ScaleType::kF16) return {reinterpret_cast<const std::uint8_t*>(halves.data()), groups * 2, 2};
         return {reinterpret_cast<const std::uint8_t*>(values.data()), groups * 4, 4};
+    }
+    void add_zeros(std::int64_t groups, std::int64_t blocks) {
+        values.resize(values.size() + groups);
+        halves.resize(halves.size() + groups);
+        codes.resize(codes.size() + groups);
+        factors.resize(factors.size() + blocks);
     }
     ArrayView factor_view(std::int64_t blocks) const {
         return {reinterpret_cast<const std::uint8_t*>(factors.data()), blocks * 2, 2};
@@ -160,15 +182,22 @@ Matrix make_fp8(const Shape& shape, bool every_code, ThreadPool& pool) {
     return result;
 }
 
-Matrix make_codes(const Kind& kind, const Shape& shape, Fill fill, ThreadPool& pool) {
+int largest_code(const Kind& kind, std::int64_t at) {
+    if (kind.format == Format::kInt4) return 15;
+    const int least = -kind.int8_codes / 2;
+    return kind.int8_codes == 256 || at == 0 ? least : -least - 1;
+}
+
+// With `range`, int8 has a row more, of zeros, whose codes are the least and the greatest of so many.
+Matrix make_codes(const Kind& kind, const Shape& shape, Fill fill, int range, ThreadPool& pool) {
     const auto [rows, columns, group] = shape;
     const bool int4 = kind.format == Format::kInt4;
     const std::int64_t groups = (columns - 1) / group + 1, row_bytes = int4 ? (columns + 1) / 2 : columns;
     const std::int64_t blocks = (columns - 1) / kSuperblock + 1;
     const std::uint8_t shared_zero = static_cast<std::uint8_t>(below(15));
     const bool identity = fill == Fill::kIdentity;
-    const GroupNumbers scales = make_numbers(kind.scales, shape, identity ? std::optional(1) : std::nullopt);
-    const GroupNumbers minima = make_numbers(kind.scales, shape, identity ? std::optional(0) : std::nullopt);
+    GroupNumbers scales = make_numbers(kind.scales, shape, identity ? std::optional(1) : std::nullopt);
+    GroupNumbers minima = make_numbers(kind.scales, shape, identity ? std::optional(0) : std::nullopt);
     Bytes data(rows * row_bytes), zeros(rows * groups);
     for (std::uint8_t& zero : zeros) zero = kind.own_zeros ? static_cast<std::uint8_t>(below(15)) : shared_zero;
     std::vector<std::int32_t> order(columns);
@@ -183,9 +212,9 @@ Matrix make_codes(const Kind& kind, const Shape& shape, Fill fill, ThreadPool& p
             const std::int64_t own = r * groups + c / group;
             const int zero = int4 && !kind.minima ? zeros[own] : 0;
             const int code = identity                 ? zero + (r == order[c] ? 1 : 0)
-                             : fill == Fill::kLargest ? (int4 ? 15 : -128)
+                             : fill == Fill::kLargest ? largest_code(kind, at)
                              : int4                   ? static_cast<int>(below(16))
-                                                      : static_cast<int>(below(256)) - 128;
+                                                      : static_cast<int>(below(kind.int8_codes)) - kind.int8_codes / 2;
             std::uint8_t& byte = data[r * row_bytes + (int4 ? c / 2 : c)];
             byte = static_cast<std::uint8_t>(int4 && c % 2 == 1 ? byte | code << 4 : code);
             const float product = static_cast<float>(code - zero) * scales.values[own];
@@ -194,9 +223,16 @@ Matrix make_codes(const Kind& kind, const Shape& shape, Fill fill, ThreadPool& p
             result.sizes[at] = std::abs(product) + std::abs(minimum);
         }
     }
+    if (range > 0) {
+        for (std::int64_t c = 0; c < columns; ++c) {
+            data.push_back(static_cast<std::uint8_t>(c == 0 ? -range / 2 : range / 2 - 1));
+        }
+        scales.add_zeros(groups, blocks);
+        minima.add_zeros(groups, blocks);
+    }
     SourceTensor source;
     source.format = kind.format;
-    source.rows = rows;
+    source.rows = rows + (range > 0 ? 1 : 0);
     source.columns = columns;
     source.group = group;
     source.data = {data.data(), row_bytes, 1};
@@ -210,6 +246,8 @@ Matrix make_codes(const Kind& kind, const Shape& shape, Fill fill, ThreadPool& p
     source.minimum_factors = minima.factor_view(blocks);
     source.order = kind.ordered ? order.data() : nullptr;
     result.packed = Weight::pack_matrix(source, pool);
+    const Format packed = range == 256 ? kind.format : kind.packed(shape);
+    expect_equal(static_cast<int>(result.matrix().format), static_cast<int>(packed), group);
     return result;
 }
 
@@ -284,7 +322,9 @@ void check_quantize(const KernelTable& table, ThreadPool& pool) {
         for (const Shape& shape : kShapes) {
             if (!kind.codes() || !kind.allows(shape)) continue;
             const std::int64_t n = shape.columns;
-            const Matrix identity = make_codes(kind, {n, n, shape.group}, Fill::kIdentity, pool);
+            const int range = kind.format == Format::kInt8 ? kind.int8_codes : 0;
+            const Matrix identity = make_codes(kind, {n, n, shape.group}, Fill::kIdentity, range, pool);
+            const std::int64_t rows = identity.matrix().rows;
             const int tokens = 6;
             Floats x = random_floats(tokens * n, 1);
             for (int t = 0; t < tokens; ++t) {
@@ -301,7 +341,7 @@ void check_quantize(const KernelTable& table, ThreadPool& pool) {
                     std::any_of(want.begin(), want.end(), [](double value) { return std::isnan(value); });
                 for (std::int64_t c = 0; c < n; ++c) {
                     const double value = broken ? static_cast<double>(kNaN) : want[c];
-                    expect_equal(y[t * n + c], static_cast<float>(value), t * n + c);
+                    expect_equal(y[t * rows + c], static_cast<float>(value), t * n + c);
                 }
             }
         }
@@ -340,18 +380,37 @@ void check_linear(const KernelTable& table, const Kind& kind, const Shape& shape
     }
 }
 
+// The same bits as with the same codes in bytes.
+void check_compact(const KernelTable& table, const Kind& kind, const Matrix& weight, const Matrix& bytes,
+                   const Floats& x, int tokens) {
+    const std::int64_t rows = weight.matrix().rows, stride = weight.matrix().columns + 5;
+    begin(table, std::string("linear with ") + kind.name + " beside bytes", {{"rows", rows}, {"columns", stride - 5}});
+    const Floats got = multiply(table, weight.matrix(), x.data(), stride, tokens, nullptr, false);
+    const Floats want = multiply(table, bytes.matrix(), x.data(), stride, tokens, nullptr, false);
+    for (int t = 0; t < tokens; ++t) {
+        for (std::int64_t r = 0; r < rows; ++r) expect_bits(got[t * rows + r], want[t * (rows + 1) + r], t * rows + r);
+    }
+}
+
 void check_matrices(const KernelTable& table, ThreadPool& pool) {
     for (const Kind& kind : kKinds) {
         for (const Shape& shape : kShapes) {
             if (!kind.allows(shape)) continue;
-            const Matrix weight = kind.codes()                  ? make_codes(kind, shape, Fill::kRandom, pool)
+            const std::mt19937 before = generator;
+            const Matrix weight = kind.codes()                  ? make_codes(kind, shape, Fill::kRandom, 0, pool)
                                   : kind.format == Format::kFp8 ? make_fp8(shape, false, pool)
                                                                 : make_floats(kind, shape, false, pool);
             // Two of the largest tiles and some, or all that a job may have.
             const int tokens = shape.columns == 40 ? kLinearTokens
                                : kind.codes()      ? table.tile_tokens(weight.matrix()) * 2 + 3
                                                    : 27;
-            check_linear(table, kind, shape, weight, random_floats(tokens * (shape.columns + 5), 1), tokens);
+            const Floats x = random_floats(tokens * (shape.columns + 5), 1);
+            check_linear(table, kind, shape, weight, x, tokens);
+            if (weight.matrix().format == Format::kInt5 || weight.matrix().format == Format::kInt6) {
+                const std::mt19937 after = std::exchange(generator, before);
+                check_compact(table, kind, weight, make_codes(kind, shape, Fill::kRandom, 256, pool), x, tokens);
+                generator = after;
+            }
             begin(table, std::string("embed with ") + kind.name, {{"rows", shape.rows}, {"columns", shape.columns}});
             Floats row(shape.columns);
             for (std::int64_t r = 0; r < shape.rows; ++r) {
@@ -363,10 +422,10 @@ void check_matrices(const KernelTable& table, ThreadPool& pool) {
             }
         }
         if (!kind.codes()) continue;
-        const Shape shape = {40, 300, 128};
+        const Shape shape = {40, kind.format == Format::kInt8 ? 288 : 300, 128};
         Floats ones(2 * (shape.columns + 5), 1.0F);
         std::fill(ones.begin() + shape.columns + 5, ones.end(), -1.0F);
-        check_linear(table, kind, shape, make_codes(kind, shape, Fill::kLargest, pool), ones, 2);
+        check_linear(table, kind, shape, make_codes(kind, shape, Fill::kLargest, 0, pool), ones, 2);
     }
     for (const Kind& kind : {kKinds[1], kKinds[2]}) {
         const Matrix weight = make_floats(kind, {64, 1024, 0}, true, pool);

@@ -135,6 +135,28 @@ def test_packed_int4_stays_small() -> None:
     executor.close()
 
 
+@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize(("codes", "bits"), [(32, 5), (33, 6), (64, 6), (65, 8)])
+def test_int8_codes_of_few_values_are_small_and_give_the_same_bits(kernels: str, codes: int, bits: int) -> None:
+    rng = np.random.default_rng(8)
+    rows, columns = 1024, 192
+    data = (np.arange(rows * columns) % codes - codes // 2).astype(np.int8).reshape(rows, columns)
+    scales = rng.standard_normal((rows, columns // 32)).astype(np.float16)
+    narrow = Tensor(Format.INT8, (rows, columns), data, 32, scales)
+    x = rng.standard_normal((rows, columns), dtype=np.float32)
+    whole = data.copy()
+    whole[-1, :2] = -128, 127
+    wide = Tensor(Format.INT8, (rows, columns), whole, 32, scales)
+    results = []
+    for weight in (narrow, wide):
+        executor = executor_for(*product_program(x, weight), kernels)
+        results.append(run_tokens(executor, list(range(9)))[:, :-1])
+        own = executor.weight_bytes - x.nbytes
+        assert abs(own - rows * columns * ((bits if weight is narrow else 8) + 0.5) / 8) < 1000
+        executor.close()
+    np.testing.assert_array_equal(results[0], results[1])
+
+
 def int4_weight(**changes: object) -> Tensor:
     fields = {
         "format": Format.INT4,

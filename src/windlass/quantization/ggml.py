@@ -47,8 +47,9 @@ class Parts:
 class GgmlType:
     """A type of tensor.
 
-    ``split`` takes blocks [rows, blocks, block_bytes] apart; None for plain floats. ``bits`` are those of a number in
-    the tensor that ``to_tensor`` makes. Codes from ``-zero`` to ``15 - zero`` become int4, with None int8.
+    ``split`` takes blocks [rows, blocks, block_bytes] apart; None for plain floats. ``bits`` are those that a
+    number takes in memory, where int8 codes of few values have 5 or 6. Codes from ``-zero`` to ``15 - zero`` become
+    int4, with None int8.
     """
 
     name: str
@@ -232,17 +233,17 @@ GGML_TYPES: dict[int, GgmlType] = {
     1: GgmlType("F16", 1, 2),
     2: GgmlType("Q4_0", 32, 18, _split_q4_0, 4.5, 8),
     3: GgmlType("Q4_1", 32, 20, _split_q4_1, 5, 0),
-    6: GgmlType("Q5_0", 32, 22, _split_q5_0, 8.5),
-    7: GgmlType("Q5_1", 32, 24, _split_q5_1, 9),
+    6: GgmlType("Q5_0", 32, 22, _split_q5_0, 5.5),
+    7: GgmlType("Q5_1", 32, 24, _split_q5_1, 6),
     8: GgmlType("Q8_0", 32, 34, _split_q8_0, 8.5),
     10: GgmlType("Q2_K", 256, 84, _split_q2_k, 5.125, 0),
     11: GgmlType("Q3_K", 256, 110, _split_q3_k, 4.5625, 4),
     12: GgmlType("Q4_K", 256, 144, _split_q4_k, 4.625, 0),
-    13: GgmlType("Q5_K", 256, 176, _split_q5_k, 8.625),
-    14: GgmlType("Q6_K", 256, 210, _split_q6_k, 8.5625),
+    13: GgmlType("Q5_K", 256, 176, _split_q5_k, 5.625),
+    14: GgmlType("Q6_K", 256, 210, _split_q6_k, 6.5625),
     20: GgmlType("IQ4_NL", 32, 18, _split_iq4_nl, 8.5),
     23: GgmlType("IQ4_XS", 256, 136, _split_iq4_xs, 8.3125),
     30: GgmlType("BF16", 1, 2),
-    39: GgmlType("MXFP4", 32, 17, _split_mxfp4, 9),
+    39: GgmlType("MXFP4", 32, 17, _split_mxfp4, 6),
 }
 """The supported types, by the number that files use."""
