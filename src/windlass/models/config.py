@@ -10,6 +10,9 @@ from typing import Any
 
 from windlass.errors import LoadError
 
+QUANTIZATION_KEY = "quantization_config"
+"""Where config.json says how its matrices are quantized; ``models/quantization_config.py`` reads it."""
+
 MAX_INTEGER = 2**31 - 1
 """The largest integer a configuration may hold: every size must fit the executors' int32."""
 

@@ -6,10 +6,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from windlass.models.config import ConfigReader
+from windlass.models.config import QUANTIZATION_KEY, ConfigReader
 from windlass.weights.quantized import WHOLE, Grouping, Storage
-
-KEY = "quantization_config"
 
 _HARMLESS_GROUPS = {
     "who quantized, how, with what": "meta damp_percent damp_auto_increment true_sequential static_groups mse dataset "
@@ -38,7 +36,7 @@ def read_quantization(config: Mapping[str, Any], path: Path) -> tuple[Grouping, 
     Raises:
         LoadError: the method, or something it says, is not supported or not understood.
     """
-    section = ConfigReader(config, path).section(KEY)
+    section = ConfigReader(config, path).section(QUANTIZATION_KEY)
     if section is None:
         return None
     method = section.choice("quant_method", tuple(_METHODS), default="none")
@@ -52,7 +50,7 @@ def read_quantization(config: Mapping[str, Any], path: Path) -> tuple[Grouping, 
 
 def is_of_family(config: Mapping[str, Any]) -> bool:
     """True when the method is a family's own, whose model file then reads the object, too."""
-    section = config.get(KEY)
+    section = config.get(QUANTIZATION_KEY)
     return isinstance(section, Mapping) and section.get("quant_method") == "mxfp4"
 
 

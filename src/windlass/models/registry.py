@@ -2,87 +2,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
 from windlass.errors import LoadError
-from windlass.models import (
-    bert,
-    cohere,
-    deepseek,
-    exaone4,
-    gemma,
-    gemma2,
-    gemma3,
-    gpt2,
-    gpt_bigcode,
-    gpt_neox,
-    gpt_oss,
-    granite,
-    llama,
-    llama4,
-    ministral3,
-    mistral,
-    mixtral,
-    mlc_config,
-    olmo2,
-    olmoe,
-    phi3,
-    quantization_config,
-    qwen2,
-    qwen2_moe,
-    qwen3,
-    qwen3_moe,
-    smollm3,
-    stablelm,
-    starcoder2,
-)
-from windlass.models.config import ConfigReader
+from windlass.models import mlc_config
+from windlass.models.config import QUANTIZATION_KEY, ConfigReader
 from windlass.models.definition import ModelDefinition
 from windlass.models.family import Family, GgufDialect, MlcDialect
 from windlass.program.program import Part, WeightSpec
 
-FAMILIES: dict[str, Family] = {
-    family.model_type: family
-    for family in (
-        bert.FAMILY,
-        cohere.FAMILY,
-        cohere.FAMILY2,
-        deepseek.V2_FAMILY,
-        deepseek.V3_FAMILY,
-        exaone4.FAMILY,
-        gemma.FAMILY,
-        gemma2.FAMILY,
-        gemma3.FAMILY,
-        gemma3.TEXT_FAMILY,
-        gpt2.FAMILY,
-        gpt_bigcode.FAMILY,
-        gpt_neox.FAMILY,
-        gpt_oss.FAMILY,
-        granite.FAMILY,
-        llama.FAMILY,
-        llama4.FAMILY,
-        llama4.SEEING_FAMILY,
-        ministral3.FAMILY,
-        ministral3.SEEING_FAMILY,
-        mistral.FAMILY,
-        mixtral.FAMILY,
-        olmo2.FAMILY,
-        olmo2.OLMO3_FAMILY,
-        olmoe.FAMILY,
-        phi3.FAMILY,
-        qwen2.FAMILY,
-        qwen2_moe.FAMILY,
-        qwen3.FAMILY,
-        qwen3_moe.FAMILY,
-        smollm3.FAMILY,
-        stablelm.FAMILY,
-        starcoder2.FAMILY,
-    )
+_MODULES = {
+    "bert": "bert",
+    "cohere": "cohere",
+    "cohere2": "cohere",
+    "deepseek_v2": "deepseek",
+    "deepseek_v3": "deepseek",
+    "exaone4": "exaone4",
+    "gemma": "gemma",
+    "gemma2": "gemma2",
+    "gemma3": "gemma3",
+    "gemma3_text": "gemma3",
+    "gpt2": "gpt2",
+    "gpt_bigcode": "gpt_bigcode",
+    "gpt_neox": "gpt_neox",
+    "gpt_oss": "gpt_oss",
+    "granite": "granite",
+    "llama": "llama",
+    "llama4": "llama4",
+    "llama4_text": "llama4",
+    "ministral3": "ministral3",
+    "mistral": "mistral",
+    "mistral3": "ministral3",
+    "mixtral": "mixtral",
+    "olmo2": "olmo2",
+    "olmo3": "olmo2",
+    "olmoe": "olmoe",
+    "phi3": "phi3",
+    "qwen2": "qwen2",
+    "qwen2_moe": "qwen2_moe",
+    "qwen3": "qwen3",
+    "qwen3_moe": "qwen3_moe",
+    "smollm3": "smollm3",
+    "stablelm": "stablelm",
+    "starcoder2": "starcoder2",
 }
-"""Every family by its ``model_type``."""
+"""Which module has the family of a ``model_type``."""
+
+
+class _Families(Mapping[str, Family]):
+    """Every family by its ``model_type``. Its module is imported when it is asked for: all take as long as a load."""
+
+    def __getitem__(self, model_type: str) -> Family:
+        module = import_module(f"windlass.models.{_MODULES[model_type]}")
+        found = (one for one in vars(module).values() if isinstance(one, Family))
+        return next(family for family in found if family.model_type == model_type)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_MODULES)
+
+    def __len__(self) -> int:
+        return len(_MODULES)
+
+
+FAMILIES: Mapping[str, Family] = _Families()
 
 
 def find_gguf_family(metadata: Mapping[str, Any], path: Path) -> tuple[str, GgufDialect]:
@@ -130,9 +116,13 @@ def define_model(
         mlc = _mlc_dialect(model_type, path)
         translated, context_length = mlc_config.from_mlc_config(mlc, config, path)
         return replace(family.define(ConfigReader(translated, path)), context_length=context_length)
-    ConfigReader(config, path).section(quantization_config.KEY)  # read_quantization says what is in that object
-    own = quantization_config.is_of_family(config)
-    values = {key: value for key, value in config.items() if own or key != quantization_config.KEY}
+    values = dict(config)
+    if config.get(QUANTIZATION_KEY) is not None:
+        from windlass.models.quantization_config import is_of_family  # for such checkpoints only
+
+        ConfigReader(config, path).section(QUANTIZATION_KEY)  # read_quantization says what is in that object
+        if not is_of_family(config):
+            del values[QUANTIZATION_KEY]
     return family.define(ConfigReader(values, path))
 
 

@@ -16,7 +16,6 @@ from windlass.engine.adapters import Adapter, Adapters
 from windlass.errors import InvalidRequestError, LoadError
 from windlass.json_files import read_json_object
 from windlass.machine import available_bytes
-from windlass.models.lora import CONFIG_NAME, LoraConfig, read_lora_config
 from windlass.program.adapter import LowRank, Update, linear_shapes
 from windlass.program.executor import Executor
 from windlass.program.program import Program, RowOrder
@@ -27,6 +26,7 @@ from windlass.weights.safetensors import read_header
 from windlass.weights.source import StoredTensor, WeightSource
 
 if TYPE_CHECKING:
+    from windlass.models.lora import LoraConfig
     from windlass.protocol.arguments import CommonArguments
 
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -78,6 +78,8 @@ class AdapterSource:
         Raises:
             LoadError: the adapter is broken, asks for more than plain LoRA, or is for another model.
         """
+        from windlass.models.lora import CONFIG_NAME, read_lora_config  # most engines never have an adapter
+
         config_path, file = directory / CONFIG_NAME, directory / WEIGHTS_NAME
         if not config_path.is_file():
             raise LoadError(directory, f"this is not a PEFT adapter: {CONFIG_NAME} is missing")
@@ -139,7 +141,7 @@ class AdapterSource:
             if found.shape != shape:
                 raise LoadError(
                     self._file,
-                    f"tensor {tensor!r} has shape {list(found.shape)}; this model and {CONFIG_NAME} ask for "
+                    f"tensor {tensor!r} has shape {list(found.shape)}; this model and the configuration ask for "
                     f"{list(shape)}",
                 )
 

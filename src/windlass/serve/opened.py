@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from windlass.models.config import QUANTIZATION_KEY
 from windlass.models.definition import ModelDefinition
 from windlass.models.embedding import as_embedding, read_pooling
-from windlass.models.quantization_config import read_quantization
 from windlass.models.registry import define_model, find_gguf_family
 from windlass.text.text_model import TextModel
 from windlass.text.text_pack import TextCache
@@ -92,7 +92,11 @@ def open_model(path: Path, stack: ExitStack, *, weights: bool = True, whole: boo
     pooling = None if whole else read_pooling(path)
     if pooling is not None:
         definition = as_embedding(definition, pooling)
-    groupings = read_quantization(directory.config, directory.config_path) if directory.dialect == "hf" else None
+    groupings = None
+    if directory.dialect == "hf" and directory.config.get(QUANTIZATION_KEY) is not None:
+        from windlass.models.quantization_config import read_quantization  # for such checkpoints only
+
+        groupings = read_quantization(directory.config, directory.config_path)
     source = None
     if weights:
         source = stack.enter_context(closing(directory.open_weights(groupings)))

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from windlass.errors import LoadError
 from windlass.json_files import json_type, read_json_object
 from windlass.quantization import get_scheme
 from windlass.weights.mlc import open_mlc
-from windlass.weights.quantized import Grouping
 from windlass.weights.safetensors import open_safetensors
 from windlass.weights.source import WeightSource
+
+if TYPE_CHECKING:
+    from windlass.weights.quantized import Grouping
 
 HF_CONFIG_NAME = "config.json"
 MLC_CONFIG_NAME = "mlc-chat-config.json"

@@ -9,12 +9,11 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from windlass.config import model_roots
 from windlass.errors import DownloadError, LoadError
 from windlass.json_files import read_json_object
-from windlass.weights.hub_download import HubFile, Report, download_blobs
 from windlass.weights.hub_names import (
     ACCEPTED,
     HUB_PREFIX,
@@ -24,6 +23,9 @@ from windlass.weights.hub_names import (
     index_shards,
     parse_hub_name,
 )
+
+if TYPE_CHECKING:
+    from windlass.weights.hub_download import HubFile, Report
 
 _TIMEOUT = 30.0
 """Seconds that a hub may be silent."""
@@ -185,6 +187,8 @@ class _Pull:
         from huggingface_hub.file_download import http_get
         from huggingface_hub.utils import build_hf_headers
 
+        from windlass.weights.hub_download import download_blobs
+
         headers = build_hf_headers(library_name="windlass")
 
         def fetch(name: str, file: BinaryIO, start: int) -> None:
@@ -219,6 +223,8 @@ def _listed(siblings: Iterable[Any], origin: HubName) -> dict[str, HubFile | Non
     Raises:
         DownloadError: a name would lead out of the cache, or a checksum, which becomes the name of a file, is none.
     """
+    from windlass.weights.hub_download import HubFile
+
     files: dict[str, HubFile | None] = {}
     for sibling in siblings:
         name, large = sibling.rfilename, sibling.lfs is not None

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from windlass.errors import LoadError
 from windlass.quantization import Format, Scheme, Tensor, as_int8, cast, mlc_shapes, mlc_unpack, quantize, take_rows
-from windlass.quantization.checkpoints import fp8_group
 from windlass.weights.source import StoredTensor, WeightSource
 
 Progress: TypeAlias = Callable[[int, int], None]
@@ -311,8 +310,11 @@ def _plain(parts: Sequence[Tensor]) -> list[Tensor]:
     """
     group = math.gcd(*(part.group_size for part in parts))
     formats = {part.format for part in parts}
-    if formats == {Format.FP8} and fp8_group(parts[0].shape[1], group):
-        return [_regrouped(part, group) for part in parts]
+    if formats == {Format.FP8}:
+        from windlass.quantization.checkpoints import fp8_group  # for such checkpoints only
+
+        if fp8_group(parts[0].shape[1], group):
+            return [_regrouped(part, group) for part in parts]
     orders = {None if part.order is None else part.order.tobytes() for part in parts}
     if not formats <= {Format.INT8, Format.INT4} or len(orders) > 1:
         return [_as_f32(part) for part in parts]

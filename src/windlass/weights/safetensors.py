@@ -5,12 +5,15 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from windlass.errors import LoadError
 from windlass.json_files import MAX_JSON_BYTES, parse_json_object, read_json_object
 from windlass.weights.files import sibling
-from windlass.weights.quantized import Grouping, quantized_tensors
 from windlass.weights.source import StoredTensor, StoredType, WeightSource, check_extents, file_size, parse_shape
+
+if TYPE_CHECKING:
+    from windlass.weights.quantized import Grouping
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
@@ -46,7 +49,11 @@ def open_safetensors(directory: Path, groupings: Sequence[Grouping] | None = Non
     for path, read in ((directory / INDEX_NAME, _read_index), (directory / SINGLE_NAME, read_header)):
         if path.is_file():
             tensors = read(path, dtypes)
-            return WeightSource(path, tensors if groupings is None else quantized_tensors(path, tensors, groupings))
+            if groupings is not None:
+                from windlass.weights.quantized import quantized_tensors  # for such checkpoints only
+
+                tensors = quantized_tensors(path, tensors, groupings)
+            return WeightSource(path, tensors)
     pickled = sorted(entry.name for entry in directory.iterdir() if entry.suffix in _PICKLE_SUFFIXES)
     if pickled:
         raise LoadError(

@@ -12,15 +12,17 @@ from collections.abc import Iterable, KeysView, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from windlass.errors import LoadError
 from windlass.quantization import Format, Scheme, Tensor, bf16_to_f32
-from windlass.quantization.checkpoints import Packing
 from windlass.quantization.ggml import GgmlType, to_tensor
+
+if TYPE_CHECKING:
+    from windlass.quantization.checkpoints import Packing
 
 StoredType = Literal[
     "float32", "float16", "bfloat16", "float8", "uint32", "int64", "int32", "int8", "uint8", "blocks", "pieces"
