@@ -176,14 +176,14 @@ class ConfigReader:
         return value
 
     def numbers(self, key: str, count: int) -> list[float] | None:
-        """The list of ``count`` finite numbers above 0 at ``key``, or None."""
+        """The list of ``count`` numbers from 1e-6 to 1e9 at ``key``, or None."""
         value = self._get(key, None)
         if value is not None and not (
             isinstance(value, list)
             and len(value) == count
-            and all(type(item) in (int, float) and math.isfinite(item) and item > 0 for item in value)
+            and all(type(item) in (int, float) and 1e-6 <= item <= 1e9 for item in value)
         ):
-            raise self.error(key, f"is {_show(value)}, which must be a list of {count} numbers above 0")
+            raise self.error(key, f"is {_show(value)}, which must be a list of {count} numbers from 1e-6 to 1e9")
         return value
 
     def section(self, key: str) -> ConfigReader | None:
