@@ -55,7 +55,7 @@ def from_gguf_metadata(
     for key, name in {**_INTEGERS, **dialect.keys}.items():
         if reader.has(key):
             config[name] = reader.integer(key)
-    for key in ("embedding_length", "attention.head_count"):
+    for key in ("embedding_length", "block_count", "attention.head_count"):
         reader.integer(key)  # every family needs them
     for key, name in _NUMBERS.items():
         if reader.has(key):
