@@ -175,15 +175,17 @@ class ConfigReader:
             raise self.error(key, f"is {_show(value)}, which must be a list of true and false")
         return value
 
-    def numbers(self, key: str, count: int) -> list[float] | None:
-        """The list of ``count`` numbers from 1e-6 to 1e9 at ``key``, or None."""
+    def numbers(self, key: str, count: int, *, maximum: float = MAX_INTEGER) -> list[float] | None:
+        """The list of ``count`` numbers from 1e-6 to ``maximum`` at ``key``, or None."""
         value = self._get(key, None)
         if value is not None and not (
             isinstance(value, list)
             and len(value) == count
-            and all(type(item) in (int, float) and 1e-6 <= item <= 1e9 for item in value)
+            and all(type(item) in (int, float) and 1e-6 <= item <= maximum for item in value)
         ):
-            raise self.error(key, f"is {_show(value)}, which must be a list of {count} numbers from 1e-6 to 1e9")
+            raise self.error(
+                key, f"is {_show(value)}, which must be a list of {count} numbers from 1e-6 to {maximum:g}"
+            )
         return value
 
     def section(self, key: str) -> ConfigReader | None:

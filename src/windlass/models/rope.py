@@ -254,7 +254,7 @@ def read_rope(
     config.require("rope_interleaved", False, "interleaved rotation is not supported")
     section = rope_section(config)
     rotary_dim = _read_rotary_dim(config, section, head_dim, partial)
-    factors = config.numbers("rope_pair_factors", rotary_dim // 2)
+    factors = config.numbers("rope_pair_factors", rotary_dim // 2, maximum=1e9)
     outer_theta = config.number("rope_theta", default=theta, above=1.0)
     if factors is not None:
         return RopeConfig(PairFactorRope(outer_theta, rotary_dim, tuple(factors)), rotary_dim)
@@ -400,7 +400,7 @@ def _read_longrope(
 
 
 def _read_factors(section: ConfigReader, key: str, dim: int) -> list[float]:
-    factors = section.numbers(key, dim // 2)
+    factors = section.numbers(key, dim // 2, maximum=1e9)
     if factors is None:
         raise section.error(key, "is missing")
     return factors
