@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -16,30 +16,18 @@ from support.gguf_dense import write_dense_gguf
 from support.gguf_files import BLOCK_TYPES, dequantized, llama3_factors, random_blocks, write_gguf
 from support.gguf_layer_norm import write_layer_norm_gguf
 from support.model_forms import DENSE_GGUF, LAYER_NORM_GGUF, PLAIN_GGUF
+from support.prompt_logits import prompt_logits
 from support.tiny_models import CASES, TinyModel, write_hf_directory
-from windlass import EngineConfig, LoadError, MLCEngine
-from windlass.program.executor import Batch
+from windlass import LoadError, MLCEngine
 from windlass.quantization.ggml import GGML_TYPES
-from windlass.serve.build import load_model
 
 F32 = NDArray[np.float32]
 PROMPT = [3, 17, 29, 5, 200, 31, 8, 150, 77, 42, 11, 100, 6, 9, 250, 33, 12, 180]
 
 
-def logits(path: Path, executor: str = "native") -> F32:
+def logits(path: Path, executor: Literal["native", "reference"] = "native") -> Any:
     """Of all positions of the prompt."""
-    config = EngineConfig(executor=executor, kv_cache_dtype="f32", pack_cache=False, max_total_sequence_length=64)
-    with closing(load_model("m", path, config)) as model:
-        length = len(PROMPT)
-        batch = Batch(
-            token_ids=np.array(PROMPT, dtype=np.int32),
-            positions=np.arange(length, dtype=np.int32),
-            token_starts=np.array([0, length], dtype=np.int32),
-            page_ids=np.arange(2, dtype=np.int32),
-            page_starts=np.array([0, 2], dtype=np.int32),
-            logit_rows=np.arange(length, dtype=np.int32),
-        )
-        return np.array(model.executor.run(batch))
+    return prompt_logits(path, PROMPT, executor)
 
 
 def test_stories_gives_its_goldens(data_dir: Path) -> None:

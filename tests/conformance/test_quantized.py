@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from support.prompt_logits import prompt_logits
 from support.quantized_files import Matrix, awq, compressed, fp8, gptq, groups_of, write_checkpoint
 from support.tiny_models import CASES, TinyModel
-from windlass import EngineConfig, LoadError, MLCEngine
-from windlass.program.executor import Batch
-from windlass.serve.build import load_model
+from windlass import LoadError, MLCEngine
 
 F32 = NDArray[np.float32]
 PROMPT = [3, 17, 29, 5, 200, 31, 8, 150, 77, 42, 11, 100, 6, 9, 250, 33, 12, 180]
@@ -35,20 +33,9 @@ INPUTS = {"q": "x", "k": "x", "v": "x", "o": "heads", "gate": "h", "up": "h", "d
 """What each projection multiplies: those of the same input have the same order of columns."""
 
 
-def logits(path: Path, executor: str = "native") -> F32:
+def logits(path: Path, executor: Literal["native", "reference"] = "native") -> Any:
     """Of all positions of the prompt."""
-    config = EngineConfig(executor=executor, kv_cache_dtype="f32", pack_cache=False, max_total_sequence_length=64)
-    with closing(load_model("m", path, config)) as model:
-        length = len(PROMPT)
-        batch = Batch(
-            token_ids=np.array(PROMPT, dtype=np.int32),
-            positions=np.arange(length, dtype=np.int32),
-            token_starts=np.array([0, length], dtype=np.int32),
-            page_ids=np.arange(2, dtype=np.int32),
-            page_starts=np.array([0, 2], dtype=np.int32),
-            logit_rows=np.arange(length, dtype=np.int32),
-        )
-        return np.array(model.executor.run(batch))
+    return prompt_logits(path, PROMPT, executor)
 
 
 def deviation(values: F32, expected: F32) -> float:
