@@ -11,6 +11,10 @@
 // minima, the negated sum of the run's activations, to be multiplied by them. Times the minimum it is added after the
 // products (multiply_add).
 
+// Lines of a run and its scales.
+template <typename Codes>
+constexpr int kFetchedLines = static_cast<int>(kRunColumns / kOctet * Codes::kOctetBytes / 64 + 1);
+
 // Vectors of a panel that are worked on together: their sums should stay in registers.
 template <int Tokens>
 constexpr int kCodeVectors = Tokens == 1 && kLanes < 16   ? kVectors
@@ -208,11 +212,17 @@ WINDLASS_INLINE I32 correction(const std::uint8_t* corrections, int token, bool 
     return negated_sums ? value * zeros : value;
 }
 
-// The products of a tile with some vectors of a panel, from vector `first` on. Fetches what lies `ahead` bytes
-// after all that it reads of the panel, unless that is 0.
+// Fetches memory evenly: kFetchedLines each time that the work done since the last time adds up to `interval`.
+struct Fetch {
+    const std::uint8_t* from;
+    std::int64_t interval;
+    std::int64_t done;
+};
+
+// The products of a tile with some vectors of a panel, from vector `first` on.
 template <typename Codes, Scaling kScaling, int Tokens, int Vectors>
 void multiply_codes(const PackedMatrix& matrix, const std::uint8_t* panel, const std::uint8_t* tile, int first,
-                    std::int64_t ahead, F32 (*totals)[Vectors]) {
+                    Fetch fetch, F32 (*totals)[Vectors]) {
     constexpr int kPlanes = Codes::kPlanes;
     const bool own_zeros = has_zeros(matrix), minima = kScaling == Scaling::kAny && matrix.minima;
     const I32 bias = splat(Codes::bias(matrix));
@@ -230,15 +240,12 @@ void multiply_codes(const PackedMatrix& matrix, const std::uint8_t* panel, const
     const auto run = [&](const std::uint8_t* codes, std::int64_t octets,
                          const std::uint8_t* scales) WINDLASS_INLINE_LAMBDA {
         const std::uint8_t* const corrections = tile + octets * 2 * kPlanes * Tokens * 4;
-        if (ahead != 0) {
-            const std::int64_t offset = ahead + first * kLanes * 4;
-            for (std::int64_t byte = 0; byte < octets * Codes::kOctetBytes; byte += kQuadBytes) {
-#pragma GCC unroll 2
-                for (int line = 0; line < Vectors * kLanes * 4; line += 64) {
-                    __builtin_prefetch(codes + offset + byte + line, 0, 2);
-                }
-            }
-            if (first == 0) __builtin_prefetch(scales + ahead, 0, 2);
+        fetch.done += Tokens * Vectors;
+        if (fetch.done >= fetch.interval) {
+            fetch.done -= fetch.interval;
+#pragma GCC unroll 32
+            for (int line = 0; line < kFetchedLines<Codes>; ++line) __builtin_prefetch(fetch.from + line * 64, 0, 2);
+            fetch.from += kFetchedLines<Codes> * 64;
         }
         typename Codes::Sums sums[kPlanes][Tokens][Vectors];
         const auto zeros = [&](int v) WINDLASS_INLINE_LAMBDA {
@@ -308,10 +315,12 @@ void multiply_codes(const PackedMatrix& matrix, const std::uint8_t* panel, const
     for_runs<Codes, kScaling>(matrix, panel, begin_block, run, end_block);
 }
 
-// One panel times one tile, whose tokens are the job's `first` and following ones.
+// One panel times tile `index` of the job's `tiles`.
 template <typename Codes, Scaling kScaling, int Tokens>
-void multiply_panel(const LinearJob& job, std::int64_t panel, const std::uint8_t* tile, int first, std::int64_t ahead) {
+void multiply_panel(const LinearJob& job, std::int64_t panel, int index, int tiles) {
     const std::uint8_t* const codes = job.matrix->data + panel * job.matrix->panel_bytes;
+    const std::uint8_t* const tile = job.tiles + index * job.tile_stride;
+    const int first = index * Codes::kTileTokens;
     constexpr int kTogether = kCodeVectors<Tokens>;
     if constexpr (Tokens >= kFetchTokens) {
         // The results go to lines that no cache has; stores wait for them in order, and those that follow wait too.
@@ -321,14 +330,20 @@ void multiply_panel(const LinearJob& job, std::int64_t panel, const std::uint8_t
             __builtin_prefetch(y + t * job.y_stride + kPanelRows / 2, 1);
         }
     }
+    // All tiles together fetch the next panel, in order.
+    const bool fetches = job.tokens >= kFetchTokens && panel + 1 < job.panel_end;
+    const std::int64_t runs = job.matrix->columns / kRunColumns, interval = std::int64_t{job.tokens} * kVectors;
     for (int v = 0; v < kVectors; v += kTogether) {
+        const std::int64_t done = (first * kVectors + v * Tokens) * runs;
+        const Fetch fetch = {codes + job.matrix->panel_bytes + done / interval * kFetchedLines<Codes> * 64,
+                             fetches ? interval : runs * interval, done % interval};
         F32 totals[Tokens][kTogether] = {};
-        multiply_codes<Codes, kScaling, Tokens, kTogether>(*job.matrix, codes, tile, v, ahead, totals);
+        multiply_codes<Codes, kScaling, Tokens, kTogether>(*job.matrix, codes, tile, v, fetch, totals);
         for (int t = 0; t < Tokens; ++t) write_panel(job, panel, first + t, v, kTogether, totals[t]);
     }
 }
 
-using MultiplyPanel = void (*)(const LinearJob&, std::int64_t, const std::uint8_t*, int, std::int64_t);
+using MultiplyPanel = void (*)(const LinearJob&, std::int64_t, int, int);
 
 template <typename Codes, Scaling kScaling, int Tokens>
 MultiplyPanel panel_function(int tokens) {
@@ -344,15 +359,9 @@ void linear_scaled(const LinearJob& job) {
     const int rest = job.tokens % kTokens;
     const MultiplyPanel full = multiply_panel<Codes, kScaling, kTokens>;
     const MultiplyPanel last = panel_function<Codes, kScaling, kTokens>(rest == 0 ? kTokens : rest);
+    const int tiles = (job.tokens + kTokens - 1) / kTokens;
     for (std::int64_t panel = job.panel_begin; panel < job.panel_end; ++panel) {
-        // Only the first tile waits for memory, and only with many tokens.
-        const bool fetch = job.tokens >= kFetchTokens && panel + 1 < job.panel_end;
-        std::int64_t ahead = fetch ? job.matrix->panel_bytes : 0;
-        const std::uint8_t* tile = job.tiles;
-        for (int t = 0; t < job.tokens; t += kTokens, tile += job.tile_stride) {
-            (t + kTokens <= job.tokens ? full : last)(job, panel, tile, t, ahead);
-            ahead = 0;
-        }
+        for (int i = 0; i < tiles; ++i) (i < tiles - 1 ? full : last)(job, panel, i, tiles);
     }
 }
 
