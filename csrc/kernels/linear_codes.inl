@@ -6,7 +6,7 @@
 // changes which outputs are computed together, never the operations of one output.
 //
 // A tile of quantized activations is, for each block: the scales [tokens] (float); then for each run of the block's
-// records: for each quad of columns, for each plane, four codes of each token [tokens][4]; then the corrections
+// records: for each quad of columns, for each plane, four bytes of each token [tokens][4]; then the corrections
 // [tokens] (int32): what the zero point adds to the sum of the run, or, when each record has its own zero points or
 // minima, the negated sum of the run's activations, to be multiplied by them. Times the minimum it is added after the
 // products (multiply_add).
@@ -22,12 +22,13 @@ constexpr int kCodeVectors = Tokens == 1 && kLanes < 16   ? kVectors
 constexpr int kFetchTokens = 5;
 
 constexpr std::int64_t kRunOctets = kRunColumns / kOctet;
-// Bits of the lower plane of activations of 15 bits.
-constexpr int kLowBits = 7;
+// Tokens of a tile: the sums and what they are made of should stay in registers.
+constexpr int kSmallTokens = kLanes == 16 ? 8 : kPairedActivations ? 4 : 6;
+constexpr int kLargeTokens = kLanes == 16 ? (kPairedActivations ? 8 : 4) : (kPairedActivations ? 4 : 3);
 
 struct NibbleCodes {
     static constexpr int kPlanes = 1;
-    static constexpr int kTileTokens = kLanes == 16 ? 8 : 6;
+    static constexpr int kTileTokens = kSmallTokens;
     static constexpr std::int64_t kOctetBytes = kQuadBytes;
     // Octets that lie together.
     static constexpr int kOctets = 1;
@@ -48,7 +49,7 @@ struct NibbleCodes {
 
 struct ByteCodes {
     static constexpr int kPlanes = 2;
-    static constexpr int kTileTokens = kLanes == 16 ? 4 : 3;
+    static constexpr int kTileTokens = kLargeTokens;
     static constexpr std::int64_t kOctetBytes = 2 * kQuadBytes;
     static constexpr int kOctets = 1;
     using Sums = LargeProducts;
@@ -71,7 +72,7 @@ WINDLASS_INLINE int shift_right(int byte, int bits) { return byte >> bits; }
 template <typename Fields>
 struct SplitCodes {
     static constexpr int kPlanes = 2;
-    static constexpr int kTileTokens = ByteCodes::kTileTokens;
+    static constexpr int kTileTokens = kLargeTokens;
     static constexpr int kOctets = Fields::kOctets;
     static constexpr std::int64_t kPieceBytes = Fields::kParts * kQuadBytes;
     static constexpr std::int64_t kOctetBytes = kPieceBytes / kOctets;
@@ -155,9 +156,7 @@ WINDLASS_INLINE F32 load_scale(const PackedMatrix& matrix, const std::uint8_t* s
     return load(reinterpret_cast<const float*>(scales) + v * kLanes);
 }
 
-int tile_tokens(const PackedMatrix& matrix) {
-    return matrix.format == Format::kInt4 ? NibbleCodes::kTileTokens : ByteCodes::kTileTokens;
-}
+int tile_tokens(const PackedMatrix& matrix) { return matrix.format == Format::kInt4 ? kSmallTokens : kLargeTokens; }
 
 std::size_t tile_bytes(const PackedMatrix& matrix, int tokens) {
     const std::int64_t planes = matrix.format == Format::kInt4 ? 1 : 2;
@@ -197,7 +196,7 @@ WINDLASS_INLINE void for_runs(const PackedMatrix& matrix, const std::uint8_t* co
     }
 }
 
-// What a run's products start from: lanes are rows.
+// What is added to the products of a run: lanes are rows.
 WINDLASS_INLINE I32 correction(const std::uint8_t* corrections, int token, bool negated_sums, I32 zeros) {
     const I32 value = splat(load_four(corrections + token * 4));
     return negated_sums ? value * zeros : value;
@@ -235,14 +234,16 @@ void multiply_codes(const PackedMatrix& matrix, const std::uint8_t* panel, const
             }
             if (first == 0) __builtin_prefetch(scales + ahead, 0, 2);
         }
-        typename Codes::Sums sums[kPlanes][Tokens][Vectors];
+        typename Codes::Sums sums[Tokens][Vectors];
+        const auto zeros_of = [&](int v) WINDLASS_INLINE_LAMBDA {
+            return own_zeros ? load_bytes(scales + scale_bytes(matrix) + (first + v) * kLanes) : bias;
+        };
 #pragma GCC unroll 8
         for (int v = 0; v < Vectors; ++v) {
-            const I32 zeros = own_zeros ? load_bytes(scales + scale_bytes(matrix) + (first + v) * kLanes) : bias;
+            const I32 zeros = zeros_of(v);
 #pragma GCC unroll 8
             for (int t = 0; t < Tokens; ++t) {
-                sums[0][t][v].start(correction(corrections, t, own_zeros || minima, zeros));
-                if constexpr (kPlanes == 2) sums[1][t][v].start(I32{});
+                sums[t][v].start(correction(corrections, t, own_zeros || minima, zeros));
             }
         }
         const auto octet = [&](std::int64_t j) WINDLASS_INLINE_LAMBDA {
@@ -257,7 +258,7 @@ void multiply_codes(const PackedMatrix& matrix, const std::uint8_t* panel, const
 #pragma GCC unroll 8
                     for (int t = 0; t < Tokens; ++t, four += 4) {
 #pragma GCC unroll 8
-                        for (int v = 0; v < Vectors; ++v) sums[plane][t][v].add(quads[v][q], four);
+                        for (int v = 0; v < Vectors; ++v) sums[t][v].add(quads[v][q], plane, four);
                     }
                 }
             }
@@ -274,10 +275,10 @@ void multiply_codes(const PackedMatrix& matrix, const std::uint8_t* panel, const
 #pragma GCC unroll 8
         for (int v = 0; v < Vectors; ++v) {
             const F32 scale = load_scale<kScaling>(matrix, scales, factors, first + v);
+            const I32 zeros = zeros_of(v);
 #pragma GCC unroll 8
             for (int t = 0; t < Tokens; ++t) {
-                I32 total = sums[0][t][v].total();
-                if constexpr (kPlanes == 2) total += sums[1][t][v].total() << kLowBits;
+                const I32 total = sums[t][v].total(correction(corrections, t, own_zeros || minima, zeros));
                 block[t][v] = multiply_add(__builtin_convertvector(total, F32), scale, block[t][v]);
             }
         }
