@@ -1,7 +1,8 @@
 // Sums of products of codes and quantized activations. Included once, inside an unnamed namespace.
 //
 // A lane of four bytes holds the codes of four columns of one row; `activations` points to the same four columns of one
-// token. The sums are exact integers, so what an instruction set offers never changes a result.
+// token. The sums are exact integers, so what an instruction set offers never changes a result. What a sum begins with
+// is named at its start and again at its end: each kind takes it where that costs it no register.
 
 // Activations of 15 bits come in two planes, each with four bytes for four columns. If they are paired, one plane has
 // those of columns 0 and 2, of 16 bits each, and one those of columns 1 and 3. Else they are 2^kLowBits * high + low,
@@ -41,16 +42,16 @@ WINDLASS_INLINE I32 multiply_pairs(I16 a, I16 b) {
 // Products with the bytes of so many planes.
 template <typename Products, int kPlanes>
 struct PlaneProducts {
-    WINDLASS_INLINE void start(I32 correction) {
-        planes[0].start(correction);
+    WINDLASS_INLINE void start(I32 first) {
+        planes[0].start(first);
         if constexpr (kPlanes == 2) planes[1].start(I32{});
     }
     WINDLASS_INLINE void add(U8 codes, int plane, const std::uint8_t* activations) {
         planes[plane].add(codes, activations);
     }
-    WINDLASS_INLINE I32 total(I32 correction) const {
-        if constexpr (kPlanes == 2) return planes[0].total(correction) + (planes[1].total(I32{}) << kLowBits);
-        return planes[0].total(correction);
+    WINDLASS_INLINE I32 total(I32 first) const {
+        if constexpr (kPlanes == 2) return planes[0].total(first) + (planes[1].total(I32{}) << kLowBits);
+        return planes[0].total(first);
     }
     Products planes[kPlanes];
 };
@@ -61,7 +62,7 @@ struct PlaneProducts {
 constexpr bool kPairedActivations = false;
 
 struct Products {
-    WINDLASS_INLINE void start(I32 correction) { sum = correction; }
+    WINDLASS_INLINE void start(I32 first) { sum = first; }
     WINDLASS_INLINE void add(U8 codes, const std::uint8_t* activations) {
 #if defined(__AVX512VNNI__)
         sum = (I32)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)codes, _mm512_set1_epi32(load_four(activations)));
@@ -94,7 +95,7 @@ struct NibbleProducts {
 #endif
         settle(sums);
     }
-    WINDLASS_INLINE I32 total(I32 correction) const { return correction + multiply_pairs(sums, I16{} + 1); }
+    WINDLASS_INLINE I32 total(I32 first) const { return first + multiply_pairs(sums, I16{} + 1); }
     I16 sums;
 };
 static_assert(kRunColumns / 2 * 15 * 127 <= 32767);
@@ -106,7 +107,7 @@ constexpr bool kPairedActivations = true;
 
 template <bool kSigned>
 struct PairProducts {
-    WINDLASS_INLINE void start(I32 correction) { sum = correction; }
+    WINDLASS_INLINE void start(I32 first) { sum = first; }
     WINDLASS_INLINE void add(U8 codes, int plane, const std::uint8_t* activations) {
         const I16 even = kSigned ? even_bytes((I32)codes) : (I16)codes & 0xFF;
         const I16 weights = plane == 0 ? even : odd_bytes((I32)codes);
@@ -125,7 +126,7 @@ using LargeProducts = PairProducts<true>;
 constexpr bool kPairedActivations = false;
 
 struct SignedProducts {
-    WINDLASS_INLINE void start(I32 correction) { sum = correction; }
+    WINDLASS_INLINE void start(I32 first) { sum = first; }
     WINDLASS_INLINE void add(U8 codes, const std::uint8_t* activations) {
         const I32 four = splat(load_four(activations));
         sum += multiply_pairs(even_bytes((I32)codes), even_bytes(four)) +
