@@ -6,7 +6,7 @@
 // changes which outputs are computed together, never the operations of one output.
 //
 // A tile of quantized activations is, for each block: the scales [tokens] (float); then for each run of the block's
-// records: for each quad of columns, for each plane, four codes of each token [tokens][4]; then the corrections
+// records: for each quad of columns, for each plane, four bytes of each token [tokens][4]; then the corrections
 // [tokens] (int32): what the zero point adds to the sum of the run, or, when each record has its own zero points or
 // minima, the negated sum of the run's activations, to be multiplied by them. Times the minimum it is added after the
 // products (multiply_add).
@@ -26,12 +26,13 @@ constexpr int kCodeVectors = Tokens == 1 && kLanes < 16   ? kVectors
 constexpr int kFetchTokens = 5;
 
 constexpr std::int64_t kRunOctets = kRunColumns / kOctet;
-// Bits of the lower plane of activations of 15 bits.
-constexpr int kLowBits = 7;
+// Tokens of a tile: the sums and what they are made of should stay in registers.
+constexpr int kSmallTokens = kPairedActivations && kLanes == 8 ? 4 : 6;
+constexpr int kLargeTokens = kLanes == 16 ? (kPairedActivations ? 8 : 4) : (kPairedActivations ? 4 : 3);
 
 struct NibbleCodes {
     static constexpr int kPlanes = 1;
-    static constexpr int kTileTokens = 6;
+    static constexpr int kTileTokens = kSmallTokens;
     static constexpr std::int64_t kOctetBytes = kQuadBytes;
     // Octets that lie together.
     static constexpr int kOctets = 1;
@@ -52,7 +53,7 @@ struct NibbleCodes {
 
 struct ByteCodes {
     static constexpr int kPlanes = 2;
-    static constexpr int kTileTokens = kLanes == 16 ? 4 : 3;
+    static constexpr int kTileTokens = kLargeTokens;
     static constexpr std::int64_t kOctetBytes = 2 * kQuadBytes;
     static constexpr int kOctets = 1;
     using Sums = LargeProducts;
@@ -75,7 +76,7 @@ WINDLASS_INLINE int shift_right(int byte, int bits) { return byte >> bits; }
 template <typename Fields>
 struct SplitCodes {
     static constexpr int kPlanes = 2;
-    static constexpr int kTileTokens = ByteCodes::kTileTokens;
+    static constexpr int kTileTokens = kLargeTokens;
     static constexpr int kOctets = Fields::kOctets;
     static constexpr std::int64_t kPieceBytes = Fields::kParts * kQuadBytes;
     static constexpr std::int64_t kOctetBytes = kPieceBytes / kOctets;
@@ -160,9 +161,7 @@ WINDLASS_INLINE F32 load_scale(const PackedMatrix& matrix, const std::uint8_t* s
     return load(reinterpret_cast<const float*>(scales) + v * kLanes);
 }
 
-int tile_tokens(const PackedMatrix& matrix) {
-    return matrix.format == Format::kInt4 ? NibbleCodes::kTileTokens : ByteCodes::kTileTokens;
-}
+int tile_tokens(const PackedMatrix& matrix) { return matrix.format == Format::kInt4 ? kSmallTokens : kLargeTokens; }
 
 std::size_t tile_bytes(const PackedMatrix& matrix, int tokens) {
     const std::int64_t planes = matrix.format == Format::kInt4 ? 1 : 2;
@@ -206,7 +205,7 @@ WINDLASS_INLINE void for_runs(const PackedMatrix& matrix, const std::uint8_t* co
     }
 }
 
-// What a run's products start from: lanes are rows.
+// What is added to the products of a run: lanes are rows.
 WINDLASS_INLINE I32 correction(const std::uint8_t* corrections, int token, bool negated_sums, I32 zeros) {
     const I32 value = splat(load_four(corrections + token * 4));
     return negated_sums ? value * zeros : value;
@@ -247,7 +246,7 @@ void multiply_codes(const PackedMatrix& matrix, const std::uint8_t* panel, const
             for (int line = 0; line < kFetchedLines<Codes>; ++line) __builtin_prefetch(fetch.from + line * 64, 0, 2);
             fetch.from += kFetchedLines<Codes> * 64;
         }
-        typename Codes::Sums sums[kPlanes][Tokens][Vectors];
+        typename Codes::Sums sums[Tokens][Vectors];
         const auto zeros = [&](int v) WINDLASS_INLINE_LAMBDA {
             return own_zeros ? load_bytes(scales + scale_bytes(matrix) + (first + v) * kLanes) : bias;
         };
@@ -256,8 +255,7 @@ void multiply_codes(const PackedMatrix& matrix, const std::uint8_t* panel, const
             const I32 own = zeros(v);
 #pragma GCC unroll 8
             for (int t = 0; t < Tokens; ++t) {
-                sums[0][t][v].start(correction(corrections, t, own_zeros || minima, own));
-                if constexpr (kPlanes == 2) sums[1][t][v].start(I32{});
+                sums[t][v].start(correction(corrections, t, own_zeros || minima, own));
             }
         }
         const auto octet = [&](std::int64_t j) WINDLASS_INLINE_LAMBDA {
@@ -272,7 +270,7 @@ void multiply_codes(const PackedMatrix& matrix, const std::uint8_t* panel, const
 #pragma GCC unroll 8
                     for (int t = 0; t < Tokens; ++t, four += 4) {
 #pragma GCC unroll 8
-                        for (int v = 0; v < Vectors; ++v) sums[plane][t][v].add(quads[v][q], four);
+                        for (int v = 0; v < Vectors; ++v) sums[t][v].add(quads[v][q], plane, four);
                     }
                 }
             }
@@ -287,8 +285,7 @@ void multiply_codes(const PackedMatrix& matrix, const std::uint8_t* panel, const
             const I32 own = zeros(v);
 #pragma GCC unroll 8
             for (int t = 0; t < Tokens; ++t) {
-                I32 total = sums[0][t][v].total(correction(corrections, t, own_zeros || minima, own));
-                if constexpr (kPlanes == 2) total += sums[1][t][v].total(I32{}) << kLowBits;
+                const I32 total = sums[t][v].total(correction(corrections, t, own_zeros || minima, own));
                 block[t][v] = multiply_add(__builtin_convertvector(total, F32), scale, block[t][v]);
             }
         }
