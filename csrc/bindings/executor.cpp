@@ -237,8 +237,8 @@ void write_to_file(Write&& write) {
     throw nb::python_error();
 }
 
-void write_weight(Executor& self, int descriptor, std::int64_t index) {
-    write_to_file([&] { self.write_weight(descriptor, index); });
+void write_piece(Executor& self, int descriptor, std::int64_t index) {
+    write_to_file([&] { self.write_piece(descriptor, index); });
 }
 
 void write_header(Executor& self, int descriptor, const nb::bytes& identity) {
@@ -302,7 +302,8 @@ void bind_executor(nb::module_& module) {
              "scale_factors"_a.none() = nb::none(), "minimum_factors"_a.none() = nb::none(),
              "order"_a.none() = nb::none())
         .def("map_weights", &map_weights, "descriptor"_a, "identity"_a)
-        .def("write_weight", &write_weight, "descriptor"_a, "index"_a)
+        .def("num_pieces", &Executor::num_pieces)
+        .def("write_piece", &write_piece, "descriptor"_a, "index"_a)
         .def("write_header", &write_header, "descriptor"_a, "identity"_a)
         .def("set_rope", &set_rope, "index"_a, "cos"_a, "sin"_a)
         .def("run", &run, "token_ids"_a.noconvert(), "positions"_a.noconvert(), "token_starts"_a.noconvert(),

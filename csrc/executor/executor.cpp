@@ -169,13 +169,20 @@ bool Executor::map_weights(int descriptor, const PackIdentity& identity) {
     return true;
 }
 
-void Executor::write_weight(int descriptor, std::int64_t index) {
+std::int64_t Executor::num_pieces() {
     const Use use(*this);
     check_weights();
-    if (index < 0 || index >= static_cast<std::int64_t>(program_.weights.size())) {
-        throw std::invalid_argument("there is no weight " + std::to_string(index));
+    return PackFile(resources_->weights).num_pieces();
+}
+
+void Executor::write_piece(int descriptor, std::int64_t index) {
+    const Use use(*this);
+    check_weights();
+    const PackFile file(resources_->weights);
+    if (index < 0 || index >= file.num_pieces()) {
+        throw std::invalid_argument("there is no piece " + std::to_string(index));
     }
-    PackFile(resources_->weights).write(descriptor, static_cast<std::size_t>(index));
+    file.write(descriptor, index);
 }
 
 void Executor::write_header(int descriptor, const PackIdentity& identity) {

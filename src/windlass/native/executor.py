@@ -144,15 +144,15 @@ class NativeExecutor:
         Args:
             descriptor: open for writing; stays open.
             identity: see ``PackFile``.
-            progress: told (weights written, weights in all); what it raises ends the writing.
+            progress: told (pieces written, pieces in all); what it raises ends the writing.
 
         Raises:
             OSError: the file cannot be written.
             RuntimeError: the executor is closed, or in use by another thread.
         """
-        total = len(self._program.weights)
+        total = self._core.num_pieces()
         for index in range(total):
-            self._core.write_weight(descriptor, index)
+            self._core.write_piece(descriptor, index)
             if progress is not None:
                 progress(index + 1, total)
         os.fsync(descriptor)
