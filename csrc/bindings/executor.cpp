@@ -26,6 +26,7 @@ namespace {
 
 using AnyArray = nb::ndarray<nb::ro, nb::device::cpu>;
 using FloatTable = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Floats = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Indices = nb::ndarray<const std::int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using ResultArray = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
@@ -256,6 +257,12 @@ void set_rope(Executor& self, std::int64_t index, const FloatTable& cos, const F
                   static_cast<std::int64_t>(cos.shape(1)));
 }
 
+void set_rope_frequencies(Executor& self, std::int64_t index, const Floats& frequencies) {
+    const FaultScope fallible;
+    const nb::gil_scoped_release released;
+    self.set_rope_frequencies(index, {frequencies.data(), frequencies.size()});
+}
+
 std::span<const std::int32_t> span(const Indices& array) { return {array.data(), array.size()}; }
 
 bool run(Executor& self, const Indices& token_ids, const Indices& positions, const Indices& token_starts,
@@ -305,6 +312,7 @@ void bind_executor(nb::module_& module) {
         .def("num_pieces", &Executor::num_pieces)
         .def("write_piece", &write_piece, "descriptor"_a, "index"_a)
         .def("write_header", &write_header, "descriptor"_a, "identity"_a)
+        .def("set_rope_frequencies", &set_rope_frequencies, "index"_a, "frequencies"_a)
         .def("set_rope", &set_rope, "index"_a, "cos"_a, "sin"_a)
         .def("run", &run, "token_ids"_a.noconvert(), "positions"_a.noconvert(), "token_starts"_a.noconvert(),
              "page_ids"_a.noconvert(), "page_starts"_a.noconvert(), "logit_rows"_a.noconvert(), "result"_a.noconvert(),

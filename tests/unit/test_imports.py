@@ -61,7 +61,7 @@ def second_start(tmp_path: Path, model: Path) -> dict[str, list[str]]:
 
 def test_libraries_come_when_they_are_needed(second_start: dict[str, list[str]]) -> None:
     assert second_start == {
-        "loaded": ["numpy"],
-        "ids": ["numpy", "pydantic"],
-        "text": ["numpy", "pydantic"],
+        "loaded": [],
+        "ids": ["pydantic"],
+        "text": ["pydantic"],
     }
