@@ -62,8 +62,8 @@ class Executor {
     std::int64_t num_pieces();
     void write_piece(int descriptor, std::int64_t index);
     void write_header(int descriptor, const PackIdentity& identity);
-    // Makes one rotary table: the cosines and sines of position * frequency, for max_positions positions. The angles are
-    // rounded to float, as the products of floats.
+    // Makes one rotary table: the cosines and sines of position * frequency, for max_positions positions. The angles
+    // are rounded to float, as the products of floats.
     void set_rope_frequencies(std::int64_t index, std::span<const float> frequencies);
     // Copies one rotary table: cosines and sines, each [max_positions, half], contiguous.
     void set_rope(std::int64_t index, const float* cos, const float* sin, std::int64_t positions, std::int64_t half);
