@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from windlass.engine.acceptance import Acceptance
 from windlass.engine.adapters import Adapter
 from windlass.engine.ngram import NgramDrafter
 from windlass.engine.pages import CachedPage
@@ -119,8 +120,8 @@ class Request:
     """What a model for embeddings has made of the tokens computed; the embedding once the request has finished."""
     num_draft_computed: int = field(init=False, default=0)
     """Positions that are in the draft model's KV cache too, if there is a draft model."""
-    draft_acceptance: float = field(init=False, default=0.7)
-    """Which part of the draft model's guesses has been right lately."""
+    acceptance: Acceptance | None = field(init=False, default=None)
+    """How good the draft model's guesses are, once there may be any."""
 
     def __post_init__(self) -> None:
         self.token_ids = list(self.prompt_ids)
