@@ -224,7 +224,8 @@ void check_executor(const std::string& kernels) {
     }
 }
 
-// Callers that run, cancel, look, and try to run or close at the wrong moment, for a while; then the last close.
+// Callers that run, cancel, look, and try to run or close at the wrong moment, for a while; then the last close. The
+// third caller has an executor of its own on the same threads, and makes another one now and then.
 void race_executor(const std::string& kernels, double seconds) {
     const LittleBatch batch;
     Executor executor(little_program(), options(kernels));
@@ -233,6 +234,8 @@ void race_executor(const std::string& kernels, double seconds) {
     executor.run(batch.view(), expected.data());
     std::vector<float> adapted = batch.room();
     executor.run(AdaptedBatch(executor).view(), adapted.data());
+    auto other = std::make_unique<Executor>(little_program(), options(kernels), executor.pool());
+    fill(*other, Format::kInt4);
     std::atomic<bool> stop{false};
     std::atomic<int> finished{0}, cancelled{0}, refused{0};
     std::vector<std::thread> callers;
@@ -256,6 +259,23 @@ void race_executor(const std::string& kernels, double seconds) {
             }
         });
     }
+    std::atomic<int> beside{0};
+    callers.emplace_back([&] {
+        std::vector<float> logits = batch.room();
+        for (int i = 0; !stop; ++i) {
+            try {
+                if (i % 64 == 63) {
+                    auto next = std::make_unique<Executor>(little_program(), options(kernels), other->pool());
+                    fill(*next, Format::kInt4);
+                    other = std::move(next);
+                }
+                expect(other->run(batch.view(), logits.data()) && logits == expected, "a run on shared threads");
+                ++beside;
+            } catch (const std::runtime_error&) {
+                ++refused;
+            }
+        }
+    });
     callers.emplace_back([&] {
         for (int i = 0; !stop; ++i) {
             executor.cancel();
@@ -286,8 +306,11 @@ void race_executor(const std::string& kernels, double seconds) {
     stop = true;
     for (std::thread& caller : callers) caller.join();
     executor.close();
-    std::printf("  %s: %d runs finished, %d cancelled, %d refused\n", kernels.c_str(), finished.load(),
-                cancelled.load(), refused.load());
+    std::vector<float> logits = batch.room();
+    expect(other->run(batch.view(), logits.data()) && logits == expected,
+           "the threads are there for the last executor");
+    std::printf("  %s: %d runs finished, %d cancelled, %d refused, %d beside them\n", kernels.c_str(), finished.load(),
+                cancelled.load(), refused.load(), beside.load());
     expect(finished > 0 && cancelled > 0, "runs finish and are cancelled");
 }
 
