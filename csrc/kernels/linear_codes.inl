@@ -213,9 +213,9 @@ WINDLASS_INLINE I32 correction(const std::uint8_t* corrections, int token, bool 
 
 // Fetches memory evenly: kFetchedLines each time that the work done since the last time adds up to `interval`.
 struct Fetch {
-    const std::uint8_t* from;
-    std::int64_t interval;
-    std::int64_t done;
+    const std::uint8_t* from = nullptr;
+    std::int64_t interval = INT64_MAX;
+    std::int64_t done = 0;
 };
 
 // The products of a tile with some vectors of a panel, from vector `first` on.
@@ -312,9 +312,9 @@ void multiply_codes(const PackedMatrix& matrix, const std::uint8_t* panel, const
     for_runs<Codes, kScaling>(matrix, panel, begin_block, run, end_block);
 }
 
-// One panel times tile `index` of the job's `tiles`.
+// One panel times tile `index` of the job.
 template <typename Codes, Scaling kScaling, int Tokens>
-void multiply_panel(const LinearJob& job, std::int64_t panel, int index, int tiles) {
+void multiply_panel(const LinearJob& job, std::int64_t panel, int index) {
     const std::uint8_t* const codes = job.matrix->data + panel * job.matrix->panel_bytes;
     const std::uint8_t* const tile = job.tiles + index * job.tile_stride;
     const int first = index * Codes::kTileTokens;
@@ -327,20 +327,22 @@ void multiply_panel(const LinearJob& job, std::int64_t panel, int index, int til
             __builtin_prefetch(y + t * job.y_stride + kPanelRows / 2, 1);
         }
     }
-    // All tiles together fetch the next panel, in order.
-    const bool fetches = job.tokens >= kFetchTokens && panel + 1 < job.panel_end;
     const std::int64_t runs = job.matrix->columns / kRunColumns, interval = std::int64_t{job.tokens} * kVectors;
     for (int v = 0; v < kVectors; v += kTogether) {
-        const std::int64_t done = (first * kVectors + v * Tokens) * runs;
-        const Fetch fetch = {codes + job.matrix->panel_bytes + done / interval * kFetchedLines<Codes> * 64,
-                             fetches ? interval : runs * interval, done % interval};
+        Fetch fetch;
+        if (job.tokens >= kFetchTokens && panel + 1 < job.panel_end) {
+            // All tiles together fetch the next panel, in order.
+            const std::int64_t done = (first * kVectors + v * Tokens) * runs;
+            fetch = {codes + job.matrix->panel_bytes + done / interval * kFetchedLines<Codes> * 64, interval,
+                     done % interval};
+        }
         F32 totals[Tokens][kTogether] = {};
         multiply_codes<Codes, kScaling, Tokens, kTogether>(*job.matrix, codes, tile, v, fetch, totals);
         for (int t = 0; t < Tokens; ++t) write_panel(job, panel, first + t, v, kTogether, totals[t]);
     }
 }
 
-using MultiplyPanel = void (*)(const LinearJob&, std::int64_t, int, int);
+using MultiplyPanel = void (*)(const LinearJob&, std::int64_t, int);
 
 template <typename Codes, Scaling kScaling, int Tokens>
 MultiplyPanel panel_function(int tokens) {
@@ -358,7 +360,7 @@ void linear_scaled(const LinearJob& job) {
     const MultiplyPanel last = panel_function<Codes, kScaling, kTokens>(rest == 0 ? kTokens : rest);
     const int tiles = (job.tokens + kTokens - 1) / kTokens;
     for (std::int64_t panel = job.panel_begin; panel < job.panel_end; ++panel) {
-        for (int i = 0; i < tiles; ++i) (i < tiles - 1 ? full : last)(job, panel, i, tiles);
+        for (int i = 0; i < tiles; ++i) (i < tiles - 1 ? full : last)(job, panel, i);
     }
 }
 
