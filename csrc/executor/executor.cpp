@@ -236,8 +236,9 @@ void Executor::set_rope(std::int64_t index, const float* cos, const float* sin, 
                         std::int64_t half) {
     const Use use(*this);
     RopeTable table = new_rope_table(index, positions, half);
-    std::memcpy(table.cos.data(), cos, table.cos.size());
-    std::memcpy(table.sin.data(), sin, table.sin.size());
+    const std::size_t bytes = static_cast<std::size_t>(positions * half) * sizeof(float);
+    std::memcpy(table.cos.data(), cos, bytes);
+    std::memcpy(table.sin.data(), sin, bytes);
     resources_->ropes[static_cast<std::size_t>(index)] = std::move(table);
 }
 
