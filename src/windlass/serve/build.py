@@ -9,6 +9,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 from windlass.config import DEFAULT_PREFILL_CHUNK, EngineConfig, Sizes, default_threads, settle_sizes
 from windlass.engine.adapters import Adapters
@@ -395,7 +396,7 @@ def _make_executor(
                 max_tokens=max_tokens,
                 max_positions=sizes.max_single_sequence_length,
                 num_threads=config.num_threads or default_threads(),
-                threads_of=threads_of if isinstance(threads_of, NativeExecutor) else None,
+                threads_of=cast("NativeExecutor | None", threads_of),  # of the same backend
                 kv_dtype=model.kv_dtype,
                 kernels=config.kernels,
                 pack_file=stack.enter_context(kept.opened()) if kept is not None else None,
