@@ -59,7 +59,7 @@ class Executor {
     // changed, when the file is not whole or not of these weights. The descriptor may be closed afterwards.
     bool map_weights(int descriptor, const PackIdentity& identity);
     // Write the file, when all weights are set: each of its pieces, then, once they are on the disk, the header.
-    // Throw std::system_error.
+    // Throw std::system_error, std::bad_alloc.
     std::int64_t num_pieces();
     void write_piece(int descriptor, std::int64_t index);
     void write_header(int descriptor, const PackIdentity& identity);

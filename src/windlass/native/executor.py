@@ -158,6 +158,7 @@ class NativeExecutor:
 
         Raises:
             OSError: the file cannot be written.
+            MemoryError: there is no memory for a piece.
             RuntimeError: the executor is closed, or in use by another thread.
         """
         total = self._core.num_pieces()
@@ -182,7 +183,7 @@ class NativeExecutor:
             raise EngineForkedError("the executor belongs to the parent process")
         logit_rows = _indices("logit_rows", batch.logit_rows)
         shape = (len(logit_rows), self._output_width)
-        # No memoryview can be empty.
+        # A memoryview of two axes cannot be empty.
         own = batch.borrows_result and len(logit_rows) > 0
         result = self._own_rows(shape) if own else np.empty(shape, dtype=np.float32)
         finished = self._core.run(
