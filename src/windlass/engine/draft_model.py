@@ -130,7 +130,7 @@ class ModelSpeculator:
                 expected += chance
         gains.sort(reverse=True)
         del gains[room:]
-        ratios = self._costs.ratios(len(chunks), len(gains)) or []
+        ratios = self._costs.ratios(len(chunks), len(gains)) or [1.0]
         writing = self._seconds_of_writing([number for _, number in gains[: len(ratios) - 1]])
         costs = [ratio + seconds / step for ratio, seconds in zip(ratios, writing, strict=True)]
         counts = worth_most(gains, costs, len(chunks), MOST_SLOWED)
