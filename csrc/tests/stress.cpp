@@ -10,6 +10,7 @@
 #include <memory>
 #include <new>
 #include <random>
+#include <span>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -125,6 +126,7 @@ void fill(Executor& executor, Format format = Format::kF32) {
         executor.set_weight(index++, source);
     }
     const std::vector<float> angles = random_floats(random, kMaxPositions * kHeadDim / 2, 1);
+    executor.set_rope_frequencies(0, std::span(angles).first(kHeadDim / 2));
     executor.set_rope(0, angles.data(), angles.data(), kMaxPositions, kHeadDim / 2);
 }
 
@@ -321,6 +323,9 @@ void check_pool() {
             if (loop % 20 == 19) std::this_thread::sleep_for(std::chrono::milliseconds(1));  // the workers sleep
             std::atomic<std::int64_t> sum{0};
             const std::int64_t count = loop * 13;
+            // Threads may still fetch it when it is gone.
+            const std::vector<std::uint8_t> memory(static_cast<std::size_t>(loop % 3 * pool.size()) * 4096);
+            pool.expect({memory.data(), loop % 3 * 4096, loop % 3 * 4096});
             pool.parallel_for(count, 3, [&](int thread, std::int64_t begin, std::int64_t end) {
                 expect(thread >= 0 && thread < pool.size(), "the number of a thread");
                 for (std::int64_t i = begin; i < end; ++i) sum += i;
