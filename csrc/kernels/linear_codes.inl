@@ -6,14 +6,15 @@
 // changes which outputs are computed together, never the operations of one output.
 //
 // A tile of quantized activations is, for each block: the scales [tokens] (float); then for each run of the block's
-// records: for each quad of columns, for each plane, four codes of each token [tokens][4]; then the corrections
-// [tokens] (int32): what the zero point adds to the sum of the run, or, when each record has its own zero points or
-// minima, the negated sum of the run's activations, to be multiplied by them. Times the minimum it is added after the
-// products (multiply_add).
+// records: for each kTileColumns columns, for each plane, the codes of each token [tokens][kTileColumns]; then the
+// corrections [tokens] (int32): what the zero point adds to the sum of the run, or, when each record has its own zero
+// points or minima, the negated sum of the run's activations, to be multiplied by them. Times the minimum it is added
+// after the products (multiply_add).
 
 // Vectors of a panel that are worked on together: their sums should stay in registers.
 template <int Tokens>
 constexpr int kCodeVectors = Tokens == 1 && kLanes < 16   ? kVectors
+                             : kMatrixProducts            ? (Tokens == 2 ? 2 : 1)
                              : kLanes == 4 && Tokens == 2 ? 4
                                                           : 2;
 
@@ -21,13 +22,16 @@ constexpr int kCodeVectors = Tokens == 1 && kLanes < 16   ? kVectors
 // processor does not look that far by itself.
 constexpr int kFetchTokens = 5;
 
+// Columns of a token that lie together in a tile.
+constexpr int kTileColumns = kMatrixProducts ? kOctet : 4;
+
 constexpr std::int64_t kRunOctets = kRunColumns / kOctet;
 // Bits of the lower plane of activations of 15 bits.
 constexpr int kLowBits = 7;
 
 struct NibbleCodes {
     static constexpr int kPlanes = 1;
-    static constexpr int kTileTokens = kLanes == 16 ? 8 : 6;
+    static constexpr int kTileTokens = kLanes == 16 || kMatrixProducts ? 8 : 6;
     static constexpr std::int64_t kOctetBytes = kQuadBytes;
     // Octets that lie together.
     static constexpr int kOctets = 1;
@@ -48,7 +52,7 @@ struct NibbleCodes {
 
 struct ByteCodes {
     static constexpr int kPlanes = 2;
-    static constexpr int kTileTokens = kLanes == 16 ? 4 : 3;
+    static constexpr int kTileTokens = kMatrixProducts ? 8 : kLanes == 16 ? 4 : 3;
     static constexpr std::int64_t kOctetBytes = 2 * kQuadBytes;
     static constexpr int kOctets = 1;
     using Sums = LargeProducts;
@@ -197,29 +201,32 @@ WINDLASS_INLINE void for_runs(const PackedMatrix& matrix, const std::uint8_t* co
     }
 }
 
-// What a run's products start from: lanes are rows.
-WINDLASS_INLINE I32 correction(const std::uint8_t* corrections, int token, bool negated_sums, I32 zeros) {
-    const I32 value = splat(load_four(corrections + token * 4));
-    return negated_sums ? value * zeros : value;
+// The first of the tokens whose sums share vector t: the last of an odd number come with the one before.
+template <int Tokens>
+constexpr int first_token(int t) {
+    constexpr int kTogether = SumLanes<Tokens>::kTokens;
+    return t * kTogether < Tokens - kTogether ? t * kTogether : Tokens - kTogether;
 }
 
 // The products of a tile with some vectors of a panel, from vector `first` on. Fetches what lies `ahead` bytes
 // after all that it reads of the panel, unless that is 0.
 template <typename Codes, Scaling kScaling, int Tokens, int Vectors>
 void multiply_codes(const PackedMatrix& matrix, const std::uint8_t* panel, const std::uint8_t* tile, int first,
-                    std::int64_t ahead, F32 (*totals)[Vectors]) {
-    constexpr int kPlanes = Codes::kPlanes;
+                    std::int64_t ahead, F32 (*totals)[Vectors * SumLanes<Tokens>::kTokens]) {
+    using Lanes = SumLanes<Tokens>;
+    constexpr int kPlanes = Codes::kPlanes, kParts = Lanes::kTokens;
+    constexpr int kGroups = (Tokens + kParts - 1) / kParts, kSums = Vectors * kParts;
     const bool own_zeros = has_zeros(matrix), minima = kScaling == Scaling::kAny && matrix.minima;
     const I32 bias = splat(Codes::bias(matrix));
     const std::uint8_t* block_scales = tile;
     const std::uint8_t* factors = panel;
-    F32 block[Tokens][Vectors];
+    F32 block[kGroups][kSums];
     const auto begin_block = [&](const std::uint8_t* head) WINDLASS_INLINE_LAMBDA {
         factors = head;
         block_scales = tile;
         tile += Tokens * 4;
-        for (int t = 0; t < Tokens; ++t) {
-            for (int v = 0; v < Vectors; ++v) block[t][v] = F32{};
+        for (int t = 0; t < kGroups; ++t) {
+            for (int v = 0; v < kSums; ++v) block[t][v] = F32{};
         }
     };
     const auto run = [&](const std::uint8_t* codes, std::int64_t octets,
@@ -235,29 +242,38 @@ void multiply_codes(const PackedMatrix& matrix, const std::uint8_t* panel, const
             }
             if (first == 0) __builtin_prefetch(scales + ahead, 0, 2);
         }
-        typename Codes::Sums sums[kPlanes][Tokens][Vectors];
+        const auto of_tokens = [&](int t) WINDLASS_INLINE_LAMBDA {
+            return Lanes::template of_tokens<std::int32_t>(corrections + first_token<Tokens>(t) * 4);
+        };
+        typename Lanes::template Sums<Codes> sums[kPlanes][kGroups][kSums];
 #pragma GCC unroll 8
-        for (int v = 0; v < Vectors; ++v) {
-            const I32 zeros = own_zeros ? load_bytes(scales + scale_bytes(matrix) + (first + v) * kLanes) : bias;
+        for (int v = 0; v < kSums; ++v) {
+            const std::uint8_t* const own = scales + scale_bytes(matrix) + (first + v / kParts) * kLanes;
+            const I32 zeros = own_zeros ? Lanes::of_rows(load_bytes(own), v % kParts) : bias;
 #pragma GCC unroll 8
-            for (int t = 0; t < Tokens; ++t) {
-                sums[0][t][v].start(correction(corrections, t, own_zeros || minima, zeros));
+            for (int t = 0; t < kGroups; ++t) {
+                const I32 correction = of_tokens(t);
+                sums[0][t][v].start(own_zeros || minima ? correction * zeros : correction);
                 if constexpr (kPlanes == 2) sums[1][t][v].start(I32{});
             }
         }
         const auto octet = [&](std::int64_t j) WINDLASS_INLINE_LAMBDA {
-            const std::uint8_t* four = tile + j * 2 * kPlanes * Tokens * 4;
+            const std::uint8_t* const activations = tile + j * 2 * kPlanes * Tokens * 4;
             U8 quads[Vectors][2];
 #pragma GCC unroll 8
             for (int v = 0; v < Vectors; ++v) Codes::get(codes, j, first + v, quads[v]);
 #pragma GCC unroll 2
-            for (int q = 0; q < 2; ++q) {
+            for (int q = 0; q < 2; q += Lanes::kQuads) {
 #pragma GCC unroll 2
                 for (int plane = 0; plane < kPlanes; ++plane) {
+                    const int before = (q * 4 / kTileColumns * kPlanes + plane) * Tokens;
 #pragma GCC unroll 8
-                    for (int t = 0; t < Tokens; ++t, four += 4) {
+                    for (int t = 0; t < kGroups; ++t) {
+                        const int at = (before + first_token<Tokens>(t)) * kTileColumns + q * 4 % kTileColumns;
 #pragma GCC unroll 8
-                        for (int v = 0; v < Vectors; ++v) sums[plane][t][v].add(quads[v][q], four);
+                        for (int v = 0; v < kSums; ++v) {
+                            sums[plane][t][v].add(Lanes::codes(quads[v / kParts], q, v % kParts), activations + at);
+                        }
                     }
                 }
             }
@@ -271,11 +287,14 @@ void multiply_codes(const PackedMatrix& matrix, const std::uint8_t* panel, const
         } else if constexpr (Codes::kOctets == 1) {
             for (std::int64_t j = 0; j < octets; ++j) octet(j);
         }
+        const auto of_rows = [&](int v, const std::uint8_t* own, const std::uint8_t* of_block) WINDLASS_INLINE_LAMBDA {
+            return Lanes::of_rows(load_scale<kScaling>(matrix, own, of_block, first + v / kParts), v % kParts);
+        };
 #pragma GCC unroll 8
-        for (int v = 0; v < Vectors; ++v) {
-            const F32 scale = load_scale<kScaling>(matrix, scales, factors, first + v);
+        for (int v = 0; v < kSums; ++v) {
+            const F32 scale = of_rows(v, scales, factors);
 #pragma GCC unroll 8
-            for (int t = 0; t < Tokens; ++t) {
+            for (int t = 0; t < kGroups; ++t) {
                 I32 total = sums[0][t][v].total();
                 if constexpr (kPlanes == 2) total += sums[1][t][v].total() << kLowBits;
                 block[t][v] = multiply_add(__builtin_convertvector(total, F32), scale, block[t][v]);
@@ -283,22 +302,22 @@ void multiply_codes(const PackedMatrix& matrix, const std::uint8_t* panel, const
         }
         if (minima) {
 #pragma GCC unroll 8
-            for (int v = 0; v < Vectors; ++v) {
-                const F32 minimum =
-                    load_scale<kScaling>(matrix, scales + scale_bytes(matrix), factors + kFactorBytes, first + v);
+            for (int v = 0; v < kSums; ++v) {
+                const F32 minimum = of_rows(v, scales + scale_bytes(matrix), factors + kFactorBytes);
 #pragma GCC unroll 8
-                for (int t = 0; t < Tokens; ++t) {
-                    const F32 sum = __builtin_convertvector(splat(load_four(corrections + t * 4)), F32);
-                    block[t][v] = multiply_add(sum, minimum, block[t][v]);
+                for (int t = 0; t < kGroups; ++t) {
+                    block[t][v] = multiply_add(__builtin_convertvector(of_tokens(t), F32), minimum, block[t][v]);
                 }
             }
         }
         tile = corrections + Tokens * 4;
     };
     const auto end_block = [&]() WINDLASS_INLINE_LAMBDA {
-        for (int t = 0; t < Tokens; ++t) {
-            const F32 scale = splat(load_as<float>(block_scales + t * 4));
-            for (int v = 0; v < Vectors; ++v) totals[t][v] = multiply_add(block[t][v], scale, totals[t][v]);
+        for (int t = 0; t < kGroups; ++t) {
+            const F32 scale = Lanes::template of_tokens<float>(block_scales + first_token<Tokens>(t) * 4);
+            for (int v = 0; v < kSums; ++v) {
+                totals[t][v] = multiply_add(block[t][v], scale, totals[t][v]);
+            }
         }
     };
     for_runs<Codes, kScaling>(matrix, panel, begin_block, run, end_block);
@@ -317,10 +336,16 @@ void multiply_panel(const LinearJob& job, std::int64_t panel, const std::uint8_t
             __builtin_prefetch(y + t * job.y_stride + kPanelRows / 2, 1);
         }
     }
+    using Lanes = SumLanes<Tokens>;
+    constexpr int kParts = Lanes::kTokens;
     for (int v = 0; v < kVectors; v += kTogether) {
-        F32 totals[Tokens][kTogether] = {};
+        F32 totals[(Tokens + kParts - 1) / kParts][kTogether * kParts] = {};
         multiply_codes<Codes, kScaling, Tokens, kTogether>(*job.matrix, codes, tile, v, ahead, totals);
-        for (int t = 0; t < Tokens; ++t) write_panel(job, panel, first + t, v, kTogether, totals[t]);
+        for (F32* const sums : totals) Lanes::template separate<kTogether>(sums);
+        for (int t = 0; t < Tokens; ++t) {
+            const F32* const rows = totals[t / kParts] + (t - first_token<Tokens>(t / kParts)) * kTogether;
+            write_panel(job, panel, first + t, v, kTogether, rows);
+        }
     }
 }
 

@@ -36,7 +36,7 @@ WINDLASS_INLINE float finite_magnitude(std::int32_t bits) {
 }
 float code_magnitude(const float* x, std::int64_t count) { return finite_magnitude(largest_magnitude(x, count)); }
 
-// One token's run: its codes into every `step`-th quad of `to`, plane after plane; returns their sum.
+// One token's run: its codes, kTileColumns every `step` bytes, plane after plane; returns their sum.
 template <int kPlanes>
 WINDLASS_INLINE std::int32_t quantize_run(const float* x, std::int64_t columns, float inverse, std::uint8_t* to,
                                           std::int64_t step) {
@@ -65,9 +65,9 @@ WINDLASS_INLINE std::int32_t quantize_run(const float* x, std::int64_t columns, 
             add(count == kLanes ? load(x + c) : load_part(x + c, count), c);
         }
     }
-    const std::int64_t quads = octets_of(columns) * 2;
-    for (std::int64_t q = 0; q < quads; ++q) {
-        for (int plane = 0; plane < kPlanes; ++plane, to += step) __builtin_memcpy(to, planes[plane] + q * 4, 4);
+    const std::int64_t padded_columns = octets_of(columns) * kOctet;
+    for (std::int64_t c = 0; c < padded_columns; c += kTileColumns) {
+        for (int plane = 0; plane < kPlanes; ++plane, to += step) __builtin_memcpy(to, planes[plane] + c, kTileColumns);
     }
     return sum_lanes(sums);
 }
@@ -75,9 +75,9 @@ WINDLASS_INLINE std::int32_t quantize_run(const float* x, std::int64_t columns, 
 template <int kPlanes>
 void quantize_with(const QuantizeJob& job, float largest_code, std::int32_t factor) {
     const PackedMatrix& matrix = *job.matrix;
-    const std::int64_t step = job.tokens * 4;
+    const std::int64_t step = job.tokens * 4, own = job.token * 4, codes_step = job.tokens * kTileColumns;
     const std::int64_t block_columns = matrix.group * matrix.block_records;
-    std::uint8_t* to = job.tile + job.token * 4;
+    std::uint8_t* to = job.tile;
     float ordered[kActivationColumns];
     for (std::int64_t begin = 0; begin < matrix.columns; begin += block_columns) {
         const std::int64_t end = smaller(begin + block_columns, matrix.columns);
@@ -89,21 +89,22 @@ void quantize_with(const QuantizeJob& job, float largest_code, std::int32_t fact
         const float magnitude = code_magnitude(x, end - begin);
         const float scale = magnitude / largest_code;
         const float inverse = magnitude > 0.0F ? largest_code / magnitude : 0.0F;
-        __builtin_memcpy(to, &scale, sizeof scale);
+        __builtin_memcpy(to + own, &scale, sizeof scale);
         to += step;
         for (std::int64_t record = begin; record < end; record += matrix.group) {
             const std::int64_t record_end = smaller(record + matrix.group, end);
             for (std::int64_t run = record; run < record_end; run += kRunColumns) {
                 const std::int64_t columns = smaller(kRunColumns, record_end - run);
                 std::uint8_t* const corrections = to + octets_of(columns) * 2 * kPlanes * step;
+                std::uint8_t* codes = to + job.token * kTileColumns;
                 std::int32_t sum = 0;
                 if (inverse != 0.0F) {
-                    sum = quantize_run<kPlanes>(x + (run - begin), columns, inverse, to, step);
+                    sum = quantize_run<kPlanes>(x + (run - begin), columns, inverse, codes, codes_step);
                 } else {
-                    for (; to < corrections; to += step) __builtin_memset(to, 0, 4);
+                    for (; codes < corrections; codes += codes_step) __builtin_memset(codes, 0, kTileColumns);
                 }
                 sum *= factor;
-                __builtin_memcpy(corrections, &sum, sizeof sum);
+                __builtin_memcpy(corrections + own, &sum, sizeof sum);
                 to = corrections + step;
             }
         }
