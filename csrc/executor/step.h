@@ -25,9 +25,9 @@ inline constexpr std::int64_t kExponentialCost = 16;
 
 // Blocks of nearly equal size, of whole tiles, that `rows` rows are cut into: the rows of one.
 inline std::int64_t block_rows(std::int64_t rows, std::int64_t tile) {
-    const std::int64_t most_blocks = (rows + kLinearTokens - 1) / kLinearTokens;
-    const std::int64_t tiles = (rows + tile - 1) / tile;
-    return std::min(rows, (tiles + most_blocks - 1) / most_blocks * tile);
+    const std::int64_t tiles = (rows + tile - 1) / tile, most = kLinearTokens / tile;
+    const std::int64_t blocks = (tiles + most - 1) / most;
+    return std::min(rows, (tiles + blocks - 1) / blocks * tile);
 }
 
 // The operations of a program applied to one checked batch. Lives for the call of Executor::run that makes it, on that

@@ -14,7 +14,9 @@
 // Vectors of a panel that are worked on together: their sums should stay in registers.
 template <int Tokens>
 constexpr int kCodeVectors = Tokens == 1 && kLanes < 16   ? kVectors
-                             : kMatrixProducts            ? (Tokens == 2 ? 2 : 1)
+                             : kMatrixProducts            ? (Tokens == 2   ? 4
+                                                             : Tokens <= 4 ? 2
+                                                                           : 1)
                              : kLanes == 4 && Tokens == 2 ? 4
                                                           : 2;
 
@@ -31,7 +33,7 @@ constexpr int kLowBits = 7;
 
 struct NibbleCodes {
     static constexpr int kPlanes = 1;
-    static constexpr int kTileTokens = kLanes == 16 || kMatrixProducts ? 8 : 6;
+    static constexpr int kTileTokens = kMatrixProducts ? 8 : 6;
     static constexpr std::int64_t kOctetBytes = kQuadBytes;
     // Octets that lie together.
     static constexpr int kOctets = 1;
@@ -136,12 +138,13 @@ WINDLASS_INLINE std::int64_t tail_bytes(const PackedMatrix& matrix) {
     return scale_bytes(matrix) * (matrix.minima ? 2 : 1) + (has_zeros(matrix) ? kPanelRows : 0);
 }
 
-// Which matrices a kernel is for. With minima, or with scales that are products, it needs registers that the plain one
-// has not to spare.
+// Which matrices a kernel is for. kPlain: records of whole runs, without minima, and scales that are no products; what
+// others need would cost it registers, and with them its speed.
 enum class Scaling { kPlain, kAny };
 
 WINDLASS_INLINE bool is_plain(const PackedMatrix& matrix) {
-    return !matrix.minima && matrix.scale_type != ScaleType::kProduct;
+    return !matrix.minima && matrix.scale_type != ScaleType::kProduct && matrix.group % kRunColumns == 0 &&
+           matrix.columns % matrix.group == 0;
 }
 
 // Scales or minima of vector v; `factors` are those of the block.
@@ -175,28 +178,32 @@ std::size_t tile_bytes(const PackedMatrix& matrix, int tokens) {
 }
 
 // Walks the codes of a panel: calls block(factors) where an activation block begins, run(codes, octets, scales) for
-// each run of columns, and end() where the block ends.
+// each run of columns, and end() where the block ends. The runs of all records of a block are one loop: compilers save
+// registers around every loop inside another.
 template <typename Codes, Scaling kScaling, typename Block, typename Run, typename End>
 WINDLASS_INLINE void for_runs(const PackedMatrix& matrix, const std::uint8_t* codes, const Block& block, const Run& run,
                               const End& end) {
     constexpr bool kPlain = kScaling == Scaling::kPlain;
-    const std::int64_t before_block = kPlain ? 0 : head_bytes(matrix);
-    const std::int64_t after_codes =
-        kPlain ? scale_bytes(matrix) + (has_zeros(matrix) ? kPanelRows : 0) : tail_bytes(matrix);
-    std::int64_t column = 0;
-    while (column < matrix.columns) {
+    const std::int64_t block_columns = matrix.group * matrix.block_records;
+    const std::int64_t before_block = kPlain ? 0 : head_bytes(matrix), after_codes = tail_bytes(matrix);
+    for (std::int64_t column = 0; column < matrix.columns;) {
+        const std::int64_t block_end = smaller(column + block_columns, matrix.columns);
         block(codes);
         codes += before_block;
-        for (std::int64_t r = 0; r < matrix.block_records && column < matrix.columns; ++r) {
-            std::int64_t octets = octets_of(smaller(matrix.group, matrix.columns - column));
-            const std::uint8_t* const scales = codes + octets * Codes::kOctetBytes;
-            for (; octets > 0; octets -= kRunOctets) {
-                run(codes, smaller(octets, kRunOctets), scales);
-                codes += smaller(octets, kRunOctets) * Codes::kOctetBytes;
+        const std::uint8_t* scales = codes;
+        std::int64_t octets = 0;  // of the record, that are left
+        do {
+            if (octets == 0) {
+                octets = octets_of(kPlain ? matrix.group : smaller(matrix.group, matrix.columns - column));
+                scales = codes + octets * Codes::kOctetBytes;
+                column += matrix.group;
             }
-            codes = scales + after_codes;
-            column += matrix.group;
-        }
+            const std::int64_t count = kPlain ? kRunOctets : smaller(octets, kRunOctets);
+            run(codes, count, scales);
+            codes += count * Codes::kOctetBytes;
+            octets -= count;
+            if (octets == 0) codes += after_codes;
+        } while (octets > 0 || column < block_end);
         end();
     }
 }
@@ -242,18 +249,23 @@ void multiply_codes(const PackedMatrix& matrix, const std::uint8_t* panel, const
             }
             if (first == 0) __builtin_prefetch(scales + ahead, 0, 2);
         }
+        typename Lanes::template Sums<Codes> sums[kPlanes][kGroups][kSums];
+        const auto zeros = [&](int v) WINDLASS_INLINE_LAMBDA {
+            const std::uint8_t* const own = scales + scale_bytes(matrix) + (first + v / kParts) * kLanes;
+            return own_zeros ? Lanes::of_rows(load_bytes(own), v % kParts) : bias;
+        };
         const auto of_tokens = [&](int t) WINDLASS_INLINE_LAMBDA {
             return Lanes::template of_tokens<std::int32_t>(corrections + first_token<Tokens>(t) * 4);
         };
-        typename Lanes::template Sums<Codes> sums[kPlanes][kGroups][kSums];
+        const auto correction = [&](int t, I32 own) WINDLASS_INLINE_LAMBDA {
+            return own_zeros || minima ? of_tokens(t) * own : of_tokens(t);
+        };
 #pragma GCC unroll 8
         for (int v = 0; v < kSums; ++v) {
-            const std::uint8_t* const own = scales + scale_bytes(matrix) + (first + v / kParts) * kLanes;
-            const I32 zeros = own_zeros ? Lanes::of_rows(load_bytes(own), v % kParts) : bias;
+            const I32 own = zeros(v);
 #pragma GCC unroll 8
             for (int t = 0; t < kGroups; ++t) {
-                const I32 correction = of_tokens(t);
-                sums[0][t][v].start(own_zeros || minima ? correction * zeros : correction);
+                sums[0][t][v].start(correction(t, own));
                 if constexpr (kPlanes == 2) sums[1][t][v].start(I32{});
             }
         }
@@ -278,14 +290,9 @@ void multiply_codes(const PackedMatrix& matrix, const std::uint8_t* panel, const
                 }
             }
         };
-        if (octets == kRunOctets) {
 #pragma GCC unroll 4
-            for (int j = 0; j < kRunOctets; ++j) octet(j);
-        } else if constexpr (Codes::kOctets == 2) {
-#pragma GCC unroll 2
-            for (int j = 0; j < 2; ++j) octet(j);
-        } else if constexpr (Codes::kOctets == 1) {
-            for (std::int64_t j = 0; j < octets; ++j) octet(j);
+        for (int j = 0; j < kRunOctets; ++j) {
+            if (j < octets) octet(j);
         }
         const auto of_rows = [&](int v, const std::uint8_t* own, const std::uint8_t* of_block) WINDLASS_INLINE_LAMBDA {
             return Lanes::of_rows(load_scale<kScaling>(matrix, own, of_block, first + v / kParts), v % kParts);
@@ -293,10 +300,11 @@ void multiply_codes(const PackedMatrix& matrix, const std::uint8_t* panel, const
 #pragma GCC unroll 8
         for (int v = 0; v < kSums; ++v) {
             const F32 scale = of_rows(v, scales, factors);
+            const I32 own = zeros(v);
 #pragma GCC unroll 8
             for (int t = 0; t < kGroups; ++t) {
-                I32 total = sums[0][t][v].total();
-                if constexpr (kPlanes == 2) total += sums[1][t][v].total() << kLowBits;
+                I32 total = sums[0][t][v].total(correction(t, own));
+                if constexpr (kPlanes == 2) total += sums[1][t][v].total(I32{}) << kLowBits;
                 block[t][v] = multiply_add(__builtin_convertvector(total, F32), scale, block[t][v]);
             }
         }

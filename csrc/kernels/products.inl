@@ -1,7 +1,8 @@
 // Sums of products of codes and quantized activations. Included once, inside an unnamed namespace.
 //
 // A lane of four bytes holds the codes of four columns of one row; `activations` points to the same four columns of one
-// token. The sums are exact integers, so what an instruction set offers never changes a result.
+// token. The sums are exact integers, so what an instruction set offers never changes a result. What a sum begins with
+// is named at its start and again at its end: each kind takes it where that costs it no register.
 //
 // With products of matrices (FEAT_I8MM) a vector of sums is of two rows and two tokens, and an octet of columns is
 // multiplied at once: the codes [2 rows][8] with the activations [2 tokens][8].
@@ -39,7 +40,7 @@ WINDLASS_INLINE I32 multiply_pairs(I16 a, I16 b) {
     (defined(__AVX512VNNI__) || defined(__AVXVNNI__) || defined(__ARM_FEATURE_DOTPROD))
 
 struct Products {
-    WINDLASS_INLINE void start(I32 value) { sum = value; }
+    WINDLASS_INLINE void start(I32 first) { sum = first; }
     WINDLASS_INLINE void add(U8 codes, const std::uint8_t* activations) {
 #if defined(__AVX512VNNI__)
         sum = (I32)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)codes, _mm512_set1_epi32(load_four(activations)));
@@ -49,7 +50,7 @@ struct Products {
         sum = vdotq_s32(sum, (int8x16_t)codes, (int8x16_t)vdupq_n_s32(load_four(activations)));
 #endif
     }
-    WINDLASS_INLINE I32 total() const { return sum; }
+    WINDLASS_INLINE I32 total(I32) const { return sum; }
     I32 sum;
 };
 using SmallProducts = Products;
@@ -60,10 +61,7 @@ using LargeProducts = Products;
 
 // Codes 0 .. 15. Sixteen bits hold the sums of one run: 16 * 15 * 127 = 30480.
 struct SmallProducts {
-    WINDLASS_INLINE void start(I32 value) {
-        first = value;
-        sums = I16{};
-    }
+    WINDLASS_INLINE void start(I32) { sums = I16{}; }
     WINDLASS_INLINE void add(U8 codes, const std::uint8_t* activations) {
         const I32 four = splat(load_four(activations));
 #if !defined(WINDLASS_NO_INTRINSICS) && defined(__AVX512BW__)
@@ -74,28 +72,27 @@ struct SmallProducts {
         sums += even_bytes((I32)codes) * even_bytes(four) + odd_bytes((I32)codes) * odd_bytes(four);
 #endif
     }
-    WINDLASS_INLINE I32 total() const { return first + multiply_pairs(sums, I16{} + 1); }
-    I32 first;
+    WINDLASS_INLINE I32 total(I32 first) const { return first + multiply_pairs(sums, I16{} + 1); }
     I16 sums;
 };
 static_assert(kRunColumns / 2 * 15 * 127 <= 32767);
 
 // Signed codes.
 struct LargeProducts {
-    WINDLASS_INLINE void start(I32 value) { sum = value; }
+    WINDLASS_INLINE void start(I32 first) { sum = first; }
     WINDLASS_INLINE void add(U8 codes, const std::uint8_t* activations) {
         const I32 four = splat(load_four(activations));
         sum += multiply_pairs(even_bytes((I32)codes), even_bytes(four)) +
                multiply_pairs(odd_bytes((I32)codes), odd_bytes(four));
     }
-    WINDLASS_INLINE I32 total() const { return sum; }
+    WINDLASS_INLINE I32 total(I32) const { return sum; }
     I32 sum;
 };
 
 // Codes 0 .. 63. Sixteen bits hold the sum of two products.
 #if !defined(WINDLASS_NO_INTRINSICS) && defined(__AVX2__)
 struct MediumProducts {
-    WINDLASS_INLINE void start(I32 value) { sum = value; }
+    WINDLASS_INLINE void start(I32 first) { sum = first; }
     WINDLASS_INLINE void add(U8 codes, const std::uint8_t* activations) {
         const I32 four = splat(load_four(activations));
 #if defined(__AVX512BW__)
@@ -105,7 +102,7 @@ struct MediumProducts {
 #endif
         sum += multiply_pairs(pairs, I16{} + 1);
     }
-    WINDLASS_INLINE I32 total() const { return sum; }
+    WINDLASS_INLINE I32 total(I32) const { return sum; }
     I32 sum;
 };
 static_assert(2 * 63 * 127 <= 32767);
@@ -148,7 +145,7 @@ struct MatrixProducts {
     WINDLASS_INLINE void add(U8 codes, const std::uint8_t* activations) {
         sum = vmmlaq_s32(sum, load_as<int8x16_t>(activations), (int8x16_t)codes);
     }
-    WINDLASS_INLINE I32 total() const { return sum; }
+    WINDLASS_INLINE I32 total(I32) const { return sum; }
     I32 sum;
 };
 
