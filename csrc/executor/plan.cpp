@@ -333,6 +333,15 @@ Plan make_plan(const Program& program, std::int64_t max_tokens) {
         const bool whole = next->x.width == program.buffer_widths[static_cast<std::size_t>(next->x.buffer)];
         plan.feeds_product[i] = whole && use.first == i && use.last == i + 1;
     }
+    plan.next_weight.resize(program.ops.size(), kNoWeight);
+    int next_weight = kNoWeight;
+    for (int round = 0; round < 2; ++round) {
+        for (std::size_t i = program.ops.size(); i-- > 0;) {
+            plan.next_weight[i] = next_weight;
+            if (const Linear* const linear = std::get_if<Linear>(&program.ops[i])) next_weight = linear->weight;
+            if (const Logits* const logits = std::get_if<Logits>(&program.ops[i])) next_weight = logits->weight;
+        }
+    }
     if (const Logits* const logits = std::get_if<Logits>(&program.ops.back())) {
         plan.logit_input = {plan.arena_floats, row_stride(logits->x.width)};
         plan.arena_floats += static_cast<std::size_t>(plan.logit_input.stride * max_tokens);

@@ -45,6 +45,8 @@ struct Plan {
     std::vector<Activations> activations;
     // Per operation: what it writes is read by the next one, a Linear, and by no other.
     std::vector<bool> feeds_product;
+    // Per operation: the weight of the first Linear or Logits after it, perhaps of the next step.
+    std::vector<int> next_weight;
 };
 
 // Checks that the program cannot make the executor read or write out of bounds, and lays out its buffers.

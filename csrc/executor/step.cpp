@@ -76,6 +76,17 @@ void Step::quantize(const PackedMatrix& weights, const float* x, std::int64_t x_
     });
 }
 
+void Step::fetch_next_product(std::int64_t rows) {
+    ThreadPool::Ahead ahead;
+    if (rows <= kFewTokens) {
+        const PackedMatrix& next = matrix(executor_.plan_.next_weight[op_]);
+        ahead.begin = next.data;
+        ahead.stride = long_stretch((next.rows + kPanelRows - 1) / kPanelRows, rows, next.columns) * next.panel_bytes;
+        ahead.bytes = std::min(ahead.stride, kFetchedAhead);
+    }
+    resources_.pool->expect(ahead);
+}
+
 void Step::linear(const PackedMatrix& weights, const float* bias, const float* x, std::int64_t x_stride,
                   std::int64_t rows, float* y, std::int64_t y_stride) {
     const bool codes = weights.scale_type != ScaleType::kNone;
@@ -101,6 +112,7 @@ void Step::linear(const PackedMatrix& weights, const float* bias, const float* x
         part.scratch = scratch(thread);
         kernels_.linear(part);
     };
+    fetch_next_product(rows);
     if (rows <= kFewTokens) {
         share_panels(panels, rows, weights.columns,
                      [&](int thread, std::int64_t begin, std::int64_t end) { multiply(thread, 0, rows, begin, end); });

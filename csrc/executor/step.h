@@ -10,14 +10,18 @@
 
 namespace windlass {
 
-// Multiplications in a piece of work: a few microseconds.
-inline constexpr std::int64_t kPieceCost = 100'000;
+// Multiplications in a piece of work: about a microsecond.
+inline constexpr std::int64_t kPieceCost = 25'000;
 // An operation with fewer multiplications is done by the caller alone: waking and waiting would cost more.
-inline constexpr std::int64_t kSharedCost = 400'000;
+inline constexpr std::int64_t kSharedCost = 50'000;
 // Quantizing a value costs about this many multiplications.
 inline constexpr std::int64_t kQuantizeCost = 4;
 // Panels per piece of a product: what the kernels unpack together.
 inline constexpr std::int64_t kPiecePanels = 2;
+// Long stretches of a weight per thread.
+inline constexpr std::int64_t kStretches = 2;
+// What a thread may fetch before it is needed: less than the caches of a core hold.
+inline constexpr std::int64_t kFetchedAhead = 64 << 10;
 // Up to so many tokens a product waits for the weights.
 inline constexpr std::int64_t kFewTokens = 16;
 // An exponential costs about this many multiplications.
@@ -121,6 +125,18 @@ class Step {
     template <typename Body>
     void share(std::int64_t count, std::int64_t cost, const Body& body);
 
+    // With few rows long stretches of the weights come first, which memory serves best, then short ones, to end
+    // together. Not when short ones are so short that several are handed out at a time: then this is 0.
+    std::int64_t long_stretch(std::int64_t panels, std::int64_t rows, std::int64_t columns) const {
+        if (rows > kFewTokens || 2 * piece_cost(rows, columns) <= kPieceCost) return 0;
+        return panels * 3 / 4 / (kStretches * resources_.pool->size());
+    }
+    static std::int64_t piece_cost(std::int64_t rows, std::int64_t columns) {
+        return rows * kPanelRows * columns * kPiecePanels;
+    }
+    // Has the threads fetch what they will read first of the product after this operation.
+    void fetch_next_product(std::int64_t rows);
+
     // Calls body(thread, panel, end) for pieces of 0 .. panels, each to be multiplied with `rows` rows of activations.
     template <typename Body>
     void share_panels(std::int64_t panels, std::int64_t rows, std::int64_t columns, const Body& body);
@@ -166,14 +182,10 @@ void Step::share(std::int64_t count, std::int64_t cost, const Body& body) {
 
 template <typename Body>
 void Step::share_panels(std::int64_t panels, std::int64_t rows, std::int64_t columns, const Body& body) {
-    // With few rows long stretches of the weights first, which memory serves best, then short ones, to end together.
-    // Not when short ones are so short that several are handed out at a time.
-    const std::int64_t piece_cost = rows * kPanelRows * columns * kPiecePanels;
-    const bool long_first = rows <= kFewTokens && 2 * piece_cost > kPieceCost;
-    const std::int64_t stretches = long_first ? 2 * resources_.pool->size() : 0;
-    const std::int64_t stretch = stretches > 0 ? panels * 3 / 4 / stretches : 0;
+    const std::int64_t stretch = long_stretch(panels, rows, columns);
+    const std::int64_t stretches = stretch > 0 ? kStretches * resources_.pool->size() : 0;
     const std::int64_t pieces = (panels - stretches * stretch + kPiecePanels - 1) / kPiecePanels;
-    share(stretches + pieces, piece_cost, [&](int thread, std::int64_t begin, std::int64_t end) {
+    share(stretches + pieces, piece_cost(rows, columns), [&](int thread, std::int64_t begin, std::int64_t end) {
         const auto first_panel = [&](std::int64_t i) {
             return i <= stretches ? i * stretch : stretches * stretch + (i - stretches) * kPiecePanels;
         };

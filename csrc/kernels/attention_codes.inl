@@ -150,7 +150,7 @@ WINDLASS_INLINE void code_scores(const AttentionJob& job, const CodeBlock& block
             const std::int64_t at = pair * kPageSize * kPairBytes;
             if (group.fetch) {
 #pragma GCC unroll 4
-                for (int i = 0; i < kScorePages; ++i) __builtin_prefetch(block.ahead[page + i] + at, 0, 2);
+                for (int i = 0; i < kScorePages; ++i) __builtin_prefetch(block.ahead[page + i] + at, 0, 3);
             }
             I16 keys[kVectorsAtOnce];
 #pragma GCC unroll 16
@@ -228,7 +228,7 @@ WINDLASS_INLINE void add_code_values(const CodeBlock& block, const CodeLayout& l
         if (group.fetch) {
 #pragma GCC unroll 4
             for (int v = 0; v < Vectors; ++v)
-                __builtin_prefetch(block.ahead[page] + at + v * kLanes * kPairBytes, 0, 2);
+                __builtin_prefetch(block.ahead[page] + at + v * kLanes * kPairBytes, 0, 3);
         }
         I16 values[Vectors];
 #pragma GCC unroll 4

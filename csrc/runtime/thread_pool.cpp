@@ -19,6 +19,9 @@ namespace {
 // Longer than the serial stretches of a step, shorter than anyone notices.
 constexpr std::chrono::microseconds kSpin{50};
 constexpr int kSpinsPerLook = 32;
+// Fetched between two looks for work: less than the processor has under way at a time.
+constexpr std::int64_t kFetchBytes = 512;
+constexpr std::int64_t kCacheLine = 64;
 
 void pause() {
 #if defined(__x86_64__)
@@ -89,7 +92,7 @@ void ThreadPool::run(Loop& loop) {
         state_.fetch_and(~kOpen, std::memory_order_acq_rel);
         for (int spins = 0; (state_.load(std::memory_order_acquire) & kActive) != 0; ++spins) {
             if (spins < 1000) {
-                pause();
+                fetch_or_pause(0, fetched_);
             } else {
                 std::this_thread::yield();
             }
@@ -112,8 +115,23 @@ void ThreadPool::take_pieces(Loop& loop, int thread) {
     }
 }
 
+void ThreadPool::expect(const Ahead& ahead) {
+    ahead_begin_.store(ahead.begin, std::memory_order_relaxed);
+    ahead_stride_.store(ahead.stride, std::memory_order_relaxed);
+    ahead_bytes_.store(ahead.bytes, std::memory_order_relaxed);
+}
+
+void ThreadPool::fetch_or_pause(int thread, Fetched& fetched) {
+    const std::uint8_t* const begin = ahead_begin_.load(std::memory_order_relaxed);
+    if (begin != fetched.begin) fetched = {begin, 0};
+    if (fetched.bytes >= ahead_bytes_.load(std::memory_order_relaxed)) return pause();
+    const std::uint8_t* const from = begin + thread * ahead_stride_.load(std::memory_order_relaxed) + fetched.bytes;
+    for (std::int64_t byte = 0; byte < kFetchBytes; byte += kCacheLine) __builtin_prefetch(from + byte, 0, 2);
+    fetched.bytes += kFetchBytes;
+}
+
 // Returns the state in which a loop newer than `seen` is open, or any state once the pool is stopping.
-std::uint64_t ThreadPool::wait_for_loop(std::uint64_t seen) {
+std::uint64_t ThreadPool::wait_for_loop(std::uint64_t seen, int thread, Fetched& fetched) {
     const auto ready = [&](std::uint64_t state) {
         return ((state & kOpen) != 0 && (state >> 32) != seen) || stopping_.load(std::memory_order_relaxed);
     };
@@ -122,7 +140,7 @@ std::uint64_t ThreadPool::wait_for_loop(std::uint64_t seen) {
         for (int i = 0; i < kSpinsPerLook; ++i) {
             const std::uint64_t state = state_.load(std::memory_order_acquire);
             if (ready(state)) return state;
-            pause();
+            fetch_or_pause(thread, fetched);
         }
     } while (std::chrono::steady_clock::now() < until);
     std::unique_lock lock(mutex_);
@@ -139,8 +157,9 @@ void ThreadPool::work(int thread) {
 #endif
     std::fesetenv(FE_DFL_ENV);
     std::uint64_t seen = 0;
+    Fetched fetched;
     for (;;) {
-        std::uint64_t state = wait_for_loop(seen);
+        std::uint64_t state = wait_for_loop(seen, thread, fetched);
         if (stopping_.load()) return;
         // Join the loop, unless it was closed meanwhile.
         while ((state & kOpen) != 0 && (state >> 32) != seen &&

@@ -28,6 +28,16 @@ class ThreadPool {
 
     int size() const { return static_cast<int>(workers_.size()) + 1; }
 
+    // Memory that a later loop will read: each thread begins it at a place of its own.
+    struct Ahead {
+        const std::uint8_t* begin = nullptr;  // of thread 0
+        std::int64_t stride = 0;              // from thread to thread
+        std::int64_t bytes = 0;               // of each
+    };
+    // While they wait, threads fetch their parts into the processor's caches. The memory may be gone by then. Called
+    // by the thread that calls parallel_for.
+    void expect(const Ahead& ahead);
+
     // Calls body(thread, begin, end) for pieces of 0 .. count, each at most `grain` long, 0 <= thread < size(). Pieces
     // are handed out one by one. The first exception of a body is thrown here, after the loop has stopped.
     template <typename Body>
@@ -57,7 +67,13 @@ class ThreadPool {
     void run(Loop& loop);
     void take_pieces(Loop& loop, int thread);
     void work(int thread);
-    std::uint64_t wait_for_loop(std::uint64_t seen);
+    // What a thread has fetched of the memory that is expected.
+    struct Fetched {
+        const std::uint8_t* begin = nullptr;
+        std::int64_t bytes = 0;
+    };
+    void fetch_or_pause(int thread, Fetched& fetched);
+    std::uint64_t wait_for_loop(std::uint64_t seen, int thread, Fetched& fetched);
     void stop();
 
     // The number of the current loop (upper half), whether it may be joined, and how many workers are in it.
@@ -66,6 +82,12 @@ class ThreadPool {
     alignas(64) std::atomic<std::uint64_t> state_{0};
     Loop* loop_ = nullptr;  // published by state_
     std::atomic<bool> stopping_{false};
+
+    // Read while it is written: what does not belong together is fetched for nothing.
+    alignas(64) std::atomic<const std::uint8_t*> ahead_begin_{nullptr};
+    std::atomic<std::int64_t> ahead_stride_{0};
+    std::atomic<std::int64_t> ahead_bytes_{0};
+    Fetched fetched_;  // by the caller of parallel_for
 
     alignas(64) std::atomic<int> sleepers_{0};
     std::mutex mutex_;
