@@ -18,7 +18,7 @@ PACKAGE = ROOT / "src" / "windlass"
 
 # A room may import the rooms of lower tiers and itself. "" is the package's own __init__.py, which hands out the faces.
 TIERS: tuple[tuple[str, ...], ...] = (
-    ("errors",),
+    ("errors", "late_numpy"),
     ("config", "json_files", "machine", "protocol", "quantization", "demo"),
     ("weights", "program", "native", "text"),
     ("engine",),
@@ -41,7 +41,7 @@ THIRD_PARTY = {
     "h11": {"server"},
     "huggingface_hub": {"weights"},
     "jinja2": {"text"},
-    "numpy": {"quantization", "weights", "program", "native", "engine", "models", "serve"},
+    "numpy": {"late_numpy", "quantization", "weights", "program", "native", "engine", "models", "serve"},
     "pydantic": {"protocol", "serve", "server"},
     "pydantic_core": {"protocol", "server"},
     "rich": {"cli"},
@@ -53,6 +53,7 @@ THIRD_PARTY = {
         "serve",
     },  # pydantic's own dependency: it reads TypedDict from there before Python 3.12
 }
+LATE = {"windlass.late_numpy": "numpy"}  # ours that stand for a package
 OPTIONAL = {"huggingface_hub"}  # not installed with the package itself: imported inside functions only
 COMPILED = "windlass.native._core"
 UNSAFE = {"marshal", "pickle", "shelve"}  # they run code that a model file could bring
@@ -156,18 +157,18 @@ def third_party_violations(imports: Iterable[Import]) -> list[str]:
     """Packages outside their rooms, unknown packages, optional packages imported when a module is, unsafe modules."""
     wrong = []
     for found in imports:
-        room = room_of(found.importer)
-        if found.target == COMPILED:
+        room, package = room_of(found.importer), LATE.get(found.target, found.target)
+        if package == COMPILED:
             if room != "native":
                 wrong.append(f"{found}: only native imports the compiled module")
-        elif found.target.startswith("windlass"):
+        elif package.startswith("windlass"):
             continue
-        elif found.target in sys.stdlib_module_names:
-            if found.target in UNSAFE:
+        elif package in sys.stdlib_module_names:
+            if package in UNSAFE:
                 wrong.append(f"{found}: unsafe")
-        elif room not in THIRD_PARTY.get(found.target, ()):
-            wrong.append(f"{found}: allowed in {sorted(THIRD_PARTY.get(found.target, ())) or 'no room'}")
-        elif found.target in OPTIONAL and not found.lazy:
+        elif room not in THIRD_PARTY.get(package, ()):
+            wrong.append(f"{found}: allowed in {sorted(THIRD_PARTY.get(package, ())) or 'no room'}")
+        elif package in OPTIONAL and not found.lazy:
             wrong.append(f"{found}: an optional package must be imported where it is used")
     return wrong
 
@@ -273,6 +274,7 @@ def test_cycle_check_finds(house: Path) -> None:
     [
         ("engine", "import pydantic"),
         ("weights", "import torch"),
+        ("text", "from windlass.late_numpy import np"),
         ("weights", "from huggingface_hub import snapshot_download"),
         ("engine", "from windlass.native._core import run"),
         ("engine", "from windlass.native import _core"),

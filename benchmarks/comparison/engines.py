@@ -88,6 +88,8 @@ def call_driver(python: Path, engine: Engine, request: Mapping[str, Any], *, thr
         ChildError: it failed, or took longer than ``TIMEOUT`` seconds.
     """
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
+    # As installed: in a source tree the first start compiles the modules, the others find them compiled.
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     if engine.name != OURS:
         environment.pop("PYTHONPATH", None)
     command = [str(python), str(engine.driver), json.dumps(request)]

@@ -26,6 +26,7 @@ namespace {
 
 using AnyArray = nb::ndarray<nb::ro, nb::device::cpu>;
 using FloatTable = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Floats = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Indices = nb::ndarray<const std::int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using ResultArray = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
@@ -237,8 +238,8 @@ void write_to_file(Write&& write) {
     throw nb::python_error();
 }
 
-void write_weight(Executor& self, int descriptor, std::int64_t index) {
-    write_to_file([&] { self.write_weight(descriptor, index); });
+void write_piece(Executor& self, int descriptor, std::int64_t index) {
+    write_to_file([&] { self.write_piece(descriptor, index); });
 }
 
 void write_header(Executor& self, int descriptor, const nb::bytes& identity) {
@@ -254,6 +255,12 @@ void set_rope(Executor& self, std::int64_t index, const FloatTable& cos, const F
     const nb::gil_scoped_release released;
     self.set_rope(index, cos.data(), sin.data(), static_cast<std::int64_t>(cos.shape(0)),
                   static_cast<std::int64_t>(cos.shape(1)));
+}
+
+void set_rope_frequencies(Executor& self, std::int64_t index, const Floats& frequencies) {
+    const FaultScope fallible;
+    const nb::gil_scoped_release released;
+    self.set_rope_frequencies(index, {frequencies.data(), frequencies.size()});
 }
 
 std::span<const std::int32_t> span(const Indices& array) { return {array.data(), array.size()}; }
@@ -302,8 +309,10 @@ void bind_executor(nb::module_& module) {
              "scale_factors"_a.none() = nb::none(), "minimum_factors"_a.none() = nb::none(),
              "order"_a.none() = nb::none())
         .def("map_weights", &map_weights, "descriptor"_a, "identity"_a)
-        .def("write_weight", &write_weight, "descriptor"_a, "index"_a)
+        .def("num_pieces", &Executor::num_pieces)
+        .def("write_piece", &write_piece, "descriptor"_a, "index"_a)
         .def("write_header", &write_header, "descriptor"_a, "identity"_a)
+        .def("set_rope_frequencies", &set_rope_frequencies, "index"_a, "frequencies"_a)
         .def("set_rope", &set_rope, "index"_a, "cos"_a, "sin"_a)
         .def("run", &run, "token_ids"_a.noconvert(), "positions"_a.noconvert(), "token_starts"_a.noconvert(),
              "page_ids"_a.noconvert(), "page_starts"_a.noconvert(), "logit_rows"_a.noconvert(), "result"_a.noconvert(),

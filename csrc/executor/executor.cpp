@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <optional>
 #include <stdexcept>
@@ -169,13 +170,20 @@ bool Executor::map_weights(int descriptor, const PackIdentity& identity) {
     return true;
 }
 
-void Executor::write_weight(int descriptor, std::int64_t index) {
+std::int64_t Executor::num_pieces() {
     const Use use(*this);
     check_weights();
-    if (index < 0 || index >= static_cast<std::int64_t>(program_.weights.size())) {
-        throw std::invalid_argument("there is no weight " + std::to_string(index));
+    return PackFile(resources_->weights).num_pieces();
+}
+
+void Executor::write_piece(int descriptor, std::int64_t index) {
+    const Use use(*this);
+    check_weights();
+    const PackFile file(resources_->weights);
+    if (index < 0 || index >= file.num_pieces()) {
+        throw std::invalid_argument("there is no piece " + std::to_string(index));
     }
-    PackFile(resources_->weights).write(descriptor, static_cast<std::size_t>(index));
+    file.write(descriptor, index);
 }
 
 void Executor::write_header(int descriptor, const PackIdentity& identity) {
@@ -194,9 +202,33 @@ void Executor::reserve_tiles(std::size_t index, const PackedMatrix& matrix) {
     if (bytes > resources_->tiles.size()) resources_->tiles = Mapping(bytes);
 }
 
+void Executor::set_rope_frequencies(std::int64_t index, std::span<const float> frequencies) {
+    const Use use(*this);
+    const std::int64_t half = static_cast<std::int64_t>(frequencies.size());
+    RopeTable table = new_rope_table(index, options_.max_positions, half);
+    float* const cos = table.cos.floats();
+    float* const sin = table.sin.floats();
+    constexpr std::int64_t kGrain = 64;
+    resources_->pool->parallel_for(options_.max_positions, kGrain, [&](int, std::int64_t begin, std::int64_t end) {
+        for (std::int64_t at = begin * half; at < end * half; ++at) {
+            const double angle = static_cast<float>(at / half) * frequencies[static_cast<std::size_t>(at % half)];
+            cos[at] = static_cast<float>(std::cos(angle));
+            sin[at] = static_cast<float>(std::sin(angle));
+        }
+    });
+    resources_->ropes[static_cast<std::size_t>(index)] = std::move(table);
+}
+
 void Executor::set_rope(std::int64_t index, const float* cos, const float* sin, std::int64_t positions,
                         std::int64_t half) {
     const Use use(*this);
+    RopeTable table = new_rope_table(index, positions, half);
+    std::memcpy(table.cos.data(), cos, table.cos.size());
+    std::memcpy(table.sin.data(), sin, table.sin.size());
+    resources_->ropes[static_cast<std::size_t>(index)] = std::move(table);
+}
+
+Executor::RopeTable Executor::new_rope_table(std::int64_t index, std::int64_t positions, std::int64_t half) const {
     if (index < 0 || index >= program_.num_ropes) throw std::invalid_argument("there is no such rotary table");
     const std::int64_t wanted = plan_.rope_half[static_cast<std::size_t>(index)];
     if (positions != options_.max_positions || (wanted != 0 && half != wanted)) {
@@ -204,10 +236,7 @@ void Executor::set_rope(std::int64_t index, const float* cos, const float* sin, 
                                     std::to_string(wanted) + "]");
     }
     const std::size_t bytes = static_cast<std::size_t>(positions * half) * sizeof(float);
-    RopeTable table = {Mapping(bytes), Mapping(bytes)};
-    std::memcpy(table.cos.data(), cos, bytes);
-    std::memcpy(table.sin.data(), sin, bytes);
-    resources_->ropes[static_cast<std::size_t>(index)] = std::move(table);
+    return {Mapping(bytes), Mapping(bytes)};
 }
 
 void Executor::check_weights() const {

@@ -6,6 +6,7 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -53,13 +54,17 @@ class Executor {
 
     // Packs one weight; its shape must be the program's. The source may be freed afterwards.
     void set_weight(std::int64_t index, const SourceTensor& source);
-    // Maps all weights from a file that write_weight and write_header made; none was set before. False, and nothing has
+    // Maps all weights from a file that write_piece and write_header made; none was set before. False, and nothing has
     // changed, when the file is not whole or not of these weights. The descriptor may be closed afterwards.
     bool map_weights(int descriptor, const PackIdentity& identity);
-    // Write the file, when all weights are set: each of them, then, once that is on the disk, the header.
+    // Write the file, when all weights are set: each of its pieces, then, once they are on the disk, the header.
     // Throw std::system_error.
-    void write_weight(int descriptor, std::int64_t index);
+    std::int64_t num_pieces();
+    void write_piece(int descriptor, std::int64_t index);
     void write_header(int descriptor, const PackIdentity& identity);
+    // Makes one rotary table: the cosines and sines of position * frequency, for max_positions positions. The angles
+    // are rounded to float, as the products of floats.
+    void set_rope_frequencies(std::int64_t index, std::span<const float> frequencies);
     // Copies one rotary table: cosines and sines, each [max_positions, half], contiguous.
     void set_rope(std::int64_t index, const float* cos, const float* sin, std::int64_t positions, std::int64_t half);
 
@@ -97,6 +102,8 @@ class Executor {
     struct RopeTable {
         Mapping cos, sin;
     };
+    // One that is to be filled, if it is what the program wants.
+    RopeTable new_rope_table(std::int64_t index, std::int64_t positions, std::int64_t half) const;
     // Consecutive tokens of one sequence that attend together.
     struct QueryTile {
         std::int32_t sequence;

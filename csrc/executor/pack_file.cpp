@@ -3,6 +3,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <system_error>
@@ -15,6 +16,7 @@ namespace {
 constexpr std::array<char, 8> kMagic = {'W', 'L', 'P', 'A', 'C', 'K', '0', '3'};
 constexpr std::int64_t kAlignment = 4096;
 constexpr std::int64_t kMostBytes = std::int64_t{1} << 46;
+constexpr std::int64_t kPiece = std::int64_t{kHugePage};
 
 struct Prefix {
     std::array<char, 8> magic;
@@ -93,9 +95,8 @@ WeightLayout layout_of(const Entry& entry) {
 }
 
 void write_all(int descriptor, const std::uint8_t* data, std::size_t size, std::int64_t offset) {
-    constexpr std::size_t kMostAtOnce = std::size_t{64} << 20;
     while (size > 0) {
-        const ssize_t written = pwrite(descriptor, data, size < kMostAtOnce ? size : kMostAtOnce, offset);
+        const ssize_t written = pwrite(descriptor, data, size, offset);
         if (written < 0 && errno == EINTR) continue;
         if (written < 0) throw std::system_error(errno, std::generic_category());
         if (written == 0) throw std::system_error(ENOSPC, std::generic_category());
@@ -126,8 +127,20 @@ PackFile::PackFile(const std::vector<Weight>& weights) : weights_(weights) {
     if (offsets_.empty()) throw std::system_error(EFBIG, std::generic_category());
 }
 
-void PackFile::write(int descriptor, std::size_t index) const {
-    write_all(descriptor, weights_[index].data(), weights_[index].bytes(), offsets_[index]);
+std::int64_t PackFile::num_pieces() const { return (offsets_.back() - 1) / kPiece + 1; }
+
+void PackFile::write(int descriptor, std::int64_t piece) const {
+    const std::int64_t begin = piece * kPiece;
+    const std::int64_t end = std::min(begin + kPiece, offsets_.back());
+    std::vector<std::uint8_t> bytes(static_cast<std::size_t>(end - begin));
+    for (std::size_t i = 0; i < weights_.size(); ++i) {
+        const std::int64_t from = std::max(begin, offsets_[i]);
+        const std::int64_t to = std::min(end, offsets_[i] + static_cast<std::int64_t>(weights_[i].bytes()));
+        if (from >= to) continue;
+        std::memcpy(bytes.data() + (from - begin), weights_[i].data() + (from - offsets_[i]),
+                    static_cast<std::size_t>(to - from));
+    }
+    write_all(descriptor, bytes.data(), bytes.size(), begin);
 }
 
 void PackFile::write_header(int descriptor, const PackIdentity& identity) const {

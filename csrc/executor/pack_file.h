@@ -27,9 +27,12 @@ class PackFile {
     // The file that these weights, all of them ready, give. Borrows them.
     explicit PackFile(const std::vector<Weight>& weights);
 
-    // Writes one weight to its place. Throws std::system_error.
-    void write(int descriptor, std::size_t index) const;
-    // To be called when all weights have reached the disk. Throws std::system_error, std::bad_alloc.
+    // How many pieces the file is written in, each the size of a huge page and at a multiple of it: where the file
+    // system can, it keeps such a piece in one huge page, which is mapped at once.
+    std::int64_t num_pieces() const;
+    // Writes one piece, without what the header has of it. Throws std::system_error, std::bad_alloc.
+    void write(int descriptor, std::int64_t piece) const;
+    // To be called when all pieces have reached the disk. Throws std::system_error, std::bad_alloc.
     void write_header(int descriptor, const PackIdentity& identity) const;
 
     // Maps a file that has the weights of the program and this identity. Nothing when it has not, or is not whole.

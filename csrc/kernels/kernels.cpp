@@ -31,6 +31,8 @@ namespace {
 
 #include "kernels/linear_codes.inl"
 
+#include "kernels/linear_unpacked.inl"
+
 #include "kernels/quantize.inl"
 
 #include "kernels/linear.inl"

@@ -15,9 +15,9 @@ void linear(const LinearJob& job) {
         case Format::kFp8:
             return linear_float<Fp8Source>(job);
         case Format::kInt6:
-            return linear_codes<SplitCodes<SixBits>>(job);
+            return linear_split<SplitCodes<SixBits>>(job);
         case Format::kInt5:
-            return linear_codes<SplitCodes<FiveBits>>(job);
+            return linear_split<SplitCodes<FiveBits>>(job);
     }
 }
 

@@ -6,10 +6,14 @@
 // changes which outputs are computed together, never the operations of one output.
 //
 // A tile of quantized activations is, for each block: the scales [tokens] (float); then for each run of the block's
-// records: for each kTileColumns columns, for each plane, the codes of each token [tokens][kTileColumns]; then the
+// records: for each kTileColumns columns, for each plane, as many bytes of each token [tokens][kTileColumns]; then the
 // corrections [tokens] (int32): what the zero point adds to the sum of the run, or, when each record has its own zero
 // points or minima, the negated sum of the run's activations, to be multiplied by them. Times the minimum it is added
 // after the products (multiply_add).
+
+// Lines of a run and its scales.
+template <typename Codes>
+constexpr int kFetchedLines = static_cast<int>(kRunColumns / kOctet * Codes::kOctetBytes / 64 + 1);
 
 // Vectors of a panel that are worked on together: their sums should stay in registers.
 template <int Tokens>
@@ -28,12 +32,13 @@ constexpr int kFetchTokens = 5;
 constexpr int kTileColumns = kMatrixProducts ? kOctet : 4;
 
 constexpr std::int64_t kRunOctets = kRunColumns / kOctet;
-// Bits of the lower plane of activations of 15 bits.
-constexpr int kLowBits = 7;
+// Tokens of a tile: the sums and what they are made of should stay in registers.
+constexpr int kSmallTokens = kMatrixProducts ? 8 : kPairedActivations && kLanes == 8 ? 4 : 6;
+constexpr int kLargeTokens = kMatrixProducts ? 8 : kPairedActivations ? (kLanes == 16 ? 8 : 4) : (kLanes == 16 ? 4 : 3);
 
 struct NibbleCodes {
     static constexpr int kPlanes = 1;
-    static constexpr int kTileTokens = kMatrixProducts ? 8 : 6;
+    static constexpr int kTileTokens = kSmallTokens;
     static constexpr std::int64_t kOctetBytes = kQuadBytes;
     // Octets that lie together.
     static constexpr int kOctets = 1;
@@ -54,7 +59,7 @@ struct NibbleCodes {
 
 struct ByteCodes {
     static constexpr int kPlanes = 2;
-    static constexpr int kTileTokens = kMatrixProducts ? 8 : kLanes == 16 ? 4 : 3;
+    static constexpr int kTileTokens = kLargeTokens;
     static constexpr std::int64_t kOctetBytes = 2 * kQuadBytes;
     static constexpr int kOctets = 1;
     using Sums = LargeProducts;
@@ -77,7 +82,7 @@ WINDLASS_INLINE int shift_right(int byte, int bits) { return byte >> bits; }
 template <typename Fields>
 struct SplitCodes {
     static constexpr int kPlanes = 2;
-    static constexpr int kTileTokens = ByteCodes::kTileTokens;
+    static constexpr int kTileTokens = kLargeTokens;
     static constexpr int kOctets = Fields::kOctets;
     static constexpr std::int64_t kPieceBytes = Fields::kParts * kQuadBytes;
     static constexpr std::int64_t kOctetBytes = kPieceBytes / kOctets;
@@ -162,9 +167,7 @@ WINDLASS_INLINE F32 load_scale(const PackedMatrix& matrix, const std::uint8_t* s
     return load(reinterpret_cast<const float*>(scales) + v * kLanes);
 }
 
-int tile_tokens(const PackedMatrix& matrix) {
-    return matrix.format == Format::kInt4 ? NibbleCodes::kTileTokens : ByteCodes::kTileTokens;
-}
+int tile_tokens(const PackedMatrix& matrix) { return matrix.format == Format::kInt4 ? kSmallTokens : kLargeTokens; }
 
 std::size_t tile_bytes(const PackedMatrix& matrix, int tokens) {
     const std::int64_t planes = matrix.format == Format::kInt4 ? 1 : 2;
@@ -208,21 +211,32 @@ WINDLASS_INLINE void for_runs(const PackedMatrix& matrix, const std::uint8_t* co
     }
 }
 
-// The first of the tokens whose sums share vector t: the last of an odd number come with the one before.
+// Vectors that the sums of a row of all tokens take part in.
+template <int Tokens>
+constexpr int kTokenGroups = (Tokens + SumLanes<Tokens>::kTokens - 1) / SumLanes<Tokens>::kTokens;
+
+// The first token of group t: the last of an odd number comes with the one before.
 template <int Tokens>
 constexpr int first_token(int t) {
     constexpr int kTogether = SumLanes<Tokens>::kTokens;
     return t * kTogether < Tokens - kTogether ? t * kTogether : Tokens - kTogether;
 }
 
-// The products of a tile with some vectors of a panel, from vector `first` on. Fetches what lies `ahead` bytes
-// after all that it reads of the panel, unless that is 0.
+// Fetches memory evenly: kFetchedLines each time that the work done since the last time adds up to `interval`.
+struct Fetch {
+    const std::uint8_t* from;
+    std::int64_t interval;
+    std::int64_t done;
+};
+constexpr Fetch kNoFetch = {nullptr, INT64_MAX, 0};
+
+// The products of a tile with some vectors of a panel, from vector `first` on.
 template <typename Codes, Scaling kScaling, int Tokens, int Vectors>
 void multiply_codes(const PackedMatrix& matrix, const std::uint8_t* panel, const std::uint8_t* tile, int first,
-                    std::int64_t ahead, F32 (*totals)[Vectors * SumLanes<Tokens>::kTokens]) {
+                    Fetch fetch, F32 (*totals)[Vectors * SumLanes<Tokens>::kTokens]) {
     using Lanes = SumLanes<Tokens>;
-    constexpr int kPlanes = Codes::kPlanes, kParts = Lanes::kTokens;
-    constexpr int kGroups = (Tokens + kParts - 1) / kParts, kSums = Vectors * kParts;
+    constexpr int kPlanes = Codes::kPlanes, kParts = Lanes::kTokens, kGroups = kTokenGroups<Tokens>;
+    constexpr int kSums = Vectors * kParts;
     const bool own_zeros = has_zeros(matrix), minima = kScaling == Scaling::kAny && matrix.minima;
     const I32 bias = splat(Codes::bias(matrix));
     const std::uint8_t* block_scales = tile;
@@ -239,34 +253,31 @@ void multiply_codes(const PackedMatrix& matrix, const std::uint8_t* panel, const
     const auto run = [&](const std::uint8_t* codes, std::int64_t octets,
                          const std::uint8_t* scales) WINDLASS_INLINE_LAMBDA {
         const std::uint8_t* const corrections = tile + octets * 2 * kPlanes * Tokens * 4;
-        if (ahead != 0) {
-            const std::int64_t offset = ahead + first * kLanes * 4;
-            for (std::int64_t byte = 0; byte < octets * Codes::kOctetBytes; byte += kQuadBytes) {
-#pragma GCC unroll 2
-                for (int line = 0; line < Vectors * kLanes * 4; line += 64) {
-                    __builtin_prefetch(codes + offset + byte + line, 0, 2);
-                }
-            }
-            if (first == 0) __builtin_prefetch(scales + ahead, 0, 2);
+        fetch.done += Tokens * Vectors;
+        if (fetch.done >= fetch.interval) {
+            fetch.done -= fetch.interval;
+#pragma GCC unroll 32
+            for (int line = 0; line < kFetchedLines<Codes>; ++line) __builtin_prefetch(fetch.from + line * 64, 0, 2);
+            fetch.from += kFetchedLines<Codes> * 64;
         }
-        typename Lanes::template Sums<Codes> sums[kPlanes][kGroups][kSums];
+        typename Lanes::template Sums<Codes> sums[kGroups][kSums];
         const auto zeros = [&](int v) WINDLASS_INLINE_LAMBDA {
-            const std::uint8_t* const own = scales + scale_bytes(matrix) + (first + v / kParts) * kLanes;
-            return own_zeros ? Lanes::of_rows(load_bytes(own), v % kParts) : bias;
+            if (!own_zeros) return bias;
+            return Lanes::of_rows(load_bytes(scales + scale_bytes(matrix) + (first + v / kParts) * kLanes), v % kParts);
         };
         const auto of_tokens = [&](int t) WINDLASS_INLINE_LAMBDA {
             return Lanes::template of_tokens<std::int32_t>(corrections + first_token<Tokens>(t) * 4);
         };
         const auto correction = [&](int t, I32 own) WINDLASS_INLINE_LAMBDA {
-            return own_zeros || minima ? of_tokens(t) * own : of_tokens(t);
+            const I32 value = of_tokens(t);
+            return own_zeros || minima ? value * own : value;
         };
 #pragma GCC unroll 8
         for (int v = 0; v < kSums; ++v) {
             const I32 own = zeros(v);
 #pragma GCC unroll 8
             for (int t = 0; t < kGroups; ++t) {
-                sums[0][t][v].start(correction(t, own));
-                if constexpr (kPlanes == 2) sums[1][t][v].start(I32{});
+                sums[t][v].start(correction(t, own));
             }
         }
         const auto octet = [&](std::int64_t j) WINDLASS_INLINE_LAMBDA {
@@ -284,7 +295,7 @@ void multiply_codes(const PackedMatrix& matrix, const std::uint8_t* panel, const
                         const int at = (before + first_token<Tokens>(t)) * kTileColumns + q * 4 % kTileColumns;
 #pragma GCC unroll 8
                         for (int v = 0; v < kSums; ++v) {
-                            sums[plane][t][v].add(Lanes::codes(quads[v / kParts], q, v % kParts), activations + at);
+                            sums[t][v].add(Lanes::codes(quads[v / kParts], q, v % kParts), plane, activations + at);
                         }
                     }
                 }
@@ -303,8 +314,7 @@ void multiply_codes(const PackedMatrix& matrix, const std::uint8_t* panel, const
             const I32 own = zeros(v);
 #pragma GCC unroll 8
             for (int t = 0; t < kGroups; ++t) {
-                I32 total = sums[0][t][v].total(correction(t, own));
-                if constexpr (kPlanes == 2) total += sums[1][t][v].total(I32{}) << kLowBits;
+                const I32 total = sums[t][v].total(correction(t, own));
                 block[t][v] = multiply_add(__builtin_convertvector(total, F32), scale, block[t][v]);
             }
         }
@@ -331,10 +341,12 @@ void multiply_codes(const PackedMatrix& matrix, const std::uint8_t* panel, const
     for_runs<Codes, kScaling>(matrix, panel, begin_block, run, end_block);
 }
 
-// One panel times one tile, whose tokens are the job's `first` and following ones.
+// One panel times tile `index` of the job.
 template <typename Codes, Scaling kScaling, int Tokens>
-void multiply_panel(const LinearJob& job, std::int64_t panel, const std::uint8_t* tile, int first, std::int64_t ahead) {
+void multiply_panel(const LinearJob& job, std::int64_t panel, int index) {
     const std::uint8_t* const codes = job.matrix->data + panel * job.matrix->panel_bytes;
+    const std::uint8_t* const tile = job.tiles + index * job.tile_stride;
+    const int first = index * Codes::kTileTokens;
     constexpr int kTogether = kCodeVectors<Tokens>;
     if constexpr (Tokens >= kFetchTokens) {
         // The results go to lines that no cache has; stores wait for them in order, and those that follow wait too.
@@ -344,11 +356,17 @@ void multiply_panel(const LinearJob& job, std::int64_t panel, const std::uint8_t
             __builtin_prefetch(y + t * job.y_stride + kPanelRows / 2, 1);
         }
     }
+    // All tiles together fetch the next panel, in order.
+    const bool fetches = job.tokens >= kFetchTokens && panel + 1 < job.panel_end;
+    const std::int64_t runs = job.matrix->columns / kRunColumns, interval = std::int64_t{job.tokens} * kVectors;
     using Lanes = SumLanes<Tokens>;
     constexpr int kParts = Lanes::kTokens;
     for (int v = 0; v < kVectors; v += kTogether) {
-        F32 totals[(Tokens + kParts - 1) / kParts][kTogether * kParts] = {};
-        multiply_codes<Codes, kScaling, Tokens, kTogether>(*job.matrix, codes, tile, v, ahead, totals);
+        const std::int64_t done = (first * kVectors + v * Tokens) * runs;
+        const Fetch fetch = {codes + job.matrix->panel_bytes + done / interval * kFetchedLines<Codes> * 64,
+                             fetches ? interval : runs * interval, done % interval};
+        F32 totals[kTokenGroups<Tokens>][kTogether * kParts] = {};
+        multiply_codes<Codes, kScaling, Tokens, kTogether>(*job.matrix, codes, tile, v, fetch, totals);
         for (F32* const sums : totals) Lanes::template separate<kTogether>(sums);
         for (int t = 0; t < Tokens; ++t) {
             const F32* const rows = totals[t / kParts] + (t - first_token<Tokens>(t / kParts)) * kTogether;
@@ -357,7 +375,7 @@ void multiply_panel(const LinearJob& job, std::int64_t panel, const std::uint8_t
     }
 }
 
-using MultiplyPanel = void (*)(const LinearJob&, std::int64_t, const std::uint8_t*, int, std::int64_t);
+using MultiplyPanel = void (*)(const LinearJob&, std::int64_t, int);
 
 template <typename Codes, Scaling kScaling, int Tokens>
 MultiplyPanel panel_function(int tokens) {
@@ -373,15 +391,9 @@ void linear_scaled(const LinearJob& job) {
     const int rest = job.tokens % kTokens;
     const MultiplyPanel full = multiply_panel<Codes, kScaling, kTokens>;
     const MultiplyPanel last = panel_function<Codes, kScaling, kTokens>(rest == 0 ? kTokens : rest);
+    const int tiles = (job.tokens + kTokens - 1) / kTokens;
     for (std::int64_t panel = job.panel_begin; panel < job.panel_end; ++panel) {
-        // Only the first tile waits for memory, and only with many tokens.
-        const bool fetch = job.tokens >= kFetchTokens && panel + 1 < job.panel_end;
-        std::int64_t ahead = fetch ? job.matrix->panel_bytes : 0;
-        const std::uint8_t* tile = job.tiles;
-        for (int t = 0; t < job.tokens; t += kTokens, tile += job.tile_stride) {
-            (t + kTokens <= job.tokens ? full : last)(job, panel, tile, t, ahead);
-            ahead = 0;
-        }
+        for (int i = 0; i < tiles; ++i) (i < tiles - 1 ? full : last)(job, panel, i);
     }
 }
 

@@ -7,6 +7,12 @@
 // With products of matrices (FEAT_I8MM) a vector of sums is of two rows and two tokens, and an octet of columns is
 // multiplied at once: the codes [2 rows][8] with the activations [2 tokens][8].
 
+// Activations of 15 bits come in two planes, each with four bytes for four columns. If they are paired, one plane has
+// those of columns 0 and 2, of 16 bits each, and one those of columns 1 and 3. Else they are 2^kLowBits * high + low,
+// and one plane has the low parts, one the high ones.
+constexpr int kLowBits = 7;
+constexpr int kLargestActivation = 127 << kLowBits;
+
 #if !defined(WINDLASS_NO_INTRINSICS) && (defined(__AVX512VNNI__) || defined(__AVXVNNI__))
 // Codes are unsigned to the instruction: signed ones come with 128 added, which corrections take off again.
 constexpr int kSignedBias = 128;
@@ -24,7 +30,7 @@ WINDLASS_INLINE std::int32_t load_four(const std::uint8_t* from) {
 WINDLASS_INLINE I16 even_bytes(I32 four) { return ((I16)four << 8) >> 8; }
 WINDLASS_INLINE I16 odd_bytes(I32 four) { return (I16)four >> 8; }
 
-// The sums of neighbouring products, which fit sixteen bits each.
+// The sums of neighbouring products. Without the instruction each product must fit sixteen bits.
 WINDLASS_INLINE I32 multiply_pairs(I16 a, I16 b) {
 #if !defined(WINDLASS_NO_INTRINSICS) && defined(__AVX512BW__)
     return (I32)_mm512_madd_epi16((__m512i)a, (__m512i)b);
@@ -36,8 +42,27 @@ WINDLASS_INLINE I32 multiply_pairs(I16 a, I16 b) {
 #endif
 }
 
+// Products with the bytes of so many planes.
+template <typename Products, int kPlanes>
+struct PlaneProducts {
+    WINDLASS_INLINE void start(I32 first) {
+        planes[0].start(first);
+        if constexpr (kPlanes == 2) planes[1].start(I32{});
+    }
+    WINDLASS_INLINE void add(U8 codes, int plane, const std::uint8_t* activations) {
+        planes[plane].add(codes, activations);
+    }
+    WINDLASS_INLINE I32 total(I32 first) const {
+        if constexpr (kPlanes == 2) return planes[0].total(first) + (planes[1].total(I32{}) << kLowBits);
+        return planes[0].total(first);
+    }
+    Products planes[kPlanes];
+};
+
 #if !defined(WINDLASS_NO_INTRINSICS) && \
     (defined(__AVX512VNNI__) || defined(__AVXVNNI__) || defined(__ARM_FEATURE_DOTPROD))
+
+constexpr bool kPairedActivations = false;
 
 struct Products {
     WINDLASS_INLINE void start(I32 first) { sum = first; }
@@ -53,14 +78,14 @@ struct Products {
     WINDLASS_INLINE I32 total(I32) const { return sum; }
     I32 sum;
 };
-using SmallProducts = Products;
-using MediumProducts = Products;
-using LargeProducts = Products;
+using SmallProducts = PlaneProducts<Products, 1>;
+using MediumProducts = PlaneProducts<Products, 2>;
+using LargeProducts = PlaneProducts<Products, 2>;
 
 #else
 
 // Codes 0 .. 15. Sixteen bits hold the sums of one run: 16 * 15 * 127 = 30480.
-struct SmallProducts {
+struct NibbleProducts {
     WINDLASS_INLINE void start(I32) { sums = I16{}; }
     WINDLASS_INLINE void add(U8 codes, const std::uint8_t* activations) {
         const I32 four = splat(load_four(activations));
@@ -71,14 +96,39 @@ struct SmallProducts {
 #else
         sums += even_bytes((I32)codes) * even_bytes(four) + odd_bytes((I32)codes) * odd_bytes(four);
 #endif
+        settle(sums);
     }
     WINDLASS_INLINE I32 total(I32 first) const { return first + multiply_pairs(sums, I16{} + 1); }
     I16 sums;
 };
 static_assert(kRunColumns / 2 * 15 * 127 <= 32767);
+using SmallProducts = PlaneProducts<NibbleProducts, 1>;
 
-// Signed codes.
-struct LargeProducts {
+#if !defined(WINDLASS_NO_INTRINSICS) && defined(__AVX2__)
+
+constexpr bool kPairedActivations = true;
+
+template <bool kSigned>
+struct PairProducts {
+    WINDLASS_INLINE void start(I32 first) { sum = first; }
+    WINDLASS_INLINE void add(U8 codes, int plane, const std::uint8_t* activations) {
+        const I16 even = kSigned ? even_bytes((I32)codes) : (I16)codes & 0xFF;
+        const I16 weights = plane == 0 ? even : odd_bytes((I32)codes);
+        sum += multiply_pairs(weights, (I16)splat(load_four(activations)));
+        settle(sum);
+    }
+    WINDLASS_INLINE I32 total(I32) const { return sum; }
+    I32 sum;
+};
+static_assert(std::int64_t{kRunColumns} * 128 * kLargestActivation <= 0x7FFFFFFF);
+using MediumProducts = PairProducts<false>;
+using LargeProducts = PairProducts<true>;
+
+#else
+
+constexpr bool kPairedActivations = false;
+
+struct SignedProducts {
     WINDLASS_INLINE void start(I32 first) { sum = first; }
     WINDLASS_INLINE void add(U8 codes, const std::uint8_t* activations) {
         const I32 four = splat(load_four(activations));
@@ -88,26 +138,9 @@ struct LargeProducts {
     WINDLASS_INLINE I32 total(I32) const { return sum; }
     I32 sum;
 };
+using MediumProducts = PlaneProducts<SignedProducts, 2>;
+using LargeProducts = PlaneProducts<SignedProducts, 2>;
 
-// Codes 0 .. 63. Sixteen bits hold the sum of two products.
-#if !defined(WINDLASS_NO_INTRINSICS) && defined(__AVX2__)
-struct MediumProducts {
-    WINDLASS_INLINE void start(I32 first) { sum = first; }
-    WINDLASS_INLINE void add(U8 codes, const std::uint8_t* activations) {
-        const I32 four = splat(load_four(activations));
-#if defined(__AVX512BW__)
-        const I16 pairs = (I16)_mm512_maddubs_epi16((__m512i)codes, (__m512i)four);
-#else
-        const I16 pairs = (I16)_mm256_maddubs_epi16((__m256i)codes, (__m256i)four);
-#endif
-        sum += multiply_pairs(pairs, I16{} + 1);
-    }
-    WINDLASS_INLINE I32 total(I32) const { return sum; }
-    I32 sum;
-};
-static_assert(2 * 63 * 127 <= 32767);
-#else
-using MediumProducts = LargeProducts;
 #endif
 
 #endif
@@ -154,7 +187,7 @@ struct TwoTokens {
     static constexpr int kTokens = 2;
     static constexpr int kQuads = 2;
     template <typename Codes>
-    using Sums = MatrixProducts;
+    using Sums = PlaneProducts<MatrixProducts, Codes::kPlanes>;
 
     static WINDLASS_INLINE U8 codes(const U8* quads, int, int part) {
         const int32x4_t first = (int32x4_t)quads[0], second = (int32x4_t)quads[1];

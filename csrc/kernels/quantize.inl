@@ -36,25 +36,34 @@ WINDLASS_INLINE float finite_magnitude(std::int32_t bits) {
 }
 float code_magnitude(const float* x, std::int64_t count) { return finite_magnitude(largest_magnitude(x, count)); }
 
-// One token's run: its codes, kTileColumns every `step` bytes, plane after plane; returns their sum.
+// One token's run: its kTileColumns bytes into every `step` bytes of `to`, plane after plane; returns the codes' sum.
 template <int kPlanes>
 WINDLASS_INLINE std::int32_t quantize_run(const float* x, std::int64_t columns, float inverse, std::uint8_t* to,
                                           std::int64_t step) {
+    constexpr bool kPaired = kPlanes == 2 && kPairedActivations;
+    // From what a plane has of a column to what it has of the next, and to what the next plane has.
+    constexpr std::int64_t kColumnStep = kPaired ? 4 : 1, kPlaneStep = kPaired ? 4 : kRunColumns;
     typedef std::int8_t Bytes __attribute__((vector_size(kLanes)));
-    std::int8_t planes[kPlanes][kRunColumns] = {};
+    std::uint8_t planes[kRunColumns * (kPaired ? 4 : kPlanes)] = {};
     I32 sums = {};
     const auto add = [&](F32 values, std::int64_t c) WINDLASS_INLINE_LAMBDA {
         const I32 codes = round_to_integer(values * inverse);
         sums += codes;
+        if constexpr (kPaired) {
+            // Two of each four pairs are of use.
+            const I32 pairs = (codes & 0xFFFF) | rotate<2>(codes) << 16;
+            __builtin_memcpy(planes + c * kColumnStep, &pairs, sizeof pairs);
+            return;
+        }
         I32 low = codes;
         if constexpr (kPlanes == 2) {
             const I32 high = (codes + (1 << (kLowBits - 1))) >> kLowBits;
             const Bytes bytes = __builtin_convertvector(high, Bytes);
-            __builtin_memcpy(planes[1] + c, &bytes, sizeof bytes);
+            __builtin_memcpy(planes + kPlaneStep + c, &bytes, sizeof bytes);
             low -= high << kLowBits;
         }
         const Bytes bytes = __builtin_convertvector(low, Bytes);
-        __builtin_memcpy(planes[0] + c, &bytes, sizeof bytes);
+        __builtin_memcpy(planes + c, &bytes, sizeof bytes);
     };
     if (columns == kRunColumns) {
 #pragma GCC unroll 8
@@ -67,7 +76,9 @@ WINDLASS_INLINE std::int32_t quantize_run(const float* x, std::int64_t columns, 
     }
     const std::int64_t padded_columns = octets_of(columns) * kOctet;
     for (std::int64_t c = 0; c < padded_columns; c += kTileColumns) {
-        for (int plane = 0; plane < kPlanes; ++plane, to += step) __builtin_memcpy(to, planes[plane] + c, kTileColumns);
+        for (int plane = 0; plane < kPlanes; ++plane, to += step) {
+            __builtin_memcpy(to, planes + c * kColumnStep + plane * kPlaneStep, kTileColumns);
+        }
     }
     return sum_lanes(sums);
 }
@@ -118,5 +129,5 @@ void quantize(const QuantizeJob& job) {
                                 : matrix.format == Format::kInt8 ? -kSignedBias
                                                                  : -static_cast<std::int32_t>(*matrix.zero);
     if (matrix.format == Format::kInt4) return quantize_with<1>(job, 127.0F, factor);
-    quantize_with<2>(job, 127.0F * (1 << kLowBits), factor);
+    quantize_with<2>(job, static_cast<float>(kLargestActivation), factor);
 }

@@ -81,6 +81,17 @@ WINDLASS_INLINE F32 maximum(F32 a, F32 b) {
 #endif
 }
 
+// Has a sum made where the code says so. GCC makes many products before it adds any of them, and keeps them in memory
+// when there are more than registers.
+template <typename Vector>
+WINDLASS_INLINE void settle([[maybe_unused]] Vector& sum) {
+#if !defined(WINDLASS_NO_INTRINSICS) && defined(__AVX512F__)
+    __asm__("" : "+v"(sum));
+#elif !defined(WINDLASS_NO_INTRINSICS) && defined(__AVX2__)
+    __asm__("" : "+x"(sum));
+#endif
+}
+
 // Clang has no __builtin_shuffle, and GCC before 12 has no __builtin_shufflevector.
 #if defined(__clang__)
 #define WINDLASS_SHUFFLE(v, ...) __builtin_shufflevector(v, v, __VA_ARGS__)

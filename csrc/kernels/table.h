@@ -78,8 +78,8 @@ struct PackedMatrix {
 
 // Quantizes one token of a tile (of at most KernelTable::tile_tokens) for products with codes: x = scale * code, one
 // scale per token and block. Against kInt4 a code has 8 bits (-127 .. 127); against others it has 15 (-16256 .. 16256),
-// kept as 128 * high + low, so that the error of the activations is small beside that of the weights. A block with a
-// value that is not finite gets the scale NaN.
+// so that the error of the activations is small beside that of the weights. A block with a value that is not finite
+// gets the scale NaN.
 struct QuantizeJob {
     const PackedMatrix* matrix;
     const float* x;

@@ -12,8 +12,6 @@
 namespace windlass {
 namespace {
 
-constexpr std::size_t kHugePage = std::size_t{2} << 20;
-
 std::uint8_t* map(std::size_t size) {
     fault_point(Fault::kMapping);
     void* at = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -39,9 +37,7 @@ Mapping::Mapping(std::size_t size) {
     if (offset < kHugePage) munmap(begin + offset + size, kHugePage - offset);
     data_ = begin + offset;
     size_ = size;
-#if defined(MADV_HUGEPAGE)
-    madvise(data_, size_, MADV_HUGEPAGE);
-#endif
+    ask_for_huge_pages();
 }
 
 Mapping Mapping::of_file(int descriptor, std::size_t size) {
@@ -51,7 +47,14 @@ Mapping Mapping::of_file(int descriptor, std::size_t size) {
     Mapping mapping;
     mapping.data_ = static_cast<std::uint8_t*>(at);
     mapping.size_ = size;
+    if (size >= kHugePage) mapping.ask_for_huge_pages();
     return mapping;
+}
+
+void Mapping::ask_for_huge_pages() {
+#if defined(MADV_HUGEPAGE)
+    madvise(data_, size_, MADV_HUGEPAGE);
+#endif
 }
 
 Mapping::~Mapping() {

@@ -6,8 +6,10 @@
 
 namespace windlass {
 
+inline constexpr std::size_t kHugePage = std::size_t{2} << 20;
+
 // A private mapping, anonymous and zeroed, or of a file. Owns it: unmapped on destruction, so the memory is given back
-// at once. Large anonymous ones are aligned to 2 MiB and ask for huge pages. Not synchronized.
+// at once. Large ones ask for huge pages, and anonymous ones are aligned to them. Not synchronized.
 class Mapping {
   public:
     Mapping() = default;
@@ -28,6 +30,8 @@ class Mapping {
     std::size_t size() const { return size_; }
 
   private:
+    void ask_for_huge_pages();
+
     std::uint8_t* data_ = nullptr;
     std::size_t size_ = 0;
 };

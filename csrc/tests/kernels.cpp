@@ -411,9 +411,9 @@ void check_matrices(const KernelTable& table, ThreadPool& pool) {
             const Matrix weight = kind.codes()                  ? make_codes(kind, shape, Fill::kRandom, 0, pool)
                                   : kind.format == Format::kFp8 ? make_fp8(shape, false, pool)
                                                                 : make_floats(kind, shape, false, pool);
-            // Two of the largest tiles and some, or all that a job may have.
+            // Three of the largest tiles and some, or all that a job may have.
             const int tokens = shape.columns == 40 ? kLinearTokens
-                               : kind.codes()      ? table.tile_tokens(weight.matrix()) * 2 + 3
+                               : kind.codes()      ? table.tile_tokens(weight.matrix()) * 3 + 2
                                                    : 27;
             const Floats x = random_floats(tokens * (shape.columns + 5), 1);
             check_linear(table, kind, shape, weight, x, tokens);

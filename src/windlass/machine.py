@@ -7,7 +7,6 @@ takes ``root``, that is the root of the file system.
 from __future__ import annotations
 
 import os
-import platform
 from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 
@@ -20,6 +19,8 @@ def processor_name() -> str:
         name, _, value = line.partition(":")
         if name.strip() == "model name":
             return value.strip()
+    import platform  # an engine starts without it
+
     return platform.processor() or platform.machine()
 
 

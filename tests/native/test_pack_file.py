@@ -19,6 +19,7 @@ from windlass.quantization import Format
 
 IDENTITY = bytes(range(32))
 PAGE = 4096
+PIECE = 2 << 20
 CHECKED_FROM = 16
 """Where the part of the header begins that its checksum covers."""
 
@@ -119,8 +120,21 @@ def test_mapped_weights_can_be_written_again(model: LittleModel, path: Path, ori
         executor.write_weights(file.fileno(), IDENTITY, progress=lambda *step: steps.append(step))
     executor.close()
     assert (tmp_path / "copy").read_bytes() == original
-    count = len(model.program().weights)
-    assert steps == [(done, count) for done in range(1, count + 1)]
+    assert steps == [(1, 1)]
+
+
+def test_a_large_file_is_written_in_pieces(tmp_path: Path) -> None:
+    model = LittleModel(kind=KINDS[1], vocab=40_000)  # the embedding takes more than two pieces
+    packed, steps = executor_of(model), []
+    with (tmp_path / "weights").open("wb") as file:
+        packed.write_weights(file.fileno(), IDENTITY, progress=lambda *step: steps.append(step))
+    assert steps == [(1, 3), (2, 3), (3, 3)]
+    assert 2 * PIECE < (tmp_path / "weights").stat().st_size <= 3 * PIECE
+    mapped = executor_of(model, tmp_path / "weights")
+    assert mapped.weights_mapped
+    np.testing.assert_array_equal(packed.run(single(range(50))), mapped.run(single(range(50))))
+    packed.close()
+    mapped.close()
 
 
 def test_the_file_may_vanish_while_it_is_mapped(model: LittleModel, path: Path) -> None:
@@ -255,8 +269,8 @@ def test_the_arguments_are_checked(model: LittleModel, path: Path) -> None:
     with pytest.raises(ValueError, match="32 bytes"):
         executor_of(model, path, identity=b"short")
     executor = executor_of(model, path)
-    with pytest.raises(ValueError, match="no weight 1000"):
-        executor._core.write_weight(0, 1000)
+    with pytest.raises(ValueError, match="no piece 1"):
+        executor._core.write_piece(0, 1)
     with pytest.raises(ValueError, match="there already"):
         executor._core.map_weights(0, IDENTITY)
     executor.close()

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
-
-import numpy as np
 
 from windlass.engine.scheduler import Chunk
 from windlass.program.executor import Batch
@@ -62,10 +61,11 @@ def lay_out(spans: Sequence[Span]) -> Batch:
         page_starts.append(len(page_ids))
         logit_rows += range(len(token_ids) - span.num_logits, len(token_ids))
     return Batch(
-        token_ids=np.array(token_ids, dtype=np.int32),
-        positions=np.array(positions, dtype=np.int32),
-        token_starts=np.array(token_starts, dtype=np.int32),
-        page_ids=np.array(page_ids, dtype=np.int32),
-        page_starts=np.array(page_starts, dtype=np.int32),
-        logit_rows=np.array(logit_rows, dtype=np.int32),
+        token_ids=array("i", token_ids),
+        positions=array("i", positions),
+        token_starts=array("i", token_starts),
+        page_ids=array("i", page_ids),
+        page_starts=array("i", page_starts),
+        logit_rows=array("i", logit_rows),
+        borrows_result=True,
     )

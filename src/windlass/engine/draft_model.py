@@ -6,15 +6,13 @@ from collections.abc import Sequence
 from math import log
 from time import perf_counter
 
-import numpy as np
-from numpy.typing import NDArray
-
 from windlass.engine.batch import Span, lay_out
 from windlass.engine.costs import StepCosts
 from windlass.engine.scheduler import Chunk, Scheduler
 from windlass.engine.speculation import MARGIN, most_drafts, only_decodes, with_drafts
+from windlass.late_numpy import np
 from windlass.native.sampling import RowSampler, SamplingRow
-from windlass.program.executor import PAGE_SIZE, Executor
+from windlass.program.executor import PAGE_SIZE, Executor, Rows
 
 LONGEST_DRAFT = 8
 """Most drafts of one sequence when their number adapts."""
@@ -122,7 +120,7 @@ class ModelSpeculator:
         # One more try, to see whether they have become better.
         return 1
 
-    def _catch_up(self, chunks: Sequence[Chunk], counts: Sequence[int]) -> NDArray[np.float32]:
+    def _catch_up(self, chunks: Sequence[Chunk], counts: Sequence[int]) -> Rows:
         """Run the smaller model where it is wanted now; return the logits behind the chunks that get drafts."""
         spans, caught_up = [], []
         for chunk, count in zip(chunks, counts, strict=True):
@@ -139,9 +137,7 @@ class ModelSpeculator:
             chunk.request.num_draft_computed = _end(chunk)
         return logits
 
-    def _write_ahead(
-        self, chunks: Sequence[Chunk], counts: Sequence[int], logits: NDArray[np.float32]
-    ) -> list[list[int]]:
+    def _write_ahead(self, chunks: Sequence[Chunk], counts: Sequence[int], logits: Rows) -> list[list[int]]:
         """Draw the drafts one after the other, those of all sequences together."""
         drafts: list[list[int]] = [[] for _ in chunks]
         for written in range(1, max(counts, default=0) + 1):
@@ -159,7 +155,7 @@ class ModelSpeculator:
                 chunks[number].request.num_draft_computed = _end(chunks[number]) + written
         return drafts
 
-    def _draw(self, logits: NDArray[np.float32], chunks: Sequence[Chunk], written: int) -> list[int]:
+    def _draw(self, logits: Rows, chunks: Sequence[Chunk], written: int) -> list[int]:
         rows = []
         for chunk in chunks:
             request = chunk.request

@@ -239,10 +239,15 @@ class EngineCore:
         return len(self._accounts)
 
     @property
+    def computed(self) -> int:
+        """A counter that grows while a step is computed. Takes no lock."""
+        runtime = self._runtime
+        return 0 if runtime is None else runtime.progress
+
+    @property
     def progress(self) -> int:
         """A counter that changes while the engine thread gets on, in the middle of a step too. Takes no lock."""
-        runtime = self._runtime
-        return self._turns + (0 if runtime is None else runtime.progress)
+        return self._turns + self.computed
 
     def num_free_pages(self) -> int:
         """Return the pages that no request holds, after checking that every page is accounted for.

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
-from typing import Protocol
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Protocol
 
 from windlass.engine.adapters import Adapter
 from windlass.engine.ngram import NgramDrafter
 from windlass.engine.pages import CachedPage
+from windlass.late_numpy import np
 from windlass.native.sampling import SequenceSampler, TokenLogprobs
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 class FinishReason(enum.Enum):

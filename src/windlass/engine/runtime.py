@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from windlass.engine.adapters import Adapters
 from windlass.engine.batch import make_batch
@@ -17,9 +15,13 @@ from windlass.engine.sampler import Sampler
 from windlass.engine.scheduler import Chunk, Scheduler
 from windlass.engine.speculation import Speculator
 from windlass.engine.stream import TokenEvent
+from windlass.late_numpy import np
 from windlass.native.sampling import SampledToken
-from windlass.program.executor import Executor, StepCancelledError
+from windlass.program.executor import Executor, Rows, StepCancelledError
 from windlass.program.pooling import Pooling
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 STEP_SECONDS = 0.1
 """How long a step may take while something decodes; a prefill chunk is cut to fit."""
@@ -150,12 +152,11 @@ class Runtime:
             self.speculator.learn(chunks, recorder.now() - started)
         return events
 
-    def _leave_out_broken(
-        self, chunks: Sequence[Chunk], logits: NDArray[np.float32]
-    ) -> tuple[list[Chunk], NDArray[np.float32]]:
+    def _leave_out_broken(self, chunks: Sequence[Chunk], rows: Rows) -> tuple[list[Chunk], NDArray[np.float32]]:
         """Part with chunks whose logits are not finite where that can be their adapter's fault, and with their rows."""
+        logits: NDArray[np.float32] = np.asarray(rows)
         kept: list[Chunk] = []
-        rows: list[int] = []
+        indices: list[int] = []
         begin = 0
         for chunk in chunks:
             end = begin + 1 + len(chunk.drafts)
@@ -163,23 +164,24 @@ class Runtime:
                 self.broken.append(chunk.request)
             else:
                 kept.append(chunk)
-                rows += range(begin, end)
+                indices += range(begin, end)
             begin = end
-        return kept, logits[rows]
+        return kept, logits[indices]
 
     def _embed(
         self,
         pooling: Pooling,
-        rows: NDArray[np.float32],
+        rows: Rows,
         chunks: Sequence[Chunk],
         completed: Sequence[Chunk],
         recorder: MetricsRecorder,
     ) -> list[TokenEvent]:
         """Give requests the hidden states of their chunks; those that are complete finish with their embedding."""
+        states: NDArray[np.float32] = np.asarray(rows)
         begin = 0
         for chunk in chunks:
             end = begin + pooling.num_rows(chunk.num_tokens, completes=chunk in completed)
-            chunk.request.pooled = pooling.add(chunk.request.pooled, rows[begin:end])
+            chunk.request.pooled = pooling.add(chunk.request.pooled, states[begin:end])
             begin = end
         events = []
         for chunk in completed:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-from numpy.typing import NDArray
-
 from windlass.engine.scheduler import Chunk
+from windlass.late_numpy import np
 from windlass.native import NativeExecutor
 from windlass.native.sampling import RowSampler, SampledToken, SamplingRow
-from windlass.program.executor import Executor
+from windlass.program.executor import Executor, Rows
 
 
 class Sampler:
@@ -23,7 +21,7 @@ class Sampler:
         threads = executor if isinstance(executor, NativeExecutor) else None
         self._rows = RowSampler(active_vocab_size, kernels=kernels, executor=threads)
 
-    def sample(self, logits: NDArray[np.float32], chunks: Sequence[Chunk]) -> list[list[SampledToken]]:
+    def sample(self, logits: Rows, chunks: Sequence[Chunk]) -> list[list[SampledToken]]:
         """Return the next tokens of each chunk's request: its drafts as far as they are drawn too, and one more.
 
         Args:
@@ -52,13 +50,13 @@ class Sampler:
                     break
                 if offset == len(tokens):
                     chunk.request.sequence.follow_one(draft)
-                    tokens += self._rows.sample_rows(logits[row + offset : row + offset + 1], [_row(chunk, offset)])
+                    tokens += self._rows.sample_rows(
+                        np.asarray(logits)[row + offset : row + offset + 1], [_row(chunk, offset)]
+                    )
             row += 1 + len(chunk.drafts)
         return drawn
 
-    def _draw(
-        self, logits: NDArray[np.float32], chunks: Sequence[Chunk], counts: Sequence[int]
-    ) -> list[list[SampledToken]]:
+    def _draw(self, logits: Rows, chunks: Sequence[Chunk], counts: Sequence[int]) -> list[list[SampledToken]]:
         """Draw from the first so many rows of each chunk."""
         rows: list[SamplingRow] = []
         indices: list[int] = []
@@ -67,7 +65,7 @@ class Sampler:
             rows += [_row(chunk, offset) for offset in range(count)]
             indices += range(begin, begin + count)
             begin += 1 + len(chunk.drafts)
-        tokens = iter(self._rows.sample_rows(logits if len(rows) == len(logits) else logits[indices], rows))
+        tokens = iter(self._rows.sample_rows(logits if len(rows) == len(logits) else np.asarray(logits)[indices], rows))
         return [[next(tokens) for _ in range(count)] for count in counts]
 
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
-import numpy as np
-from numpy.typing import NDArray
-
+from windlass.late_numpy import np
 from windlass.models.config import ConfigReader
-from windlass.program.program import RopeTable
+from windlass.program.program import FrequencyTable, RopeTable, tabulated
 
-F32: TypeAlias = NDArray[np.float32]
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    F32: TypeAlias = NDArray[np.float32]
 
 DEFAULT_THETA = 10_000.0
 
@@ -21,7 +23,7 @@ ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3", "longrope", "su"
 
 
 @dataclass(frozen=True, slots=True)
-class DefaultRope:
+class DefaultRope(FrequencyTable):
     """Angle of pair i at position p: p * theta^(-2i / dim); ``factor`` > 1 slows all of them (Chen et al., 2023).
 
     A factor of 1 is the ``default`` type, any other the ``linear`` one.
@@ -31,23 +33,22 @@ class DefaultRope:
     dim: int
     factor: float = 1.0
 
-    def cos_sin(self, positions: int) -> tuple[F32, F32]:
-        """See ``RopeTable``."""
-        return _cos_sin(np.arange(positions), _inverse_frequencies(self.theta, self.dim) / np.float32(self.factor))
+    def frequencies(self) -> list[float]:
+        """See ``FrequencyTable``."""
+        return [_quotient(frequency, self.factor) for frequency in _inverse_frequencies(self.theta, self.dim)]
 
 
 @dataclass(frozen=True, slots=True)
-class PairFactorRope:
+class PairFactorRope(FrequencyTable):
     """Each pair is slowed by a factor of its own: how GGUF files have the scaling of Llama 3.1 (``rope_freqs``)."""
 
     theta: float
     dim: int
     factors: tuple[float, ...]
 
-    def cos_sin(self, positions: int) -> tuple[F32, F32]:
-        """See ``RopeTable``."""
-        factors: F32 = np.array(self.factors, dtype=np.float32)
-        return _cos_sin(np.arange(positions), _inverse_frequencies(self.theta, self.dim) / factors)
+    def frequencies(self) -> list[float]:
+        """See ``FrequencyTable``."""
+        return list(map(_quotient, _inverse_frequencies(self.theta, self.dim), self.factors))
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,9 @@ class DynamicRope:
         length = np.maximum(position + 1, self.original_length)
         stretch = self.factor * length / self.original_length - (self.factor - 1)
         theta = self.theta * stretch ** (self.dim / (self.dim - 2))
-        return _cos_sin(position, _inverse_frequencies(theta[:, None], self.dim))
+        exponents = np.arange(0, self.dim, 2, dtype=np.float32) / np.float32(self.dim)
+        powers = np.power(theta[:, None], exponents.astype(np.float64)).astype(np.float32)
+        return tabulated(position, np.float32(1) / powers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +103,9 @@ class YarnRope:
         if low == high:
             high += 0.001  # a step instead of a ramp, without dividing by zero
         slowed = np.clip((np.arange(self.dim // 2, dtype=np.float32) - np.float32(low)) / np.float32(high - low), 0, 1)
-        frequencies = _inverse_frequencies(self.theta, self.dim)
+        frequencies = np.array(_inverse_frequencies(self.theta, self.dim), dtype=np.float32)
         blended = frequencies / np.float32(self.factor) * slowed + frequencies * (1 - slowed)
-        cos, sin = _cos_sin(np.arange(positions), blended)
+        cos, sin = tabulated(np.arange(positions), blended)
         scale = np.float32(self.attention_factor)
         return cos * scale, sin * scale
 
@@ -112,7 +115,7 @@ class YarnRope:
 
 
 @dataclass(frozen=True, slots=True)
-class Llama3Rope:
+class Llama3Rope(FrequencyTable):
     """Llama 3.1's scaling: waves longer than original / low_freq_factor are slowed by ``factor``, those shorter than
     original / high_freq_factor stay, and those between are blended (Llama 3.1 reference implementation)."""
 
@@ -123,21 +126,20 @@ class Llama3Rope:
     high_freq_factor: float
     original_length: int
 
-    def cos_sin(self, positions: int) -> tuple[F32, F32]:
-        """See ``RopeTable``."""
-        return _cos_sin(np.arange(positions), self._frequencies())
+    def frequencies(self) -> list[float]:
+        """See ``FrequencyTable``."""
+        return list(map(self._blended, _inverse_frequencies(self.theta, self.dim)))
 
-    def pair_factors(self) -> F32:
-        """How much each pair is slowed, float32 [dim / 2]."""
-        return _inverse_frequencies(self.theta, self.dim) / self._frequencies()
+    def pair_factors(self) -> list[float]:
+        """How much each pair is slowed, dim / 2 numbers of float32."""
+        return list(map(_quotient, _inverse_frequencies(self.theta, self.dim), self.frequencies()))
 
-    def _frequencies(self) -> F32:
-        frequencies = _inverse_frequencies(self.theta, self.dim)
-        turns = self.original_length / (2 * np.float32(math.pi) / frequencies)
+    def _blended(self, frequency: float) -> float:
+        turns = _quotient(self.original_length, _quotient(2 * _f32(math.pi), frequency))
         width = self.high_freq_factor - self.low_freq_factor or 1e-20  # a step instead of a ramp
-        kept: F32 = np.clip((turns - self.low_freq_factor) / width, 0, 1).astype(np.float32)
-        scaled: F32 = (1 - kept) * frequencies / np.float32(self.factor) + kept * frequencies
-        return scaled
+        kept = min(max(_quotient(_f32(turns - _f32(self.low_freq_factor)), width), 0.0), 1.0)
+        slowed = _quotient(_f32(_f32(1 - kept) * frequency), self.factor)
+        return _f32(slowed + _f32(kept * frequency))
 
 
 @dataclass(frozen=True, slots=True)
@@ -411,18 +413,17 @@ def yarn_scale(factor: float, mscale: float) -> float:
     return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
 
 
-def _inverse_frequencies(theta: float | NDArray[np.float64], dim: int) -> F32:
+def _inverse_frequencies(theta: float, dim: int) -> list[float]:
     """theta^(-2i / dim) for i < dim / 2, rounded to float32 after the division, the power and the reciprocal."""
-    exponents = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
-    powers = np.power(theta, exponents.astype(np.float64)).astype(np.float32)
-    frequencies: F32 = np.float32(1) / powers
-    return frequencies
+    return [_quotient(1, _f32(theta ** _f32(index / dim))) for index in range(0, dim, 2)]
 
 
-def _cos_sin(positions: NDArray[np.integer], frequencies: F32) -> tuple[F32, F32]:
-    """cos and sin of the angles: the angles in float32, as transformers has them, their cosines correctly rounded."""
-    angles = positions[:, None].astype(np.float32) * frequencies
-    cos, sin = np.empty_like(angles), np.empty_like(angles)
-    np.cos(angles, out=cos, dtype=np.float64, casting="same_kind")
-    np.sin(angles, out=sin, dtype=np.float64, casting="same_kind")
-    return cos, sin
+def _quotient(dividend: float, divisor: float) -> float:
+    """What float32 makes of the quotient: infinity where its ``divisor`` is 0."""
+    divisor = _f32(divisor)
+    return _f32(_f32(dividend) / divisor) if divisor else math.copysign(math.inf, dividend)
+
+
+def _f32(number: float) -> float:
+    """The float32 next to ``number``."""
+    return array("f", [number])[0]

@@ -1,3 +1,4 @@
+from array import array
 from collections.abc import Sequence
 from typing import Any
 
@@ -5,7 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 _Value = tuple[int, int, int]
-_Indices = NDArray[np.int32]
+_Indices = Any  # int32
+_Rows = Any  # float32, two axes
 
 def cpu_features() -> list[str]: ...
 def default_thread_count() -> int: ...
@@ -51,7 +53,7 @@ class RowSampler:
     def __init__(self, *, active_vocab_size: int, kernels: str) -> None: ...
     def sample_rows(
         self,
-        logits: NDArray[np.float32],
+        logits: _Rows,
         rows: Sequence[tuple[SequenceSampler, int, int, NDArray[np.int32] | None]],
         executor: Executor | None,
     ) -> list[tuple[int, float, list[tuple[int, float]]]]: ...
@@ -166,8 +168,10 @@ class Executor:
         order: NDArray[np.int32] | None = None,
     ) -> None: ...
     def map_weights(self, descriptor: int, identity: bytes) -> bool: ...
-    def write_weight(self, descriptor: int, index: int) -> None: ...
+    def num_pieces(self) -> int: ...
+    def write_piece(self, descriptor: int, index: int) -> None: ...
     def write_header(self, descriptor: int, identity: bytes) -> None: ...
+    def set_rope_frequencies(self, index: int, frequencies: array[float]) -> None: ...
     def set_rope(self, index: int, cos: NDArray[np.float32], sin: NDArray[np.float32]) -> None: ...
     def run(
         self,
@@ -177,7 +181,7 @@ class Executor:
         page_ids: _Indices,
         page_starts: _Indices,
         logit_rows: _Indices,
-        result: NDArray[np.float32],
+        result: _Rows,
         adapters: tuple[Adapter, ...] = (),
         sequence_adapters: _Indices | None = None,
     ) -> bool: ...

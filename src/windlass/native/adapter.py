@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
+from windlass.late_numpy import np
 from windlass.native import _core
 from windlass.program.adapter import LowRank, PackedAdapter, Update, check_update, linear_shapes
 from windlass.program.program import Program
 from windlass.quantization import Format, Tensor
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 class NativeAdapter:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import os
+from array import array
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from windlass.errors import EngineForkedError
+from windlass.late_numpy import np
 from windlass.native import _core
 from windlass.native.adapter import NativeAdapter, sequence_adapters
 from windlass.native.translation import translate
 from windlass.program.adapter import Update
-from windlass.program.executor import Batch, KVDtype, StepCancelledError
-from windlass.program.program import Program, WeightSpec
+from windlass.program.executor import Batch, Indices, KVDtype, Rows, StepCancelledError
+from windlass.program.program import FrequencyTable, Program, WeightSpec
 from windlass.quantization import Tensor
 
 
@@ -83,6 +81,7 @@ class NativeExecutor:
         self._output_width = program.output_width
         self._program = program
         self._pid = os.getpid()
+        self._rows = array("f")
         self._core = _core.Executor(
             translate(program),
             num_pages=num_pages,
@@ -94,8 +93,11 @@ class NativeExecutor:
         )
         try:
             for index, table in enumerate(program.ropes):
-                cos, sin = table.cos_sin(max_positions)
-                self._core.set_rope(index, np.ascontiguousarray(cos), np.ascontiguousarray(sin))
+                if isinstance(table, FrequencyTable):
+                    self._core.set_rope_frequencies(index, array("f", table.frequencies()))
+                else:
+                    cos, sin = table.cos_sin(max_positions)
+                    self._core.set_rope(index, np.ascontiguousarray(cos), np.ascontiguousarray(sin))
             self.weights_mapped = pack_file is not None and self._core.map_weights(
                 pack_file.descriptor, pack_file.identity
             )
@@ -144,21 +146,21 @@ class NativeExecutor:
         Args:
             descriptor: open for writing; stays open.
             identity: see ``PackFile``.
-            progress: told (weights written, weights in all); what it raises ends the writing.
+            progress: told (pieces written, pieces in all); what it raises ends the writing.
 
         Raises:
             OSError: the file cannot be written.
             RuntimeError: the executor is closed, or in use by another thread.
         """
-        total = len(self._program.weights)
+        total = self._core.num_pieces()
         for index in range(total):
-            self._core.write_weight(descriptor, index)
+            self._core.write_piece(descriptor, index)
             if progress is not None:
                 progress(index + 1, total)
         os.fsync(descriptor)
         self._core.write_header(descriptor, identity)
 
-    def run(self, batch: Batch) -> NDArray[np.float32]:
+    def run(self, batch: Batch) -> Rows:
         """Run one forward step and return the result, float32 [R, output_width]; see ``Executor.run``.
 
         Raises:
@@ -171,7 +173,10 @@ class NativeExecutor:
         if os.getpid() != self._pid:
             raise EngineForkedError("the executor belongs to the parent process")
         logit_rows = _indices("logit_rows", batch.logit_rows)
-        result = np.empty((len(logit_rows), self._output_width), dtype=np.float32)
+        shape = (len(logit_rows), self._output_width)
+        # No memoryview can be empty.
+        own = batch.borrows_result and len(logit_rows) > 0
+        result = self._own_rows(shape) if own else np.empty(shape, dtype=np.float32)
         finished = self._core.run(
             _indices("token_ids", batch.token_ids),
             _indices("positions", batch.positions),
@@ -185,6 +190,13 @@ class NativeExecutor:
         if not finished:
             raise StepCancelledError("the step was cancelled")
         return result
+
+    def _own_rows(self, shape: tuple[int, int]) -> Rows:
+        """Memory for the result of one step after the other."""
+        count = shape[0] * shape[1]
+        if count > len(self._rows):
+            self._rows = array("f", [0.0]) * count
+        return memoryview(self._rows)[:count].cast("B").cast("f", shape)
 
     def pack_adapter(self, updates: Iterable[Update]) -> NativeAdapter:
         """Pack an adapter for the batches of this executor; see ``Executor.pack_adapter``."""
@@ -205,6 +217,7 @@ class NativeExecutor:
             RuntimeError: a ``run`` is in progress; nothing was freed.
         """
         self._core.close()
+        self._rows = array("f")
 
     @property
     def core(self) -> _core.Executor:
@@ -242,7 +255,11 @@ def kv_bytes_per_page(program: Program, kv_dtype: KVDtype) -> int:
     return _core.kv_bytes_per_page(program.num_layers, program.num_kv_heads, program.head_dim, kv_dtype)
 
 
-def _indices(name: str, array: NDArray[Any]) -> NDArray[np.int32]:
-    if not (isinstance(array, np.ndarray) and array.dtype == np.int32 and array.ndim == 1 and array.flags.c_contiguous):
+def _indices(name: str, vector: Indices) -> Indices:
+    try:
+        view = memoryview(vector)
+    except TypeError:
+        view = None
+    if view is None or view.format != "i" or view.ndim != 1 or not view.c_contiguous:
         raise ValueError(f"{name} must be a contiguous int32 vector")
-    return array
+    return vector

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from windlass import quantization
+from windlass.late_numpy import np
 from windlass.native import _core
 from windlass.quantization import Format, Scheme, Tensor, constant_zeros
 

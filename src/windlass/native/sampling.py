@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
+from windlass.late_numpy import np
 from windlass.native import _core
 from windlass.native.executor import NativeExecutor
+from windlass.program.executor import Rows
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 _SEED_MASK = (1 << 64) - 1
 _MOST_TOKENS = (1 << 31) - 1
@@ -136,7 +138,7 @@ class RowSampler:
         self._core = _core.RowSampler(active_vocab_size=active_vocab_size, kernels=kernels or "")
         self._executor = None if executor is None else executor.core
 
-    def sample_rows(self, logits: NDArray[np.float32], rows: Sequence[SamplingRow]) -> list[SampledToken]:
+    def sample_rows(self, logits: Rows, rows: Sequence[SamplingRow]) -> list[SampledToken]:
         """Draw one token per row; the GIL is released meanwhile.
 
         Args:

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
-from typing import Literal, Protocol, TypeAlias
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
-import numpy as np
-from numpy.typing import NDArray
-
+from windlass.late_numpy import np
 from windlass.program.adapter import PackedAdapter, Update
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 PAGE_SIZE = 16
 """Tokens in one page of the KV cache."""
+
+Indices: TypeAlias = Any
+"""An int32 vector: an array of numpy, or ``array("i")`` of the standard library."""
+
+Rows: TypeAlias = Any
+"""A float32 matrix: an array of numpy, or a memoryview."""
 
 KVDtype: TypeAlias = Literal["f32", "f16", "bf16", "int16", "int8"]
 """What keys and values are stored as."""
@@ -31,26 +38,28 @@ class Batch:
     ``page_ids[page_starts[s] + p // PAGE_SIZE]``. Pages up to the sequence's last position of this step are present.
     """
 
-    token_ids: NDArray[np.int32]
+    token_ids: Indices
     """[T], each in 0 .. vocab_size - 1."""
-    positions: NDArray[np.int32]
+    positions: Indices
     """[T], counted from 0 in each sequence."""
-    token_starts: NDArray[np.int32]
+    token_starts: Indices
     """[S + 1], ascending, from 0 to T."""
-    page_ids: NDArray[np.int32]
+    page_ids: Indices
     """[P], each in 0 .. num_pages - 1."""
-    page_starts: NDArray[np.int32]
+    page_starts: Indices
     """[S + 1], ascending, from 0 to P."""
-    logit_rows: NDArray[np.int32]
+    logit_rows: Indices
     """[R], the tokens (indices into ``token_ids``) whose logits are wanted."""
     adapters: tuple[PackedAdapter | None, ...] = ()
     """[S], what ``pack_adapter`` made of each sequence's adapter, None where it has none; empty when none has any."""
+    borrows_result: bool = False
+    """The result may lie in memory of the executor, which the next step overwrites, and need not be of numpy."""
 
 
 class Executor(Protocol):
     """Runs one program over one KV cache. ``run`` is called by one thread at a time; ``cancel`` by any."""
 
-    def run(self, batch: Batch) -> NDArray[np.float32]:
+    def run(self, batch: Batch) -> Rows:
         """Run one forward step and return its result, float32 [R, output_width]: logits, or hidden states.
 
         Raises:
@@ -89,20 +98,21 @@ class Executor(Protocol):
         ...
 
 
-def check_batch(batch: Batch, *, vocab_size: int, num_pages: int, max_tokens: int, max_positions: int) -> None:
+def check_batch(batch: Batch, *, vocab_size: int, num_pages: int, max_tokens: int, max_positions: int) -> Batch:
     """Hold a batch to the rules of ``Batch``, to one token at least per sequence, and to an executor's limits.
+
+    Returns:
+        The batch with all vectors as arrays of numpy.
 
     Raises:
         ValueError: a rule is broken; the message names the array.
     """
-    for field in fields(Batch):
-        if field.name == "adapters":
-            continue
-        array = getattr(batch, field.name)
+    vectors = [field.name for field in fields(Batch) if field.name not in ("adapters", "borrows_result")]
+    arrays: dict[str, Any] = {name: np.asarray(getattr(batch, name)) for name in vectors}
+    batch = replace(batch, **arrays)
+    for name, array in arrays.items():
         if array.dtype != np.int32 or array.ndim != 1 or not array.flags.c_contiguous:
-            raise ValueError(
-                f"{field.name} is {array.dtype} {list(array.shape)}, which must be contiguous int32, one axis"
-            )
+            raise ValueError(f"{name} is {array.dtype} {list(array.shape)}, which must be contiguous int32, one axis")
     tokens = len(batch.token_ids)
     if not 1 <= tokens <= max_tokens:
         raise ValueError(f"a batch of {tokens} tokens; this executor takes 1 to {max_tokens}")
@@ -128,6 +138,7 @@ def check_batch(batch: Batch, *, vocab_size: int, num_pages: int, max_tokens: in
     pages = batch.page_ids[batch.page_starts[sequence] + batch.positions // PAGE_SIZE].astype(np.int64)
     if len(np.unique(pages * PAGE_SIZE + batch.positions % PAGE_SIZE)) != tokens:
         raise ValueError("two tokens of the batch would be stored in the same slot of page_ids")
+    return batch
 
 
 def _check_range(name: str, array: NDArray[np.int32], end: int) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
+from windlass.late_numpy import np
 from windlass.program.ops import HiddenStates, Op
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 class RopeTable(Protocol):
@@ -17,6 +20,34 @@ class RopeTable(Protocol):
     def cos_sin(self, positions: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return cos and sin, each float32 [positions, rotary_dim / 2], for positions 0 .. positions - 1."""
         ...
+
+
+class FrequencyTable(ABC):
+    """A rotary embedding whose angles are the position times a frequency for each pair.
+
+    They are rounded to float32, as transformers has them, and their cosines and sines correctly.
+    """
+
+    __slots__ = ()
+
+    @abstractmethod
+    def frequencies(self) -> Sequence[float]:
+        """Return the frequencies, rotary_dim / 2 of them, rounded to float32."""
+
+    def cos_sin(self, positions: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """See ``RopeTable``."""
+        return tabulated(np.arange(positions), np.array(self.frequencies(), dtype=np.float32))
+
+
+def tabulated(
+    positions: NDArray[np.integer], frequencies: NDArray[np.float32]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Cosines and sines of the angles: these in float32, as transformers has them, the others correctly rounded."""
+    angles = positions[:, None].astype(np.float32) * frequencies
+    cos, sin = np.empty_like(angles), np.empty_like(angles)
+    np.cos(angles, out=cos, dtype=np.float64, casting="same_kind")
+    np.sin(angles, out=sin, dtype=np.float64, casting="same_kind")
+    return cos, sin
 
 
 @dataclass(frozen=True, slots=True)

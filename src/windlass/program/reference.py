@@ -102,7 +102,7 @@ class ReferenceExecutor:
         """
         if self._kv is None:
             raise RuntimeError("the executor is closed")
-        check_batch(
+        batch = check_batch(
             batch,
             vocab_size=self._program.vocab_size,
             num_pages=self._num_pages,

@@ -35,8 +35,10 @@ def check_completion_arguments(arguments: CompletionArguments) -> CompletionArgu
 
 
 def _own(arguments: Arguments) -> Arguments:
-    """A copy as the full check makes it: of the list as well, which the caller may go on to change."""
+    """A copy as the full check makes it: of lists and switches as well, which the caller may go on to change."""
     own: dict[str, Any] = {**arguments}
+    if "extra_body" in own:
+        own["debug_config"] = {**own.pop("extra_body")["debug_config"]}
     if "temperature" in own:
         own["temperature"] = float(own["temperature"])
     for name in ("prompt", "messages"):

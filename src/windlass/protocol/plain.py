@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
+SWITCHES = ("ignore_eos", "pinned_system_prompt")
+"""Of ``debug_config``."""
 
 
 def _is_count(value: Any) -> bool:
@@ -29,10 +31,20 @@ def _is_message(value: Any) -> bool:
     return type(value) is dict and value.get("role") in ROLES and all(type(key) is str for key in value)
 
 
+def _are_switches(value: Any) -> bool:
+    return type(value) is dict and all(name in SWITCHES and type(on) is bool for name, on in value.items())
+
+
+def _is_extra(value: Any) -> bool:
+    """Whether this is an ``extra_body`` with MLC-LLM's switches and nothing else."""
+    return type(value) is dict and value.keys() == {"debug_config"} and _are_switches(value["debug_config"])
+
+
 _PLAIN: dict[str, Callable[[Any], bool]] = {
     "max_tokens": _is_count,
     "temperature": lambda value: type(value) in (int, float) and 0 <= value <= 2,
     "seed": lambda value: type(value) is int and -(2**63) <= value < 2**63,
+    "extra_body": _is_extra,
 }
 PLAIN_CHAT: Mapping[str, Callable[[Any], bool]] = {
     **_PLAIN,

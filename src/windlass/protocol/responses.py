@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeVar
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, ParamSpec, TypeVar, cast
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 Finish = Literal["stop", "length", "tool_calls"]
 Value = TypeVar("Value")
+Fields = ParamSpec("Fields")
 
 
 def _is_none(value: Any) -> bool:
@@ -18,21 +20,35 @@ Sparse = Annotated[Value | None, Field(exclude_if=_is_none)]
 """A field that JSON leaves out where it is None, as OpenAI's does; other fields are null there."""
 
 
-class PromptTokensDetails(BaseModel):
+class Response(BaseModel):
+    """An object of a response.
+
+    Its check, and the way to JSON, are made when one of them is first asked for: that takes longer than a first token.
+    """
+
+    model_config = ConfigDict(defer_build=True)
+
+
+def unchecked(kind: Callable[Fields, Value], *_: Fields.args, **fields: Fields.kwargs) -> Value:
+    """Return ``kind(**fields)``, a ``Response`` of values that the engine vouches for."""
+    return cast("Value", cast("Any", kind).model_construct(**fields))
+
+
+class PromptTokensDetails(Response):
     """Where the prompt's tokens came from."""
 
     cached_tokens: int
     """Those whose keys and values an earlier request left in the prefix cache."""
 
 
-class CompletionTokensDetails(BaseModel):
+class CompletionTokensDetails(Response):
     """What the tokens of the answers were for."""
 
     reasoning_tokens: int
     """Those up to the end of what the model thought aloud."""
 
 
-class Usage(BaseModel):
+class Usage(Response):
     """Token counts of one call, all choices together."""
 
     prompt_tokens: int
@@ -42,7 +58,7 @@ class Usage(BaseModel):
     completion_tokens_details: Sparse[CompletionTokensDetails] = None
 
 
-class TopLogprob(BaseModel):
+class TopLogprob(Response):
     """One of the likeliest tokens."""
 
     token: str
@@ -56,14 +72,14 @@ class TokenLogprob(TopLogprob):
     top_logprobs: list[TopLogprob]
 
 
-class ChatLogprobs(BaseModel):
+class ChatLogprobs(Response):
     """The tokens of a chat answer, or of a chunk of it."""
 
     content: list[TokenLogprob]
     refusal: None = None
 
 
-class CompletionLogprobs(BaseModel):
+class CompletionLogprobs(Response):
     """The tokens of a text completion, one list per aspect; ``text_offset`` counts characters."""
 
     tokens: list[str]
@@ -72,14 +88,14 @@ class CompletionLogprobs(BaseModel):
     text_offset: list[int]
 
 
-class FunctionCall(BaseModel):
+class FunctionCall(Response):
     """The function a tool call names, and the text of a JSON object with its arguments."""
 
     name: str
     arguments: str
 
 
-class ToolCallMessage(BaseModel):
+class ToolCallMessage(Response):
     """A complete call of a tool."""
 
     id: str
@@ -87,7 +103,7 @@ class ToolCallMessage(BaseModel):
     function: FunctionCall
 
 
-class ChatMessage(BaseModel):
+class ChatMessage(Response):
     """The assistant's answer. Reasoning is given under both names that clients look for."""
 
     role: Literal["assistant"] = "assistant"
@@ -98,7 +114,7 @@ class ChatMessage(BaseModel):
     tool_calls: Sparse[list[ToolCallMessage]] = None
 
 
-class ChatChoice(BaseModel):
+class ChatChoice(Response):
     """One answer."""
 
     index: int
@@ -109,7 +125,7 @@ class ChatChoice(BaseModel):
     """The stop string that ended the answer; an attribute only, since OpenAI's object has no such field."""
 
 
-class ChatCompletion(BaseModel):
+class ChatCompletion(Response):
     """The response of ``chat.completions.create``."""
 
     id: str
@@ -120,14 +136,14 @@ class ChatCompletion(BaseModel):
     usage: Usage
 
 
-class FunctionCallDelta(BaseModel):
+class FunctionCallDelta(Response):
     """The name when a call begins, then its arguments bit by bit."""
 
     name: Sparse[str] = None
     arguments: Sparse[str] = None
 
 
-class ToolCallDelta(BaseModel):
+class ToolCallDelta(Response):
     """What a chunk adds to the tool call of that index; id and type come with its first."""
 
     index: int
@@ -136,7 +152,7 @@ class ToolCallDelta(BaseModel):
     function: FunctionCallDelta
 
 
-class ChatDelta(BaseModel):
+class ChatDelta(Response):
     """What a chunk adds to the answer."""
 
     role: Sparse[Literal["assistant"]] = None
@@ -146,7 +162,7 @@ class ChatDelta(BaseModel):
     tool_calls: Sparse[list[ToolCallDelta]] = None
 
 
-class ChatChunkChoice(BaseModel):
+class ChatChunkChoice(Response):
     """One choice's part of a chunk."""
 
     index: int
@@ -157,7 +173,7 @@ class ChatChunkChoice(BaseModel):
     """As in ``ChatChoice``; comes with the ``finish_reason``."""
 
 
-class ChatCompletionChunk(BaseModel):
+class ChatCompletionChunk(Response):
     """One element of a chat stream. The last ones carry each choice's ``finish_reason``, then the usage if asked."""
 
     id: str
@@ -168,7 +184,7 @@ class ChatCompletionChunk(BaseModel):
     usage: Sparse[Usage] = None
 
 
-class CompletionChoice(BaseModel):
+class CompletionChoice(Response):
     """One continuation, or in a stream its next part."""
 
     index: int
@@ -177,7 +193,7 @@ class CompletionChoice(BaseModel):
     logprobs: CompletionLogprobs | None = None
 
 
-class Completion(BaseModel):
+class Completion(Response):
     """The response of ``completions.create``, and each element of its stream."""
 
     id: str
@@ -188,7 +204,7 @@ class Completion(BaseModel):
     usage: Sparse[Usage] = None
 
 
-class Embedding(BaseModel):
+class Embedding(Response):
     """The embedding of one input."""
 
     object: Literal["embedding"] = "embedding"
@@ -197,14 +213,14 @@ class Embedding(BaseModel):
     """The numbers, or in base64 the bytes of float32."""
 
 
-class EmbeddingUsage(BaseModel):
+class EmbeddingUsage(Response):
     """Token counts of a call for embeddings, all inputs together."""
 
     prompt_tokens: int
     total_tokens: int
 
 
-class EmbeddingList(BaseModel):
+class EmbeddingList(Response):
     """The answer of ``embeddings.create``."""
 
     object: Literal["list"] = "list"

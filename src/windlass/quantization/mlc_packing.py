@@ -7,13 +7,14 @@ to whole groups. For W = ``scheme.words(K)`` and G = ``scheme.groups(K)``, the N
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
+from windlass.late_numpy import np
 from windlass.quantization.schemes import Scheme, constant_zeros
 from windlass.quantization.tensor import Format, Tensor, bf16_to_f32, f32_to_bf16
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 _BLOCK_WORDS = 1 << 16
 

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
+from windlass.late_numpy import np
 from windlass.quantization.tensor import Format, Tensor, bf16_to_f32, f32_to_bf16
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 _BLOCK_ELEMENTS = 1 << 18
 """Numbers worked on at once: a block and its temporaries stay in a core's second-level cache."""

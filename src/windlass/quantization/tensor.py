@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
+from windlass.late_numpy import np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 class Format(enum.Enum):
@@ -59,7 +62,7 @@ class Tensor:
     INT8      int8 [N, K]                                              data * scale, or data * scale - minimum
     INT4      uint8 [N, ceil(K/2)], even column in the low nibble      (nibble - zero) * scale, or
                                                                        nibble * scale - minimum
-    FP8       uint8 [N, K], e4m3 (``E4M3_VALUES``)                     number * scale
+    FP8       uint8 [N, K], e4m3 (``_e4m3_values``)                    number * scale
     ========  =======================================================  ==========================================
 
     The group of column k is ``k // group_size``; the last group may be short. ``scales`` is float32 or float16
@@ -99,7 +102,7 @@ class Tensor:
             return bf16_to_f32(self.data)
         scales, minima = self.group_numbers()
         columns = self.shape[1]
-        numbers = E4M3_VALUES[self.data] if self.format is Format.FP8 else self.codes().astype(np.float32)
+        numbers = _e4m3_values()[self.data] if self.format is Format.FP8 else self.codes().astype(np.float32)
         numbers *= np.repeat(scales, self.group_size, axis=1)[:, :columns]
         if minima is not None:
             numbers -= np.repeat(minima, self.group_size, axis=1)[:, :columns]
@@ -189,18 +192,16 @@ def as_int8(tensor: Tensor, group_size: int) -> Tensor:
     )
 
 
+@cache
 def _e4m3_values() -> NDArray[np.float32]:
+    """The numbers of 8 bits: 4 of exponent, 3 of fraction, no infinities (Micikevicius et al., 2022, "FP8 Formats for
+    Deep Learning", E4M3)."""
     codes = np.arange(256)
     exponents, fractions = codes >> 3 & 15, codes & 7
     magnitudes = np.where(exponents == 0, fractions * 2.0**-9, (8 + fractions) * 2.0 ** (exponents - 10.0))
     values: NDArray[np.float32] = np.where(codes < 128, magnitudes, -magnitudes).astype(np.float32)
     values[[0x7F, 0xFF]] = np.nan
     return values
-
-
-E4M3_VALUES = _e4m3_values()
-"""The numbers of 8 bits: 4 of exponent, 3 of fraction, no infinities (Micikevicius et al., 2022, "FP8 Formats for Deep
-Learning", E4M3)."""
 
 
 def bf16_to_f32(data: NDArray[np.uint16]) -> NDArray[np.float32]:

@@ -9,12 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from windlass.config import check_adapter_name
 from windlass.engine.adapters import Adapter, Adapters
 from windlass.errors import InvalidRequestError, LoadError
 from windlass.json_files import read_json_object
+from windlass.late_numpy import np
 from windlass.machine import available_bytes
 from windlass.program.adapter import LowRank, Update, linear_shapes
 from windlass.program.executor import Executor

@@ -70,15 +70,16 @@ class Call(Generic[Box, Chunk_co, Response_co]):
 
     def usage(self, completion_tokens: Iterable[int]) -> Usage:
         """Return the token counts of the call, when each choice has come to so many tokens."""
-        from windlass.protocol.responses import PromptTokensDetails, Usage
+        from windlass.protocol.responses import PromptTokensDetails, Usage, unchecked
 
         completed = sum(completion_tokens)
         reused = sum(request.num_reused for request in self.requests[:: self.info.choices_per_prompt])
-        return Usage(
+        return unchecked(
+            Usage,
             prompt_tokens=self.info.num_prompt_tokens,
             completion_tokens=completed,
             total_tokens=self.info.num_prompt_tokens + completed,
-            prompt_tokens_details=PromptTokensDetails(cached_tokens=reused),
+            prompt_tokens_details=unchecked(PromptTokensDetails, cached_tokens=reused),
         )
 
     def abort(self) -> None:

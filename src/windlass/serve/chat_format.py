@@ -22,6 +22,7 @@ from windlass.protocol.responses import (
     ToolCallMessage,
     TopLogprob,
     Usage,
+    unchecked,
 )
 from windlass.serve.call import CallInfo
 from windlass.serve.mailbox import Piece, ScoredToken
@@ -65,7 +66,8 @@ class ChatFormat:
         self._begun.add(piece.index)
         return self._chunk(
             [
-                ChatChunkChoice(
+                unchecked(
+                    ChatChunkChoice,
                     index=piece.index,
                     delta=delta,
                     finish_reason=_finish(piece.reason, called=piece.index in self._called) if piece.reason else None,
@@ -81,7 +83,8 @@ class ChatFormat:
 
     def response(self, choices: Sequence[Sequence[Piece]], usage: Usage) -> ChatCompletion:
         """Return the whole response."""
-        return ChatCompletion(
+        return unchecked(
+            ChatCompletion,
             id=self._info.id,
             created=self._info.created,
             model=self._info.model,
@@ -97,7 +100,8 @@ class ChatFormat:
         last = pieces[-1]
         if last.reason is None:
             raise RuntimeError("a call ended without a finish reason")
-        return ChatChoice(
+        return unchecked(
+            ChatChoice,
             index=last.index,
             message=_message(answer),
             finish_reason=_finish(last.reason, called=bool(answer.tool_calls)),
@@ -126,8 +130,13 @@ class ChatFormat:
         return ChatLogprobs(content=[_token_logprob(scored) for piece in pieces for scored in piece.scored])
 
     def _chunk(self, choices: list[ChatChunkChoice], usage: Usage | None = None) -> ChatCompletionChunk:
-        return ChatCompletionChunk(
-            id=self._info.id, created=self._info.created, model=self._info.model, choices=choices, usage=usage
+        return unchecked(
+            ChatCompletionChunk,
+            id=self._info.id,
+            created=self._info.created,
+            model=self._info.model,
+            choices=choices,
+            usage=usage,
         )
 
 
@@ -136,7 +145,8 @@ def _delta(events: Sequence[AnswerEvent]) -> ChatDelta:
     content = "".join(event.text for event in events if isinstance(event, ContentText))
     reasoning = "".join(event.text for event in events if isinstance(event, ReasoningText))
     calls = [_tool_call_delta(event) for event in events if isinstance(event, (ToolCallStarted, ToolCallArguments))]
-    return ChatDelta(
+    return unchecked(
+        ChatDelta,
         content=content or None,
         reasoning=reasoning or None,
         reasoning_content=reasoning or None,
@@ -157,7 +167,8 @@ def _message(answer: Answer) -> ChatMessage:
         for call in answer.tool_calls
     ]
     reasoning = answer.reasoning or None
-    return ChatMessage(
+    return unchecked(
+        ChatMessage,
         content=answer.content if answer.content or not calls else None,
         reasoning=reasoning,
         reasoning_content=reasoning,

@@ -48,14 +48,15 @@ class CompletionFormat:
 
     def _choice(self, pieces: Sequence[Piece]) -> CompletionChoice:
         """Return the next part of a choice: the prompt goes before the first, the suffix behind the last."""
-        from windlass.protocol.responses import CompletionChoice
+        from windlass.protocol.responses import CompletionChoice, unchecked
 
         last = pieces[-1]
         before = "" if self._begun[last.index] else self._echoes[last.index // self._info.choices_per_prompt]
         self._begun[last.index] = True
         self._lengths[last.index] += len(before)
         text = before + "".join(piece.text for piece in pieces) + (self._suffix if last.reason else "")
-        return CompletionChoice(
+        return unchecked(
+            CompletionChoice,
             index=last.index,
             text=text,
             finish_reason=last.reason.value if last.reason else None,
@@ -79,10 +80,15 @@ class CompletionFormat:
         )
 
     def _completion(self, choices: list[CompletionChoice], usage: Usage | None = None) -> Completion:
-        from windlass.protocol.responses import Completion
+        from windlass.protocol.responses import Completion, unchecked
 
-        return Completion(
-            id=self._info.id, created=self._info.created, model=self._info.model, choices=choices, usage=usage
+        return unchecked(
+            Completion,
+            id=self._info.id,
+            created=self._info.created,
+            model=self._info.model,
+            choices=choices,
+            usage=usage,
         )
 
 

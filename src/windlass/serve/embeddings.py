@@ -9,11 +9,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
-import numpy as np
-from numpy.typing import NDArray
-
 from windlass.engine.request import FinishReason, Request, SamplingParams
 from windlass.errors import ContextLengthError, InvalidRequestError
+from windlass.late_numpy import np
 from windlass.program.pooling import normalized
 from windlass.serve.build import LoadedModel
 from windlass.serve.call import AsyncHost, Box, Call, CallInfo, Host, SyncHost, wait, wait_async
@@ -23,6 +21,7 @@ from windlass.serve.submit import counted
 
 # pydantic takes longer to import, and to make its types, than the weights take to load.
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from typing_extensions import Unpack
 
     from windlass.native.sampling import TokenLogprobs

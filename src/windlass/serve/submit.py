@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,9 @@ from windlass.text.stop import StopStrings
 
 if TYPE_CHECKING:
     from windlass.protocol.arguments import CommonArguments
+
+COMPUTES_WITHIN = 0.02
+"""Seconds after which an idle engine computes what it was given, whatever holds it up."""
 
 _SAMPLING_NAMES = (
     "temperature",
@@ -120,10 +124,20 @@ def start_call(
     # Before the request is accepted, so that from then on somebody is there to abort it.
     call = Call(info, core, requests, box, format(info))
     core.add_request(requests)
-    # The first call of a process makes these types, while the engine computes.
-    import windlass.protocol.responses  # noqa: F401
-
+    if "windlass.protocol.responses" not in sys.modules:
+        _make_types(core)
     return call
+
+
+def _make_types(core: EngineCore) -> None:
+    """Make the types of responses, in the first call of a process, while the engine thread computes.
+
+    Until that thread does, it needs the GIL, for which Python would have it wait 5 ms whenever it takes it.
+    """
+    before, deadline = core.computed, time.monotonic() + COMPUTES_WITHIN
+    while core.computed == before and time.monotonic() < deadline:
+        time.sleep(0.0005)
+    import windlass.protocol.responses  # noqa: F401
 
 
 def _room(model: LoadedModel, prompt_ids: list[int], param: str) -> int:

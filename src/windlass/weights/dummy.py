@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from windlass.late_numpy import np
 from windlass.quantization import Format, Scheme, Tensor, constant_zeros, f32_to_bf16
 from windlass.weights.loader import WeightSpec
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 _BLOCK = 1 << 16
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from windlass.errors import LoadError
-from windlass.quantization.ggml import GGML_TYPES
 from windlass.weights.source import StoredTensor, StoredType, check_extents
 
 MAGIC = b"GGUF"
@@ -201,6 +200,8 @@ class _Header:
             raise self._error(f"tensor {name[:100]!r} has {num_dimensions} dimensions; at most {MAX_DIMENSIONS} exist")
         dimensions = [self._number(10) for _ in range(num_dimensions)]
         number, offset = self._number(4), self._number(10)
+        from windlass.quantization.ggml import GGML_TYPES  # other formats start without it
+
         kind = GGML_TYPES.get(number)
         if kind is None:
             accepted = ", ".join(known.name for known in GGML_TYPES.values())

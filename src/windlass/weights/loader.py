@@ -6,14 +6,15 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol, TypeAlias
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from windlass.errors import LoadError
+from windlass.late_numpy import np
 from windlass.quantization import Format, Scheme, Tensor, as_int8, cast, mlc_shapes, mlc_unpack, quantize, take_rows
 from windlass.weights.source import StoredTensor, WeightSource
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 Progress: TypeAlias = Callable[[int, int], None]
 """Called with (bytes read so far, bytes in all), counted in the files."""

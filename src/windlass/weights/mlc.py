@@ -10,16 +10,17 @@ import hashlib
 import json
 import re
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from windlass.errors import LoadError
 from windlass.json_files import json_type, read_json_object
+from windlass.late_numpy import np
 from windlass.quantization import Format, Scheme, Tensor, cast
 from windlass.weights.files import sibling
 from windlass.weights.source import StoredTensor, StoredType, WeightSource, check_extents, file_size, parse_shape
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 CACHE_NAMES = ("tensor-cache.json", "ndarray-cache.json")
 

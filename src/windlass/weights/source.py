@@ -14,15 +14,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
 from windlass.errors import LoadError
+from windlass.late_numpy import np
 from windlass.quantization import Format, Scheme, Tensor, bf16_to_f32
-from windlass.quantization.ggml import GgmlType, to_tensor
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from windlass.quantization.checkpoints import Packing
+    from windlass.quantization.ggml import GgmlType
 
 StoredType = Literal[
     "float32", "float16", "bfloat16", "float8", "uint32", "int64", "int32", "int8", "uint8", "blocks", "pieces"
@@ -149,6 +149,8 @@ class WeightSource:
             if stored.packing is not None:
                 tensor = stored.packing.tensor({key: self._read_piece(piece) for key, piece in stored.pieces.items()})
             elif stored.kind is not None:
+                from windlass.quantization.ggml import to_tensor  # for GGUF only
+
                 tensor = to_tensor(stored.kind, self._read(stored), stored.shape)
             else:
                 raise ValueError(f"{name} is not quantized")
@@ -300,7 +302,7 @@ def check_extents(file: Path, tensors: list[StoredTensor], start: int, stop: int
     end = start
     previous = ""
     for tensor in sorted(tensors, key=lambda tensor: (tensor.offset, tensor.nbytes)):
-        itemsize = 2 if tensor.widened else np.dtype(_NUMPY_TYPES[tensor.dtype]).itemsize
+        itemsize = 2 if tensor.widened else int(_NUMPY_TYPES[tensor.dtype][-1])
         if tensor.kind is None and math.prod(tensor.shape) * itemsize != tensor.nbytes:
             raise LoadError(
                 file, f"tensor {tensor.name!r}: {tensor.nbytes} bytes do not fit {tensor.dtype} {list(tensor.shape)}"

@@ -40,7 +40,9 @@ class ContextExecutor:
         self.poisoned: int | None = None
 
     def run(self, batch: Batch) -> NDArray[np.float32]:
-        check_batch(batch, vocab_size=VOCAB, num_pages=self.num_pages, max_tokens=self.max_tokens, max_positions=10_000)
+        batch = check_batch(
+            batch, vocab_size=VOCAB, num_pages=self.num_pages, max_tokens=self.max_tokens, max_positions=10_000
+        )
         contexts: list[list[int]] = []
         for s, (start, end) in enumerate(itertools.pairwise(batch.token_starts)):
             pages = batch.page_ids[batch.page_starts[s] : batch.page_starts[s + 1]]

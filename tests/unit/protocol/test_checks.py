@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from windlass.errors import InvalidRequestError
 from windlass.protocol import checks, plain
-from windlass.protocol.arguments import ChatArguments, CompletionArguments, check_arguments
+from windlass.protocol.arguments import ChatArguments, CompletionArguments, DebugConfig, check_arguments
 
 VALUES = st.one_of(
     st.none(),
@@ -31,8 +31,29 @@ VALUES = st.one_of(
         ),
         max_size=2,
     ),
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "debug_config": st.dictionaries(
+                st.sampled_from(["ignore_eos", "pinned_system_prompt", "typo"]),
+                st.one_of(st.booleans(), st.integers(0, 1), st.none()),
+            ),
+            "seed": st.just(1),
+        },
+    ),
 )
-NAMES = ("prompt", "messages", "max_tokens", "max_completion_tokens", "temperature", "seed", "top_p", "unknown")
+NAMES = (
+    "prompt",
+    "messages",
+    "max_tokens",
+    "max_completion_tokens",
+    "temperature",
+    "seed",
+    "top_p",
+    "extra_body",
+    "debug_config",
+    "unknown",
+)
 
 
 @settings(max_examples=500, deadline=None)
@@ -50,13 +71,20 @@ def test_both_checks_agree(arguments: dict[str, Any]) -> None:
             }
 
 
-PLAIN_COMPLETION = {"prompt": [1, 2, 3], "max_tokens": 1, "temperature": 0.0, "seed": -5}
+PLAIN_COMPLETION = {
+    "prompt": [1, 2, 3],
+    "max_tokens": 1,
+    "temperature": 0.0,
+    "seed": -5,
+    "extra_body": {"debug_config": {"ignore_eos": True}},
+}
 PLAIN_CHAT = {"messages": [{"role": "user", "content": "x"}], "max_completion_tokens": 3}
 
 
 def test_plain_arguments_are_found_plain() -> None:
     assert plain.are_plain(PLAIN_COMPLETION, plain.PLAIN_COMPLETION, "prompt")
     assert plain.are_plain(PLAIN_CHAT, plain.PLAIN_CHAT, "messages")
+    assert set(plain.SWITCHES) == set(DebugConfig.__annotations__)
 
 
 def test_the_caller_may_go_on_to_change_a_list() -> None:
@@ -74,6 +102,7 @@ def test_whatever_else_there_is_gets_the_full_check() -> None:
         (checks.check_completion_arguments, {"prompt": []}),
         (checks.check_completion_arguments, {"prompt": [-1]}),
         (checks.check_completion_arguments, {**PLAIN_COMPLETION, "temperature": float("nan")}),
+        (checks.check_completion_arguments, {**PLAIN_COMPLETION, "debug_config": {"ignore_eos": True}}),  # twice
         (checks.check_chat_arguments, {"messages": []}),
         (checks.check_chat_arguments, {**PLAIN_CHAT, "typo": 1}),
     ):

@@ -187,7 +187,7 @@ def test_the_writer_wants_all_numbers_and_no_more(tmp_path: Path) -> None:
 
 def test_llama_3_s_rope_factors_get_their_names(tmp_path: Path) -> None:
     config = {"hidden_size": 256, "num_attention_heads": 4, "rope_theta": 500000.0}
-    factors = Llama3Rope(500000.0, 64, 32.0, 1.0, 4.0, 8192).pair_factors().tolist()
+    factors = Llama3Rope(500000.0, 64, 32.0, 1.0, 4.0, 8192).pair_factors()
     found = to_hugging_face({**config, "rope_pair_factors": factors}, tmp_path)
     assert found["rope_scaling"] == {
         "rope_type": "llama3",
