@@ -13,6 +13,7 @@ extern const KernelTable kernels_avx512;
 extern const KernelTable kernels_avx512_vnni;
 extern const KernelTable kernels_neon;
 extern const KernelTable kernels_neon_dotprod;
+extern const KernelTable kernels_neon_i8mm;
 
 std::vector<const KernelTable*> available_kernels() {
     [[maybe_unused]] const CpuFeatures cpu = detect_cpu();
@@ -20,6 +21,7 @@ std::vector<const KernelTable*> available_kernels() {
 #if defined(WINDLASS_HAVE_neon)
     if (cpu.neon) tables.push_back(&kernels_neon);
     if (cpu.neon_dotprod) tables.push_back(&kernels_neon_dotprod);
+    if (cpu.neon_i8mm) tables.push_back(&kernels_neon_i8mm);
 #endif
 #if defined(WINDLASS_HAVE_avx2)
     if (cpu.avx2) tables.push_back(&kernels_avx2);

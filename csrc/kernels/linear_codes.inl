@@ -6,10 +6,10 @@
 // changes which outputs are computed together, never the operations of one output.
 //
 // A tile of quantized activations is, for each block: the scales [tokens] (float); then for each run of the block's
-// records: for each quad of columns, for each plane, four bytes of each token [tokens][4]; then the corrections
-// [tokens] (int32): what the zero point adds to the sum of the run, or, when each record has its own zero points or
-// minima, the negated sum of the run's activations, to be multiplied by them. Times the minimum it is added after the
-// products (multiply_add).
+// records: for each kTileColumns columns, for each plane, as many bytes of each token [tokens][kTileColumns]; then the
+// corrections [tokens] (int32): what the zero point adds to the sum of the run, or, when each record has its own zero
+// points or minima, the negated sum of the run's activations, to be multiplied by them. Times the minimum it is added
+// after the products (multiply_add).
 
 // Lines of a run and its scales.
 template <typename Codes>
@@ -18,6 +18,9 @@ constexpr int kFetchedLines = static_cast<int>(kRunColumns / kOctet * Codes::kOc
 // Vectors of a panel that are worked on together: their sums should stay in registers.
 template <int Tokens>
 constexpr int kCodeVectors = Tokens == 1 && kLanes < 16   ? kVectors
+                             : kMatrixProducts            ? (Tokens == 2   ? 4
+                                                             : Tokens <= 4 ? 2
+                                                                           : 1)
                              : kLanes == 4 && Tokens == 2 ? 4
                                                           : 2;
 
@@ -25,10 +28,13 @@ constexpr int kCodeVectors = Tokens == 1 && kLanes < 16   ? kVectors
 // processor does not look that far by itself.
 constexpr int kFetchTokens = 5;
 
+// Columns of a token that lie together in a tile.
+constexpr int kTileColumns = kMatrixProducts ? kOctet : 4;
+
 constexpr std::int64_t kRunOctets = kRunColumns / kOctet;
 // Tokens of a tile: the sums and what they are made of should stay in registers.
-constexpr int kSmallTokens = kPairedActivations && kLanes == 8 ? 4 : 6;
-constexpr int kLargeTokens = kLanes == 16 ? (kPairedActivations ? 8 : 4) : (kPairedActivations ? 4 : 3);
+constexpr int kSmallTokens = kMatrixProducts ? 8 : kPairedActivations && kLanes == 8 ? 4 : 6;
+constexpr int kLargeTokens = kMatrixProducts ? 8 : kPairedActivations ? (kLanes == 16 ? 8 : 4) : (kLanes == 16 ? 4 : 3);
 
 struct NibbleCodes {
     static constexpr int kPlanes = 1;
@@ -205,10 +211,15 @@ WINDLASS_INLINE void for_runs(const PackedMatrix& matrix, const std::uint8_t* co
     }
 }
 
-// What is added to the products of a run: lanes are rows.
-WINDLASS_INLINE I32 correction(const std::uint8_t* corrections, int token, bool negated_sums, I32 zeros) {
-    const I32 value = splat(load_four(corrections + token * 4));
-    return negated_sums ? value * zeros : value;
+// Vectors that the sums of a row of all tokens take part in.
+template <int Tokens>
+constexpr int kTokenGroups = (Tokens + SumLanes<Tokens>::kTokens - 1) / SumLanes<Tokens>::kTokens;
+
+// The first token of group t: the last of an odd number comes with the one before.
+template <int Tokens>
+constexpr int first_token(int t) {
+    constexpr int kTogether = SumLanes<Tokens>::kTokens;
+    return t * kTogether < Tokens - kTogether ? t * kTogether : Tokens - kTogether;
 }
 
 // Fetches memory evenly: kFetchedLines each time that the work done since the last time adds up to `interval`.
@@ -221,19 +232,21 @@ struct Fetch {
 // The products of a tile with some vectors of a panel, from vector `first` on.
 template <typename Codes, Scaling kScaling, int Tokens, int Vectors>
 void multiply_codes(const PackedMatrix& matrix, const std::uint8_t* panel, const std::uint8_t* tile, int first,
-                    Fetch fetch, F32 (*totals)[Vectors]) {
-    constexpr int kPlanes = Codes::kPlanes;
+                    Fetch fetch, F32 (*totals)[Vectors * SumLanes<Tokens>::kTokens]) {
+    using Lanes = SumLanes<Tokens>;
+    constexpr int kPlanes = Codes::kPlanes, kParts = Lanes::kTokens, kGroups = kTokenGroups<Tokens>;
+    constexpr int kSums = Vectors * kParts;
     const bool own_zeros = has_zeros(matrix), minima = kScaling == Scaling::kAny && matrix.minima;
     const I32 bias = splat(Codes::bias(matrix));
     const std::uint8_t* block_scales = tile;
     const std::uint8_t* factors = panel;
-    F32 block[Tokens][Vectors];
+    F32 block[kGroups][kSums];
     const auto begin_block = [&](const std::uint8_t* head) WINDLASS_INLINE_LAMBDA {
         factors = head;
         block_scales = tile;
         tile += Tokens * 4;
-        for (int t = 0; t < Tokens; ++t) {
-            for (int v = 0; v < Vectors; ++v) block[t][v] = F32{};
+        for (int t = 0; t < kGroups; ++t) {
+            for (int v = 0; v < kSums; ++v) block[t][v] = F32{};
         }
     };
     const auto run = [&](const std::uint8_t* codes, std::int64_t octets,
@@ -246,31 +259,43 @@ void multiply_codes(const PackedMatrix& matrix, const std::uint8_t* panel, const
             for (int line = 0; line < kFetchedLines<Codes>; ++line) __builtin_prefetch(fetch.from + line * 64, 0, 2);
             fetch.from += kFetchedLines<Codes> * 64;
         }
-        typename Codes::Sums sums[Tokens][Vectors];
+        typename Lanes::template Sums<Codes> sums[kGroups][kSums];
         const auto zeros = [&](int v) WINDLASS_INLINE_LAMBDA {
-            return own_zeros ? load_bytes(scales + scale_bytes(matrix) + (first + v) * kLanes) : bias;
+            if (!own_zeros) return bias;
+            return Lanes::of_rows(load_bytes(scales + scale_bytes(matrix) + (first + v / kParts) * kLanes), v % kParts);
+        };
+        const auto of_tokens = [&](int t) WINDLASS_INLINE_LAMBDA {
+            return Lanes::template of_tokens<std::int32_t>(corrections + first_token<Tokens>(t) * 4);
+        };
+        const auto correction = [&](int t, I32 own) WINDLASS_INLINE_LAMBDA {
+            const I32 value = of_tokens(t);
+            return own_zeros || minima ? value * own : value;
         };
 #pragma GCC unroll 8
-        for (int v = 0; v < Vectors; ++v) {
+        for (int v = 0; v < kSums; ++v) {
             const I32 own = zeros(v);
 #pragma GCC unroll 8
-            for (int t = 0; t < Tokens; ++t) {
-                sums[t][v].start(correction(corrections, t, own_zeros || minima, own));
+            for (int t = 0; t < kGroups; ++t) {
+                sums[t][v].start(correction(t, own));
             }
         }
         const auto octet = [&](std::int64_t j) WINDLASS_INLINE_LAMBDA {
-            const std::uint8_t* four = tile + j * 2 * kPlanes * Tokens * 4;
+            const std::uint8_t* const activations = tile + j * 2 * kPlanes * Tokens * 4;
             U8 quads[Vectors][2];
 #pragma GCC unroll 8
             for (int v = 0; v < Vectors; ++v) Codes::get(codes, j, first + v, quads[v]);
 #pragma GCC unroll 2
-            for (int q = 0; q < 2; ++q) {
+            for (int q = 0; q < 2; q += Lanes::kQuads) {
 #pragma GCC unroll 2
                 for (int plane = 0; plane < kPlanes; ++plane) {
+                    const int before = (q * 4 / kTileColumns * kPlanes + plane) * Tokens;
 #pragma GCC unroll 8
-                    for (int t = 0; t < Tokens; ++t, four += 4) {
+                    for (int t = 0; t < kGroups; ++t) {
+                        const int at = (before + first_token<Tokens>(t)) * kTileColumns + q * 4 % kTileColumns;
 #pragma GCC unroll 8
-                        for (int v = 0; v < Vectors; ++v) sums[t][v].add(quads[v][q], plane, four);
+                        for (int v = 0; v < kSums; ++v) {
+                            sums[t][v].add(Lanes::codes(quads[v / kParts], q, v % kParts), plane, activations + at);
+                        }
                     }
                 }
             }
@@ -279,34 +304,37 @@ void multiply_codes(const PackedMatrix& matrix, const std::uint8_t* panel, const
         for (int j = 0; j < kRunOctets; ++j) {
             if (j < octets) octet(j);
         }
+        const auto of_rows = [&](int v, const std::uint8_t* own, const std::uint8_t* of_block) WINDLASS_INLINE_LAMBDA {
+            return Lanes::of_rows(load_scale<kScaling>(matrix, own, of_block, first + v / kParts), v % kParts);
+        };
 #pragma GCC unroll 8
-        for (int v = 0; v < Vectors; ++v) {
-            const F32 scale = load_scale<kScaling>(matrix, scales, factors, first + v);
+        for (int v = 0; v < kSums; ++v) {
+            const F32 scale = of_rows(v, scales, factors);
             const I32 own = zeros(v);
 #pragma GCC unroll 8
-            for (int t = 0; t < Tokens; ++t) {
-                const I32 total = sums[t][v].total(correction(corrections, t, own_zeros || minima, own));
+            for (int t = 0; t < kGroups; ++t) {
+                const I32 total = sums[t][v].total(correction(t, own));
                 block[t][v] = multiply_add(__builtin_convertvector(total, F32), scale, block[t][v]);
             }
         }
         if (minima) {
 #pragma GCC unroll 8
-            for (int v = 0; v < Vectors; ++v) {
-                const F32 minimum =
-                    load_scale<kScaling>(matrix, scales + scale_bytes(matrix), factors + kFactorBytes, first + v);
+            for (int v = 0; v < kSums; ++v) {
+                const F32 minimum = of_rows(v, scales + scale_bytes(matrix), factors + kFactorBytes);
 #pragma GCC unroll 8
-                for (int t = 0; t < Tokens; ++t) {
-                    const F32 sum = __builtin_convertvector(splat(load_four(corrections + t * 4)), F32);
-                    block[t][v] = multiply_add(sum, minimum, block[t][v]);
+                for (int t = 0; t < kGroups; ++t) {
+                    block[t][v] = multiply_add(__builtin_convertvector(of_tokens(t), F32), minimum, block[t][v]);
                 }
             }
         }
         tile = corrections + Tokens * 4;
     };
     const auto end_block = [&]() WINDLASS_INLINE_LAMBDA {
-        for (int t = 0; t < Tokens; ++t) {
-            const F32 scale = splat(load_as<float>(block_scales + t * 4));
-            for (int v = 0; v < Vectors; ++v) totals[t][v] = multiply_add(block[t][v], scale, totals[t][v]);
+        for (int t = 0; t < kGroups; ++t) {
+            const F32 scale = Lanes::template of_tokens<float>(block_scales + first_token<Tokens>(t) * 4);
+            for (int v = 0; v < kSums; ++v) {
+                totals[t][v] = multiply_add(block[t][v], scale, totals[t][v]);
+            }
         }
     };
     for_runs<Codes, kScaling>(matrix, panel, begin_block, run, end_block);
@@ -328,6 +356,8 @@ void multiply_panel(const LinearJob& job, std::int64_t panel, int index) {
         }
     }
     const std::int64_t runs = job.matrix->columns / kRunColumns, interval = std::int64_t{job.tokens} * kVectors;
+    using Lanes = SumLanes<Tokens>;
+    constexpr int kParts = Lanes::kTokens;
     for (int v = 0; v < kVectors; v += kTogether) {
         Fetch fetch;
         if (job.tokens >= kFetchTokens && panel + 1 < job.panel_end) {
@@ -336,9 +366,13 @@ void multiply_panel(const LinearJob& job, std::int64_t panel, int index) {
             fetch = {codes + job.matrix->panel_bytes + done / interval * kFetchedLines<Codes> * 64, interval,
                      done % interval};
         }
-        F32 totals[Tokens][kTogether] = {};
+        F32 totals[kTokenGroups<Tokens>][kTogether * kParts] = {};
         multiply_codes<Codes, kScaling, Tokens, kTogether>(*job.matrix, codes, tile, v, fetch, totals);
-        for (int t = 0; t < Tokens; ++t) write_panel(job, panel, first + t, v, kTogether, totals[t]);
+        for (F32* const sums : totals) Lanes::template separate<kTogether>(sums);
+        for (int t = 0; t < Tokens; ++t) {
+            const F32* const rows = totals[t / kParts] + (t - first_token<Tokens>(t / kParts)) * kTogether;
+            write_panel(job, panel, first + t, v, kTogether, rows);
+        }
     }
 }
 

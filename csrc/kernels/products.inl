@@ -3,6 +3,9 @@
 // A lane of four bytes holds the codes of four columns of one row; `activations` points to the same four columns of one
 // token. The sums are exact integers, so what an instruction set offers never changes a result. What a sum begins with
 // is named at its start and again at its end: each kind takes it where that costs it no register.
+//
+// With products of matrices (FEAT_I8MM) a vector of sums is of two rows and two tokens, and an octet of columns is
+// multiplied at once: the codes [2 rows][8] with the activations [2 tokens][8].
 
 // Activations of 15 bits come in two planes, each with four bytes for four columns. If they are paired, one plane has
 // those of columns 0 and 2, of 16 bits each, and one those of columns 1 and 3. Else they are 2^kLowBits * high + low,
@@ -139,5 +142,95 @@ using MediumProducts = PlaneProducts<SignedProducts, 2>;
 using LargeProducts = PlaneProducts<SignedProducts, 2>;
 
 #endif
+
+#endif
+
+// What the lanes of sums are: the rows of a vector, for one token. Of more tokens a vector of sums has as many parts.
+struct OneToken {
+    static constexpr int kTokens = 1;
+    // Quads of columns that are multiplied at once.
+    static constexpr int kQuads = 1;
+    template <typename Codes>
+    using Sums = typename Codes::Sums;
+
+    // Quad q of an octet, and those after it, as part `part` multiplies them.
+    static WINDLASS_INLINE U8 codes(const U8* quads, int q, int) { return quads[q]; }
+    // Lane by lane the number of its row, of which `rows` has those of all parts, or of its token, from `from` on.
+    template <typename Vector>
+    static WINDLASS_INLINE Vector of_rows(Vector rows, int) {
+        return rows;
+    }
+    template <typename Number>
+    static WINDLASS_INLINE auto of_tokens(const std::uint8_t* from) {
+        return splat(load_as<Number>(from));
+    }
+    // From all parts of one vector after the other to all vectors of one token after the other.
+    template <int Vectors>
+    static WINDLASS_INLINE void separate(F32*) {}
+};
+
+#if !defined(WINDLASS_NO_INTRINSICS) && defined(__ARM_FEATURE_MATMUL_INT8)
+
+constexpr bool kMatrixProducts = true;
+
+struct MatrixProducts {
+    WINDLASS_INLINE void start(I32 value) { sum = value; }
+    WINDLASS_INLINE void add(U8 codes, const std::uint8_t* activations) {
+        sum = vmmlaq_s32(sum, load_as<int8x16_t>(activations), (int8x16_t)codes);
+    }
+    WINDLASS_INLINE I32 total(I32) const { return sum; }
+    I32 sum;
+};
+
+// Two rows for the first token, then for the second.
+struct TwoTokens {
+    static constexpr int kTokens = 2;
+    static constexpr int kQuads = 2;
+    template <typename Codes>
+    using Sums = PlaneProducts<MatrixProducts, Codes::kPlanes>;
+
+    static WINDLASS_INLINE U8 codes(const U8* quads, int, int part) {
+        const int32x4_t first = (int32x4_t)quads[0], second = (int32x4_t)quads[1];
+        return (U8)(part == 0 ? vzip1q_s32(first, second) : vzip2q_s32(first, second));
+    }
+    template <typename Vector>
+    static WINDLASS_INLINE Vector of_rows(Vector rows, int part) {
+        return halves(rows, rows, part);
+    }
+    template <typename Number>
+    static WINDLASS_INLINE auto of_tokens(const std::uint8_t* from) {
+        const int32x4_t both = vcombine_s32(load_as<int32x2_t>(from), int32x2_t{});
+        return (decltype(splat(Number{})))vzip1q_s32(both, both);
+    }
+    template <int Vectors>
+    static WINDLASS_INLINE void separate(F32* sums) {
+        F32 rows[2 * Vectors];
+        for (int i = 0; i < 2 * Vectors; ++i) {
+            const F32* const parts = sums + i % Vectors * 2;
+            rows[i] = halves(parts[0], parts[1], i / Vectors);
+        }
+        __builtin_memcpy(sums, rows, sizeof rows);
+    }
+
+  private:
+    // The lower or the upper half of each.
+    template <typename Vector>
+    static WINDLASS_INLINE Vector halves(Vector a, Vector b, int half) {
+        const int64x2_t x = (int64x2_t)a, y = (int64x2_t)b;
+        return (Vector)(half == 0 ? vzip1q_s64(x, y) : vzip2q_s64(x, y));
+    }
+};
+
+template <int Tokens>
+struct SumLanes : TwoTokens {};
+template <>
+struct SumLanes<1> : OneToken {};
+
+#else
+
+constexpr bool kMatrixProducts = false;
+
+template <int Tokens>
+using SumLanes = OneToken;
 
 #endif

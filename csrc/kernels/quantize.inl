@@ -36,15 +36,15 @@ WINDLASS_INLINE float finite_magnitude(std::int32_t bits) {
 }
 float code_magnitude(const float* x, std::int64_t count) { return finite_magnitude(largest_magnitude(x, count)); }
 
-// One token's run: its codes into every `step`-th four bytes of `to`, plane after plane; returns their sum.
+// One token's run: its kTileColumns bytes into every `step` bytes of `to`, plane after plane; returns the codes' sum.
 template <int kPlanes>
 WINDLASS_INLINE std::int32_t quantize_run(const float* x, std::int64_t columns, float inverse, std::uint8_t* to,
                                           std::int64_t step) {
     constexpr bool kPaired = kPlanes == 2 && kPairedActivations;
-    // From the four bytes of a quad in a plane to those of the next quad, and to those in the next plane.
-    constexpr std::int64_t kQuadStep = kPaired ? 16 : 4, kPlaneStep = kPaired ? 4 : kRunColumns;
+    // From what a plane has of a column to what it has of the next, and to what the next plane has.
+    constexpr std::int64_t kColumnStep = kPaired ? 4 : 1, kPlaneStep = kPaired ? 4 : kRunColumns;
     typedef std::int8_t Bytes __attribute__((vector_size(kLanes)));
-    std::uint8_t fours[kPaired ? kRunColumns * 4 : kRunColumns * kPlanes] = {};
+    std::uint8_t planes[kRunColumns * (kPaired ? 4 : kPlanes)] = {};
     I32 sums = {};
     const auto add = [&](F32 values, std::int64_t c) WINDLASS_INLINE_LAMBDA {
         const I32 codes = round_to_integer(values * inverse);
@@ -52,18 +52,18 @@ WINDLASS_INLINE std::int32_t quantize_run(const float* x, std::int64_t columns, 
         if constexpr (kPaired) {
             // Two of each four pairs are of use.
             const I32 pairs = (codes & 0xFFFF) | rotate<2>(codes) << 16;
-            __builtin_memcpy(fours + c * 4, &pairs, sizeof pairs);
+            __builtin_memcpy(planes + c * kColumnStep, &pairs, sizeof pairs);
             return;
         }
         I32 low = codes;
         if constexpr (kPlanes == 2) {
             const I32 high = (codes + (1 << (kLowBits - 1))) >> kLowBits;
             const Bytes bytes = __builtin_convertvector(high, Bytes);
-            __builtin_memcpy(fours + kPlaneStep + c, &bytes, sizeof bytes);
+            __builtin_memcpy(planes + kPlaneStep + c, &bytes, sizeof bytes);
             low -= high << kLowBits;
         }
         const Bytes bytes = __builtin_convertvector(low, Bytes);
-        __builtin_memcpy(fours + c, &bytes, sizeof bytes);
+        __builtin_memcpy(planes + c, &bytes, sizeof bytes);
     };
     if (columns == kRunColumns) {
 #pragma GCC unroll 8
@@ -74,10 +74,10 @@ WINDLASS_INLINE std::int32_t quantize_run(const float* x, std::int64_t columns, 
             add(count == kLanes ? load(x + c) : load_part(x + c, count), c);
         }
     }
-    const std::int64_t quads = octets_of(columns) * 2;
-    for (std::int64_t q = 0; q < quads; ++q) {
+    const std::int64_t padded_columns = octets_of(columns) * kOctet;
+    for (std::int64_t c = 0; c < padded_columns; c += kTileColumns) {
         for (int plane = 0; plane < kPlanes; ++plane, to += step) {
-            __builtin_memcpy(to, fours + q * kQuadStep + plane * kPlaneStep, 4);
+            __builtin_memcpy(to, planes + c * kColumnStep + plane * kPlaneStep, kTileColumns);
         }
     }
     return sum_lanes(sums);
@@ -86,9 +86,9 @@ WINDLASS_INLINE std::int32_t quantize_run(const float* x, std::int64_t columns, 
 template <int kPlanes>
 void quantize_with(const QuantizeJob& job, float largest_code, std::int32_t factor) {
     const PackedMatrix& matrix = *job.matrix;
-    const std::int64_t step = job.tokens * 4;
+    const std::int64_t step = job.tokens * 4, own = job.token * 4, codes_step = job.tokens * kTileColumns;
     const std::int64_t block_columns = matrix.group * matrix.block_records;
-    std::uint8_t* to = job.tile + job.token * 4;
+    std::uint8_t* to = job.tile;
     float ordered[kActivationColumns];
     for (std::int64_t begin = 0; begin < matrix.columns; begin += block_columns) {
         const std::int64_t end = smaller(begin + block_columns, matrix.columns);
@@ -100,21 +100,22 @@ void quantize_with(const QuantizeJob& job, float largest_code, std::int32_t fact
         const float magnitude = code_magnitude(x, end - begin);
         const float scale = magnitude / largest_code;
         const float inverse = magnitude > 0.0F ? largest_code / magnitude : 0.0F;
-        __builtin_memcpy(to, &scale, sizeof scale);
+        __builtin_memcpy(to + own, &scale, sizeof scale);
         to += step;
         for (std::int64_t record = begin; record < end; record += matrix.group) {
             const std::int64_t record_end = smaller(record + matrix.group, end);
             for (std::int64_t run = record; run < record_end; run += kRunColumns) {
                 const std::int64_t columns = smaller(kRunColumns, record_end - run);
                 std::uint8_t* const corrections = to + octets_of(columns) * 2 * kPlanes * step;
+                std::uint8_t* codes = to + job.token * kTileColumns;
                 std::int32_t sum = 0;
                 if (inverse != 0.0F) {
-                    sum = quantize_run<kPlanes>(x + (run - begin), columns, inverse, to, step);
+                    sum = quantize_run<kPlanes>(x + (run - begin), columns, inverse, codes, codes_step);
                 } else {
-                    for (; to < corrections; to += step) __builtin_memset(to, 0, 4);
+                    for (; codes < corrections; codes += codes_step) __builtin_memset(codes, 0, kTileColumns);
                 }
                 sum *= factor;
-                __builtin_memcpy(corrections, &sum, sizeof sum);
+                __builtin_memcpy(corrections + own, &sum, sizeof sum);
                 to = corrections + step;
             }
         }

@@ -75,16 +75,28 @@ X86 detect_x86() {
 
 #if defined(__ARM_NEON)
 
-bool has_dotprod() {
-#if defined(__linux__)
-    return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
-#elif defined(__APPLE__)
+#if defined(__APPLE__)
+bool has_feature(const char* name) {
     int present = 0;
     std::size_t size = sizeof present;
-    return sysctlbyname("hw.optional.arm.FEAT_DotProd", &present, &size, nullptr, 0) == 0 && present != 0;
-#else
-    return false;
+    return sysctlbyname(name, &present, &size, nullptr, 0) == 0 && present != 0;
+}
 #endif
+
+struct Arm {
+    bool dotprod = false, i8mm = false;
+};
+
+Arm detect_arm() {
+    Arm arm;
+#if defined(__linux__)
+    arm.dotprod = (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
+    arm.i8mm = (getauxval(AT_HWCAP2) & HWCAP2_I8MM) != 0;
+#elif defined(__APPLE__)
+    arm.dotprod = has_feature("hw.optional.arm.FEAT_DotProd");
+    arm.i8mm = has_feature("hw.optional.arm.FEAT_I8MM");
+#endif
+    return arm;
 }
 
 #endif
@@ -158,7 +170,9 @@ CpuFeatures detect_cpu() {
     features.avx512_vnni = features.avx512 && x.avx512_vnni;
 #elif defined(__ARM_NEON)
     features.neon = true;
-    features.neon_dotprod = has_dotprod();
+    const Arm arm = detect_arm();
+    features.neon_dotprod = arm.dotprod;
+    features.neon_i8mm = arm.dotprod && arm.i8mm;
 #endif
     return features;
 }
@@ -185,7 +199,9 @@ std::vector<std::string> cpu_feature_names() {
     }
 #elif defined(__ARM_NEON)
     names.emplace_back("neon");
-    if (has_dotprod()) names.emplace_back("dotprod");
+    const Arm arm = detect_arm();
+    if (arm.dotprod) names.emplace_back("dotprod");
+    if (arm.i8mm) names.emplace_back("i8mm");
 #endif
     return names;
 }

@@ -12,7 +12,8 @@ struct CpuFeatures {
     bool avx512 = false;       // AVX-512 F, BW, VL and DQ, likewise
     bool avx512_vnni = false;  // and AVX-512 VNNI
     bool neon = false;
-    bool neon_dotprod = false;
+    bool neon_dotprod = false;  // with dot products of bytes
+    bool neon_i8mm = false;     // and products of matrices of bytes
 };
 
 CpuFeatures detect_cpu();

@@ -380,6 +380,17 @@ void check_linear(const KernelTable& table, const Kind& kind, const Shape& shape
     }
 }
 
+// The same bits from all tables that round a product and a sum once: all but the portable one, the first.
+void check_tables(const KernelTable& table, const Kind& kind, const Matrix& weight, const Floats& x, int tokens) {
+    static const std::vector<const KernelTable*> tables = available_kernels();
+    if (&table == tables[0] || &table == tables[1]) return;
+    const std::int64_t stride = weight.matrix().columns + 5;
+    begin(table, std::string("linear with ") + kind.name + " beside " + tables[1]->name, {{"columns", stride - 5}});
+    const Floats got = multiply(table, weight.matrix(), x.data(), stride, tokens, nullptr, false);
+    const Floats want = multiply(*tables[1], weight.matrix(), x.data(), stride, tokens, nullptr, false);
+    for (std::int64_t i = 0; i < std::ssize(got); ++i) expect_bits(got[i], want[i], i);
+}
+
 // The same bits as with the same codes in bytes.
 void check_compact(const KernelTable& table, const Kind& kind, const Matrix& weight, const Matrix& bytes,
                    const Floats& x, int tokens) {
@@ -406,6 +417,7 @@ void check_matrices(const KernelTable& table, ThreadPool& pool) {
                                                    : 27;
             const Floats x = random_floats(tokens * (shape.columns + 5), 1);
             check_linear(table, kind, shape, weight, x, tokens);
+            if (kind.codes()) check_tables(table, kind, weight, x, tokens);
             if (weight.matrix().format == Format::kInt5 || weight.matrix().format == Format::kInt6) {
                 const std::mt19937 after = std::exchange(generator, before);
                 check_compact(table, kind, weight, make_codes(kind, shape, Fill::kRandom, 256, pool), x, tokens);
