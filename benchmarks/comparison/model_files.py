@@ -6,11 +6,12 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from comparison.shapes import Shape
 from windlass.quantization import f32_to_bf16
@@ -33,8 +34,32 @@ def default_tokenizer() -> Path | None:
     return path if path is not None and path.is_file() else None
 
 
+Values = Callable[[str, tuple[int, ...]], Iterator[NDArray[np.float32]]]
+"""What stands in a tensor of some name and shape, piece by piece."""
+
+
+def random_values(generator: np.random.Generator) -> Values:
+    """Norms of one, and all else normal with ``DEVIATION``."""
+
+    def values(name: str, shape: tuple[int, ...]) -> Iterator[NDArray[np.float32]]:
+        left = math.prod(shape)
+        while left:
+            count = min(left, _BLOCK)
+            if name.endswith("norm.weight"):
+                yield np.ones(count, dtype=np.float32)
+            else:
+                yield generator.standard_normal(count, dtype=np.float32) * np.float32(DEVIATION)
+            left -= count
+
+    return values
+
+
 def make_model(
-    shape: Shape, directory: Path, tokenizer: Path | None, progress: Callable[[int, int], None] = lambda *_: None
+    shape: Shape,
+    directory: Path,
+    tokenizer: Path | None,
+    progress: Callable[[int, int], None] = lambda *_: None,
+    values: Values | None = None,
 ) -> None:
     """Write a Hugging Face directory: config, bf16 weights, tokenizer with a chat template.
 
@@ -43,6 +68,7 @@ def make_model(
         tokenizer: tokenizer.json of a byte-level BPE, which is cut to the shape's vocabulary. None makes one that
             knows single bytes only, so that a text prompt measures no tokenizer worth the name.
         progress: told (bytes written, bytes of the whole).
+        values: what the weights are; random ones by default.
     """
     partial = directory.with_name(directory.name + ".part")
     shutil.rmtree(partial, ignore_errors=True)
@@ -67,7 +93,8 @@ def make_model(
     }
     _write_json(partial / "config.json", {**shape.config(), **special})
     _write_json(partial / "generation_config.json", special)
-    _write_weights(partial / "model.safetensors", shape.tensors(), textless_ids(definition), progress)
+    values = values or random_values(np.random.default_rng(0))
+    _write_weights(partial / "model.safetensors", shape.tensors(), values, textless_ids(definition), progress)
     partial.rename(directory)
 
 
@@ -133,9 +160,13 @@ def fit_tokenizer(definition: dict[str, Any], vocab_size: int) -> dict[str, Any]
 
 
 def _write_weights(
-    path: Path, shapes: dict[str, tuple[int, ...]], silent: Iterable[int], progress: Callable[[int, int], None]
+    path: Path,
+    shapes: dict[str, tuple[int, ...]],
+    values: Values,
+    silent: Iterable[int],
+    progress: Callable[[int, int], None],
 ) -> None:
-    """Write random weights; the logits of the ``silent`` ids are 0 always, which is never the largest."""
+    """Write weights. The embeddings of the ``silent`` ids are 0; so are the logits, if tied: never the largest."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, shape in shapes.items():
@@ -143,21 +174,13 @@ def _write_weights(
         header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [begin, end]}
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 8)
-    generator = np.random.default_rng(0)
     written = 0
     with path.open("wb") as file:
         file.write(len(encoded).to_bytes(8, "little") + encoded)
         for name, shape in shapes.items():
-            left = math.prod(shape)
-            while left:
-                count = min(left, _BLOCK)
-                if name.endswith("norm.weight"):
-                    values = np.ones(count, dtype=np.float32)
-                else:
-                    values = generator.standard_normal(count, dtype=np.float32) * np.float32(DEVIATION)
-                file.write(f32_to_bf16(values).tobytes())
-                left -= count
-                written += 2 * count
+            for piece in values(name, shape):
+                file.write(f32_to_bf16(piece).tobytes())
+                written += 2 * piece.size
                 progress(written, end)
         # The embedding is the logits layer too, and the first tensor of the file.
         row = 2 * shapes["model.embed_tokens.weight"][1]

@@ -296,14 +296,15 @@ void bind_executor(nb::module_& module) {
         .def(
             "__init__",
             [](Executor* self, const Program& program, std::int64_t num_pages, std::int64_t max_tokens,
-               std::int64_t max_positions, int num_threads, const std::string& kv_dtype, const std::string& kernels) {
+               std::int64_t max_positions, int num_threads, const std::string& kv_dtype, const std::string& kernels,
+               Executor* threads_of) {
                 const ExecutorOptions options = {
                     num_pages, max_tokens, max_positions, num_threads, kv_type_named(kv_dtype), kernels};
                 const FaultScope fallible;
-                new (self) Executor(program, options);
+                new (self) Executor(program, options, threads_of == nullptr ? nullptr : threads_of->pool());
             },
             "program"_a, nb::kw_only(), "num_pages"_a, "max_tokens"_a, "max_positions"_a, "num_threads"_a, "kv_dtype"_a,
-            "kernels"_a)
+            "kernels"_a, "threads_of"_a.none())
         .def("set_weight", &set_weight, "index"_a, "format"_a, "rows"_a, "columns"_a, "data"_a, "group"_a,
              "scales"_a.none(), "zeros"_a.none(), "minima"_a.none() = nb::none(), "superblock"_a = 0,
              "scale_factors"_a.none() = nb::none(), "minimum_factors"_a.none() = nb::none(),

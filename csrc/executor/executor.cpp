@@ -58,9 +58,18 @@ Executor::Use::Use(Executor& executor) : executor_(executor) {
         executor.in_use_.store(false);
         throw std::runtime_error("the executor is closed");
     }
+    if (!executor.resources_->pool->try_acquire()) {
+        executor.in_use_.store(false);
+        throw std::runtime_error("the threads are in use by another executor");
+    }
 }
 
-Executor::Executor(Program program, const ExecutorOptions& options)
+Executor::Use::~Use() {
+    executor_.resources_->pool->release();
+    executor_.in_use_.store(false);
+}
+
+Executor::Executor(Program program, const ExecutorOptions& options, std::shared_ptr<ThreadPool> pool)
     : program_(std::move(program)),
       options_(checked(options)),
       kernels_(select_kernels(options.kernels)),
@@ -70,6 +79,10 @@ Executor::Executor(Program program, const ExecutorOptions& options)
     if (options.kv_type == KVType::kInt16 && program_.head_dim > kMostCodedHead) {
         throw std::invalid_argument("heads must have at most " + std::to_string(kMostCodedHead) +
                                     " columns for a KV cache of int16");
+    }
+    if (pool && pool->size() != options.num_threads) {
+        throw std::invalid_argument("num_threads must be " + std::to_string(pool->size()) +
+                                    ", as many as there are to share, not " + std::to_string(options.num_threads));
     }
     auto resources = std::make_unique<Resources>();
     resources->cache =
@@ -105,7 +118,7 @@ Executor::Executor(Program program, const ExecutorOptions& options)
     resources->adapter_hidden = Mapping(adapter_bytes);
     resources->adapter_sums =
         Mapping(static_cast<std::size_t>(kAdapterSums) * sizeof(float) * static_cast<std::size_t>(options.num_threads));
-    resources->pool = std::make_unique<ThreadPool>(options.num_threads);
+    resources->pool = pool ? std::move(pool) : std::make_shared<ThreadPool>(options.num_threads);
     kv_cache_bytes_ = resources->cache.bytes();
     resources_ = std::move(resources);
 }
@@ -223,8 +236,9 @@ void Executor::set_rope(std::int64_t index, const float* cos, const float* sin, 
                         std::int64_t half) {
     const Use use(*this);
     RopeTable table = new_rope_table(index, positions, half);
-    std::memcpy(table.cos.data(), cos, table.cos.size());
-    std::memcpy(table.sin.data(), sin, table.sin.size());
+    const std::size_t bytes = static_cast<std::size_t>(positions * half) * sizeof(float);
+    std::memcpy(table.cos.data(), cos, bytes);
+    std::memcpy(table.sin.data(), sin, bytes);
     resources_->ropes[static_cast<std::size_t>(index)] = std::move(table);
 }
 
@@ -252,6 +266,11 @@ void Executor::check_complete() const {
     for (const RopeTable& table : resources_->ropes) {
         if (table.cos.data() == nullptr) throw std::invalid_argument("a rotary table is missing");
     }
+}
+
+std::shared_ptr<ThreadPool> Executor::pool() {
+    const Use use(*this);
+    return resources_->pool;
 }
 
 std::unique_ptr<Adapter> Executor::make_adapter() const {

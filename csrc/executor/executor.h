@@ -40,14 +40,15 @@ struct ExecutorOptions {
     std::string kernels;  // empty for the best ones
 };
 
-// Owns threads, weights, KV cache and buffers, all freed by close().
+// Owns weights, KV cache and buffers, all freed by close(), and, with the executors that share them, threads.
 // cancel, clear_cancel and the getters may be called from any thread at any time; the other calls exclude one another
-// and throw std::runtime_error when one is in progress. In a forked child every such call throws, and close() and the
-// destructor only forget: the threads are the parent's.
+// and throw std::runtime_error when one is in progress, as all but close() do while another executor has the threads.
+// In a forked child every such call throws, and close() and the destructor only forget: the threads are the parent's.
 class Executor {
   public:
+    // Starts threads, or shares `pool`, which has as many as the options say.
     // Throws std::invalid_argument, std::bad_alloc or std::system_error, with nothing left behind.
-    Executor(Program program, const ExecutorOptions& options);
+    Executor(Program program, const ExecutorOptions& options, std::shared_ptr<ThreadPool> pool = nullptr);
     ~Executor();
     Executor(const Executor&) = delete;
     Executor& operator=(const Executor&) = delete;
@@ -58,7 +59,7 @@ class Executor {
     // changed, when the file is not whole or not of these weights. The descriptor may be closed afterwards.
     bool map_weights(int descriptor, const PackIdentity& identity);
     // Write the file, when all weights are set: each of its pieces, then, once they are on the disk, the header.
-    // Throw std::system_error.
+    // Throw std::system_error, std::bad_alloc.
     std::int64_t num_pieces();
     void write_piece(int descriptor, std::int64_t index);
     void write_header(int descriptor, const PackIdentity& identity);
@@ -70,6 +71,9 @@ class Executor {
 
     // An adapter to be filled, by any thread, also while a call is in progress.
     std::unique_ptr<Adapter> make_adapter() const;
+
+    // The threads, for another executor; they end with the last one that has them.
+    std::shared_ptr<ThreadPool> pool();
 
     // One forward step: `result` [logit rows, output_width()], contiguous. False when it was cancelled.
     // Throws std::invalid_argument for a batch that breaks a rule; then nothing was written.
@@ -139,13 +143,13 @@ class Executor {
         Mapping adapter_x;
         Mapping adapter_hidden;
         Mapping adapter_sums;
-        std::unique_ptr<ThreadPool> pool;
+        std::shared_ptr<ThreadPool> pool;
     };
-    // Holds the executor for one call.
+    // Holds the executor and its threads for one call.
     class Use {
       public:
         explicit Use(Executor& executor);
-        ~Use() { executor_.in_use_.store(false); }
+        ~Use();
         Use(const Use&) = delete;
         Use& operator=(const Use&) = delete;
 

@@ -224,11 +224,10 @@ constexpr int first_token(int t) {
 
 // Fetches memory evenly: kFetchedLines each time that the work done since the last time adds up to `interval`.
 struct Fetch {
-    const std::uint8_t* from;
-    std::int64_t interval;
-    std::int64_t done;
+    const std::uint8_t* from = nullptr;
+    std::int64_t interval = INT64_MAX;
+    std::int64_t done = 0;
 };
-constexpr Fetch kNoFetch = {nullptr, INT64_MAX, 0};
 
 // The products of a tile with some vectors of a panel, from vector `first` on.
 template <typename Codes, Scaling kScaling, int Tokens, int Vectors>
@@ -356,15 +355,17 @@ void multiply_panel(const LinearJob& job, std::int64_t panel, int index) {
             __builtin_prefetch(y + t * job.y_stride + kPanelRows / 2, 1);
         }
     }
-    // All tiles together fetch the next panel, in order.
-    const bool fetches = job.tokens >= kFetchTokens && panel + 1 < job.panel_end;
     const std::int64_t runs = job.matrix->columns / kRunColumns, interval = std::int64_t{job.tokens} * kVectors;
     using Lanes = SumLanes<Tokens>;
     constexpr int kParts = Lanes::kTokens;
     for (int v = 0; v < kVectors; v += kTogether) {
-        const std::int64_t done = (first * kVectors + v * Tokens) * runs;
-        const Fetch fetch = {codes + job.matrix->panel_bytes + done / interval * kFetchedLines<Codes> * 64,
-                             fetches ? interval : runs * interval, done % interval};
+        Fetch fetch;
+        if (job.tokens >= kFetchTokens && panel + 1 < job.panel_end) {
+            // All tiles together fetch the next panel, in order.
+            const std::int64_t done = (first * kVectors + v * Tokens) * runs;
+            fetch = {codes + job.matrix->panel_bytes + done / interval * kFetchedLines<Codes> * 64, interval,
+                     done % interval};
+        }
         F32 totals[kTokenGroups<Tokens>][kTogether * kParts] = {};
         multiply_codes<Codes, kScaling, Tokens, kTogether>(*job.matrix, codes, tile, v, fetch, totals);
         for (F32* const sums : totals) Lanes::template separate<kTogether>(sums);

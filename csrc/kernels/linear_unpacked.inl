@@ -61,7 +61,7 @@ void multiply_block(const PackedMatrix& block, const std::uint8_t* tile, float* 
         for (int t = 0; t < Tokens; ++t) {
             for (int v = 0; v < kTogether; ++v) totals[t][v] = load(sums + t * kPanelRows + v * kLanes);
         }
-        multiply_codes<UnpackedCodes, kScaling, Tokens, kTogether>(block, block.data, tile, first, kNoFetch, totals);
+        multiply_codes<UnpackedCodes, kScaling, Tokens, kTogether>(block, block.data, tile, first, Fetch{}, totals);
         for (int t = 0; t < Tokens; ++t) {
             for (int v = 0; v < kTogether; ++v) store(sums + t * kPanelRows + v * kLanes, totals[t][v]);
         }

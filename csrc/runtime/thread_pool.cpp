@@ -124,7 +124,7 @@ void ThreadPool::expect(const Ahead& ahead) {
 void ThreadPool::fetch_or_pause(int thread, Fetched& fetched) {
     const std::uint8_t* const begin = ahead_begin_.load(std::memory_order_relaxed);
     if (begin != fetched.begin) fetched = {begin, 0};
-    if (fetched.bytes >= ahead_bytes_.load(std::memory_order_relaxed)) return pause();
+    if (begin == nullptr || fetched.bytes >= ahead_bytes_.load(std::memory_order_relaxed)) return pause();
     const std::uint8_t* const from = begin + thread * ahead_stride_.load(std::memory_order_relaxed) + fetched.bytes;
     for (std::int64_t byte = 0; byte < kFetchBytes; byte += kCacheLine) __builtin_prefetch(from + byte, 0, 2);
     fetched.bytes += kFetchBytes;

@@ -1,4 +1,4 @@
-// Threads that share the loops of one executor.
+// Threads that share the loops of executors.
 #pragma once
 
 #include <atomic>
@@ -14,7 +14,8 @@
 namespace windlass {
 
 // size() - 1 workers and the thread that calls parallel_for. Workers spin for a moment after a loop and then sleep.
-// Owns its threads: the destructor joins them. parallel_for is called by one thread at a time.
+// Owns its threads: the destructor joins them. parallel_for is called by one thread at a time; where more than one may
+// want to, the one that has acquired the pool.
 //
 // A loop waits only for workers that took part in it: one that is asleep, or that the system does not run, never holds
 // up the caller.
@@ -25,6 +26,10 @@ class ThreadPool {
     ~ThreadPool();
     ThreadPool(const ThreadPool&) = delete;
     ThreadPool& operator=(const ThreadPool&) = delete;
+
+    // False when somebody has it. Who was told true releases it.
+    bool try_acquire() { return !acquired_.exchange(true); }
+    void release() { acquired_.store(false); }
 
     int size() const { return static_cast<int>(workers_.size()) + 1; }
 
@@ -82,6 +87,7 @@ class ThreadPool {
     alignas(64) std::atomic<std::uint64_t> state_{0};
     Loop* loop_ = nullptr;  // published by state_
     std::atomic<bool> stopping_{false};
+    std::atomic<bool> acquired_{false};
 
     // Read while it is written: what does not belong together is fetched for nothing.
     alignas(64) std::atomic<const std::uint8_t*> ahead_begin_{nullptr};

@@ -10,6 +10,7 @@
 #include <memory>
 #include <new>
 #include <random>
+#include <span>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -125,6 +126,7 @@ void fill(Executor& executor, Format format = Format::kF32) {
         executor.set_weight(index++, source);
     }
     const std::vector<float> angles = random_floats(random, kMaxPositions * kHeadDim / 2, 1);
+    executor.set_rope_frequencies(0, std::span(angles).first(kHeadDim / 2));
     executor.set_rope(0, angles.data(), angles.data(), kMaxPositions, kHeadDim / 2);
 }
 
@@ -224,7 +226,8 @@ void check_executor(const std::string& kernels) {
     }
 }
 
-// Callers that run, cancel, look, and try to run or close at the wrong moment, for a while; then the last close.
+// Callers that run, cancel, look, and try to run or close at the wrong moment, for a while; then the last close. The
+// third caller has an executor of its own on the same threads, and makes another one now and then.
 void race_executor(const std::string& kernels, double seconds) {
     const LittleBatch batch;
     Executor executor(little_program(), options(kernels));
@@ -233,6 +236,8 @@ void race_executor(const std::string& kernels, double seconds) {
     executor.run(batch.view(), expected.data());
     std::vector<float> adapted = batch.room();
     executor.run(AdaptedBatch(executor).view(), adapted.data());
+    auto other = std::make_unique<Executor>(little_program(), options(kernels), executor.pool());
+    fill(*other, Format::kInt4);
     std::atomic<bool> stop{false};
     std::atomic<int> finished{0}, cancelled{0}, refused{0};
     std::vector<std::thread> callers;
@@ -256,6 +261,23 @@ void race_executor(const std::string& kernels, double seconds) {
             }
         });
     }
+    std::atomic<int> beside{0};
+    callers.emplace_back([&] {
+        std::vector<float> logits = batch.room();
+        for (int i = 0; !stop; ++i) {
+            try {
+                if (i % 64 == 63) {
+                    auto next = std::make_unique<Executor>(little_program(), options(kernels), other->pool());
+                    fill(*next, Format::kInt4);
+                    other = std::move(next);
+                }
+                expect(other->run(batch.view(), logits.data()) && logits == expected, "a run on shared threads");
+                ++beside;
+            } catch (const std::runtime_error&) {
+                ++refused;
+            }
+        }
+    });
     callers.emplace_back([&] {
         for (int i = 0; !stop; ++i) {
             executor.cancel();
@@ -286,8 +308,11 @@ void race_executor(const std::string& kernels, double seconds) {
     stop = true;
     for (std::thread& caller : callers) caller.join();
     executor.close();
-    std::printf("  %s: %d runs finished, %d cancelled, %d refused\n", kernels.c_str(), finished.load(),
-                cancelled.load(), refused.load());
+    std::vector<float> logits = batch.room();
+    expect(other->run(batch.view(), logits.data()) && logits == expected,
+           "the threads are there for the last executor");
+    std::printf("  %s: %d runs finished, %d cancelled, %d refused, %d beside them\n", kernels.c_str(), finished.load(),
+                cancelled.load(), refused.load(), beside.load());
     expect(finished > 0 && cancelled > 0, "runs finish and are cancelled");
 }
 
@@ -298,6 +323,9 @@ void check_pool() {
             if (loop % 20 == 19) std::this_thread::sleep_for(std::chrono::milliseconds(1));  // the workers sleep
             std::atomic<std::int64_t> sum{0};
             const std::int64_t count = loop * 13;
+            // Threads may still fetch it when it is gone.
+            const std::vector<std::uint8_t> memory(static_cast<std::size_t>(loop % 3 * pool.size()) * 4096);
+            pool.expect({memory.data(), loop % 3 * 4096, loop % 3 * 4096});
             pool.parallel_for(count, 3, [&](int thread, std::int64_t begin, std::int64_t end) {
                 expect(thread >= 0 && thread < pool.size(), "the number of a thread");
                 for (std::int64_t i = begin; i < end; ++i) sum += i;

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import threading
+import weakref
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +19,25 @@ from support.lifecycle import (
     ENDLESS,
     LIMIT,
     LONG,
+    PROMPT,
     Face,
     Started,
     core_of,
     idle_and_whole,
     num_threads,
+    wait_for,
 )
 from support.tiny_models import CASES, write_hf_directory
 from windlass import LoadError
 from windlass.config import EngineConfig
 from windlass.demo import model_directory
+from windlass.engine.runtime import Runtime
 from windlass.engine.state import EngineState
 from windlass.errors import EngineTerminatedError
 from windlass.native.executor import NativeExecutor
+from windlass.program.executor import Batch
 from windlass.serve import build
+from windlass.serve.engine_base import MLCEngineBase
 
 REQUESTS: list[dict[str, Any]] = [
     {"text": LONG, "temperature": 0.0, "max_tokens": 60},
@@ -111,6 +119,76 @@ def test_L12_terminate_unload_and_reload_with_a_draft_model(face: Face) -> None:
     baseline.check_memory()
 
 
+class DraftGate:
+    """Holds the engine before step number ``last`` of its draft model."""
+
+    def __init__(self, engine: MLCEngineBase, last: int) -> None:
+        self.reached, self.open, self.steps = threading.Event(), threading.Event(), 0
+        self.cancelled = threading.Event()
+        runtime = core_of(engine)._runtime
+        assert runtime is not None
+        # Weak, so that the executor stays free of reference cycles.
+        draft = runtime._executors[1]
+        original, executor = type(draft).run, weakref.ref(draft)
+
+        def run(batch: Batch) -> Any:
+            self.steps += 1
+            if self.steps == last + 1:
+                self.reached.set()
+                assert self.open.wait(LIMIT)
+            return original(executor(), batch)  # type: ignore[arg-type]
+
+        def cancel() -> None:
+            Runtime.cancel(held())  # type: ignore[arg-type]
+            self.cancelled.set()
+
+        held = weakref.ref(runtime)
+        draft.run = run  # type: ignore[method-assign]
+        runtime.cancel = cancel  # type: ignore[method-assign]
+
+
+def num_workers() -> int:
+    """Threads of all executors of this process."""
+    names = []
+    for task in Path("/proc/self/task").iterdir():
+        with suppress(OSError):  # it ended meanwhile
+            names.append((task / "comm").read_text().strip())
+    return names.count("windlass-worker")
+
+
+def test_both_models_work_on_the_same_threads(face: Face) -> None:
+    for _ in range(2):
+        engine = face.build(**DRAFT_MODEL, num_threads=3, spec_draft_length=2, tracked=False)
+        assert face.answer(engine) == ANSWER
+        assert core_of(engine).metrics().accepted_draft_tokens_sum > 0
+        assert num_workers() == 2
+        face.terminate(engine)
+        assert wait_for(lambda: num_workers() == 0, PROMPT)
+
+
+def test_L11_terminate_while_the_draft_model_writes(face: Face) -> None:
+    """Each time before another of its steps."""
+    face.build(**DRAFT_MODEL, tracked=False).terminate()
+    baseline = Baseline()
+    for last in range(8):
+        engine = face.build(**DRAFT_MODEL, num_threads=3, spec_draft_length=3, tracked=False)
+        gate = DraftGate(engine, last)
+        reader = face.stream(engine, LONG, **ENDLESS)
+        assert gate.reached.wait(LIMIT)
+        end = Started(face.terminate, engine)
+        assert gate.cancelled.wait(LIMIT)
+        gate.open.set()
+        end.result(LIMIT)
+        with pytest.raises(EngineTerminatedError):
+            while reader.next() is not None:
+                pass
+        assert gate.steps == last + 1, "it stops before it writes any further"
+        assert wait_for(lambda: num_workers() == 0, PROMPT)
+        del engine, reader, gate
+        baseline.check()
+    baseline.check_memory()
+
+
 @pytest.mark.parametrize("error", [MemoryError(), OSError(5, "injected"), KeyboardInterrupt()])
 def test_L01_a_draft_model_that_fails_to_load_leaves_nothing(
     face: Face, monkeypatch: pytest.MonkeyPatch, error: BaseException
@@ -119,16 +197,17 @@ def test_L01_a_draft_model_that_fails_to_load_leaves_nothing(
     baseline = Baseline()
     built: list[int] = []
 
-    def failing(*arguments: Any, **named: Any) -> NativeExecutor:
-        built.append(num_threads())
-        if len(built) == 2:
-            raise error
-        return NativeExecutor(*arguments, **named)
+    class Failing(NativeExecutor):
+        def __init__(self, *arguments: Any, **named: Any) -> None:
+            built.append(num_threads())
+            if len(built) == 2:
+                raise error
+            super().__init__(*arguments, **named)
 
-    monkeypatch.setattr(build, "NativeExecutor", failing)
+    monkeypatch.setattr(build, "NativeExecutor", Failing)
     with pytest.raises(LoadError if isinstance(error, MemoryError) else type(error)):
         face.build(**DRAFT_MODEL, tracked=False)
-    assert built[1] > built[0], "the first one was there"
+    assert built[1] == built[0] + 1, "the first one was there, with the thread for both"
     error.__traceback__ = None
     baseline.check()
 

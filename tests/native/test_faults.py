@@ -30,7 +30,7 @@ ERRORS = {
 }
 
 
-def make(pack_file: PackFile | None = None) -> NativeExecutor:
+def make(pack_file: PackFile | None = None, threads_of: NativeExecutor | None = None) -> NativeExecutor:
     model = LittleModel(kind=KINDS[6])
     return NativeExecutor(
         model.program(),
@@ -39,6 +39,7 @@ def make(pack_file: PackFile | None = None) -> NativeExecutor:
         max_tokens=64,
         max_positions=128,
         num_threads=4,
+        threads_of=threads_of,
         pack_file=pack_file,
     )
 
@@ -90,6 +91,24 @@ def test_a_construction_from_a_file_that_fails_leaves_nothing(kind: str, at_leas
     assert num_mappings() <= mappings + 8
     assert resident_bytes() - before < 4 << 20
     os.close(descriptor)
+
+
+@pytest.mark.parametrize(("kind", "at_least"), [("mapping", 15), ("allocation", 10), ("pack", 15)])
+def test_a_construction_on_shared_threads_that_fails_leaves_nothing(kind: str, at_least: int) -> None:
+    owner = make()
+    threads, mappings, before = num_threads(), num_mappings(), resident_bytes()
+
+    def construct() -> None:
+        executor = make(threads_of=owner)
+        assert num_threads() == threads
+        executor.close()
+
+    assert every_fault(kind, construct) >= at_least
+    assert num_threads() == threads
+    assert num_mappings() <= mappings + 8
+    assert resident_bytes() - before < 4 << 20
+    assert owner.run(single([1])).shape[0] == 1
+    owner.close()
 
 
 def test_writing_that_runs_out_of_memory_can_be_repeated(tmp_path: Path) -> None:

@@ -58,15 +58,14 @@ def ones(rows: int, columns: int) -> Tensor:
 SIZE = 2048
 
 
-def big_executor(operations: int, tokens: int) -> NativeExecutor:
+def big_executor(operations: int, tokens: int, **changes: Any) -> NativeExecutor:
     """Seconds of work: the same product again and again."""
     weights = {"table": ones(16, SIZE), "w": ones(SIZE, SIZE)}
     values = [Value(i, 0, SIZE) for i in range(operations + 1)]
     ops = [Embed(values[0], "table"), *(Linear(values[i + 1], values[i], "w") for i in range(operations))]
     program = bare_program([*ops, Logits(values[-1], "table")], weights, [SIZE] * (operations + 1), 16)
-    return NativeExecutor(
-        program, weights, num_pages=tokens // 16, max_tokens=tokens, max_positions=tokens, num_threads=2
-    )
+    limits = {"num_pages": tokens // 16, "max_tokens": tokens, "max_positions": tokens}
+    return NativeExecutor(program, weights, **{**limits, "num_threads": 2, **changes})
 
 
 def long_batch(tokens: int) -> Batch:
@@ -210,6 +209,58 @@ def test_dropping_an_executor_frees_it() -> None:
     wait_until(lambda: worker_threads() == 0)
 
 
+@linux_only
+@pytest.mark.parametrize("first_to_close", [0, 1])
+def test_executors_that_share_threads_end_them_with_the_last(first_to_close: int) -> None:
+    owner = make(num_threads=3)
+    expected = owner.run(single(range(30)))
+    pair = [owner, make(num_threads=None, threads_of=owner)]
+    wait_until(lambda: worker_threads() == 2)
+    for _ in range(3):
+        for executor in pair:
+            np.testing.assert_array_equal(executor.run(single(range(30))), expected)
+    assert [executor.num_threads for executor in pair] == [3, 3]
+    pair.pop(first_to_close).close()
+    assert worker_threads() == 2
+    np.testing.assert_array_equal(pair[0].run(single(range(30))), expected)
+    pair[0].close()
+    wait_until(lambda: worker_threads() == 0)
+
+
+def test_executors_that_share_threads_run_one_at_a_time() -> None:
+    executor = big_executor(operations=400, tokens=512)
+    other, third = make(threads_of=executor), make(threads_of=executor)
+    runner = Runner(executor, long_batch(512))
+    wait_until(lambda: executor.progress > 10)
+    with pytest.raises(RuntimeError, match="the threads are in use by another executor"):
+        other.run(single([1]))
+    with pytest.raises(RuntimeError, match="in use by another thread"):
+        make(threads_of=executor)
+    third.close()
+    assert runner.is_alive()
+    executor.cancel()
+    runner.join(timeout=30)
+    assert isinstance(runner.error, StepCancelledError)
+    assert other.run(single([1])).shape == (1, 101)
+    executor.close()
+    other.close()
+
+
+@linux_only
+def test_threads_that_cannot_be_shared_are_refused() -> None:
+    executor = make(num_threads=3)
+    with pytest.raises(ValueError, match="num_threads must be 3, as many as there are to share, not 2"):
+        make(num_threads=2, threads_of=executor)
+    with pytest.raises(ValueError, match="weights are missing"):
+        NativeExecutor(LittleModel().program(), {}, **LIMITS, threads_of=executor)
+    wait_until(lambda: worker_threads() == 2)
+    executor.run(single([1]))
+    executor.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        make(threads_of=executor)
+    wait_until(lambda: worker_threads() == 0)
+
+
 def failing_weights(error: BaseException) -> Iterator[tuple[str, Tensor]]:
     yield next(iter(LittleModel().weights().items()))
     raise error
@@ -349,11 +400,13 @@ from support.native import LittleModel, single
 from windlass.errors import EngineForkedError
 from windlass.native import NativeExecutor
 
-def make():
+def make(threads_of=None):
     model = LittleModel()
-    return NativeExecutor(model.program(), model.weights(), num_pages=4, max_tokens=32, max_positions=64, num_threads=3)
+    limits = {"num_pages": 4, "max_tokens": 32, "max_positions": 64}
+    return NativeExecutor(model.program(), model.weights(), **limits, num_threads=3, threads_of=threads_of)
 
 executor = make()
+other = make(executor)
 expected = executor.run(single(range(20)))
 child = os.fork()
 if child == 0:
@@ -368,11 +421,13 @@ if child == 0:
     if (own.run(single(range(20))) != expected).any():
         os._exit(4)
     own.close()
-    del executor
+    other.close()
+    del executor, other
     sys.exit(0)
 _, status = os.waitpid(child, 0)
-assert (executor.run(single(range(20))) == expected).all()
-executor.close()
+for one in executor, other:
+    assert (one.run(single(range(20))) == expected).all()
+    one.close()
 sys.exit(os.waitstatus_to_exitcode(status))
 """
 

@@ -8,8 +8,11 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
+
+from windlass import EngineConfig, MLCEngine
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 sys.path.append(str(BENCHMARKS))
@@ -17,6 +20,7 @@ sys.path.append(str(BENCHMARKS))
 from comparison.engines import ENGINES, OURS, ChildError, call_driver  # noqa: E402
 from comparison.journal import Journal, Record  # noqa: E402
 from comparison.limits import limit_of  # noqa: E402
+from comparison.linked import make_pair, untied  # noqa: E402
 from comparison.model_files import bytes_tokenizer, fit_tokenizer, make_model, textless_ids  # noqa: E402
 from comparison.plan import FAMILIES, KINDS, LIMITS, METRICS, Step, make_plan, select  # noqa: E402
 from comparison.report import make_report, print_report, report_as_json, report_as_markdown  # noqa: E402
@@ -198,3 +202,40 @@ def test_a_driver_that_fails_says_why(tmp_path: Path) -> None:
     request = {**KINDS["memory"].request(), "model": str(tmp_path / "none"), "threads": 1, "options": {}}
     with pytest.raises(ChildError, match="none"):
         call_driver(Path(sys.executable), ENGINES[OURS], request, threads=1)
+
+
+def test_linked_models_agree_as_often_as_they_should(tmp_path: Path) -> None:
+    shape = untied(replace(TINY, model_type="llama", hidden_size=256, head_dim=64))
+    draft = replace(shape, hidden_size=128, head_dim=32)
+    model_path, draft_path, links = make_pair(tmp_path, (0.0, 0.5, 1.0), shapes=(shape, draft))
+    again = make_pair(tmp_path, (0.0, 0.5, 1.0), shapes=(shape, draft))
+    assert again[:2] == (model_path, draft_path)
+    np.testing.assert_array_equal(again[2].draft_successors, links.draft_successors)
+    follows = dict(zip(links.cycle.tolist(), links.successors.tolist(), strict=True))
+    config = EngineConfig(
+        model=str(model_path),
+        speculative_mode="small_draft",
+        additional_models=[str(draft_path)],
+        spec_draft_length=1,
+        num_threads=1,
+        max_single_sequence_length=256,
+        verbose=False,
+    )
+    accepted = []
+    with MLCEngine(engine_config=config) as engine:
+        for number in range(3):
+            prompt, before = links.prompt(number, 1, 20, 200), engine.metrics()
+            answer = engine.completions.create(
+                prompt=prompt, max_tokens=200, temperature=0.0, debug_config={"ignore_eos": True}, logprobs=1
+            )
+            text, last = "", prompt[-1]
+            for _ in range(200):
+                last = follows[last]
+                text += engine.tokenizer.decode([last])
+            assert answer.choices[0].text == text
+            after = engine.metrics()
+            right = after.accepted_draft_tokens_sum - before.accepted_draft_tokens_sum
+            accepted.append(right / (after.draft_tokens_sum - before.draft_tokens_sum))
+    assert accepted[0] == 0.0
+    assert 0.3 < accepted[1] < 0.7
+    assert accepted[2] == 1.0

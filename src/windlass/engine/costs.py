@@ -10,6 +10,9 @@ MOST_FALL, MOST_RISE = 0.8, 1.05
 FORGET_STEPS = 256
 """How many later measurements make one too old to believe."""
 
+FORGET_FIRST_STEPS = 16
+"""The same for the first of its number, which may have been slow by chance: it is soon measured again."""
+
 ASSUMED_SLOPE = 0.03
 """What one more token costs, as part of the step without it, before it was tried: little, so that it is tried."""
 
@@ -19,20 +22,32 @@ class StepCosts:
 
     def __init__(self) -> None:
         self._measured: dict[int, tuple[float, int]] = {}
+        self._once: set[int] = set()
         self._count = 0
 
     def note(self, num_tokens: int, seconds: float) -> None:
         """A step of ``num_tokens`` took ``seconds``."""
         self._count += 1
-        known = self.seconds(num_tokens)
-        if known is not None:
-            seconds = min(max(seconds, known * MOST_FALL), known * MOST_RISE)
+        last, at = self._measured.get(num_tokens, (seconds, -FORGET_STEPS))
+        if self._count - at >= FORGET_STEPS:
+            self._once.add(num_tokens)
+        elif num_tokens in self._once:
+            self._once.remove(num_tokens)
+            seconds = min(last, seconds)
+        else:
+            seconds = min(max(seconds, last * MOST_FALL), last * MOST_RISE)
         self._measured[num_tokens] = (seconds, self._count)
 
     def seconds(self, num_tokens: int) -> float | None:
         """What a step of ``num_tokens`` takes; None while it was not measured lately."""
         seconds, at = self._measured.get(num_tokens, (None, 0))
-        return seconds if self._count - at < FORGET_STEPS else None
+        limit = FORGET_FIRST_STEPS if num_tokens in self._once else FORGET_STEPS
+        return seconds if self._count - at < limit else None
+
+    def near(self, num_tokens: int) -> float | None:
+        """What a step of ``num_tokens`` takes, or of the number nearest to it that was measured lately."""
+        known = [number for number in self._measured if self.seconds(number) is not None]
+        return self.seconds(min(known, key=lambda number: abs(number - num_tokens))) if known else None
 
     def ratios(self, num_tokens: int, most: int) -> list[float] | None:
         """What steps of ``num_tokens`` + 0, 1 .. ``most`` tokens cost, as multiples of the first; never falling.

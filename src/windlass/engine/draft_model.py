@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import log
+from math import log1p
 from time import perf_counter
 
+from windlass.engine.acceptance import Acceptance
 from windlass.engine.batch import Span, lay_out
 from windlass.engine.costs import StepCosts
+from windlass.engine.request import Request
 from windlass.engine.scheduler import Chunk, Scheduler
-from windlass.engine.speculation import MARGIN, most_drafts, only_decodes, with_drafts
+from windlass.engine.speculation import LONGEST_DRAFT, most_drafts, only_decodes, with_drafts, worth_most
 from windlass.late_numpy import np
 from windlass.native.sampling import RowSampler, SamplingRow
 from windlass.program.executor import PAGE_SIZE, Executor, Rows
 
-LONGEST_DRAFT = 8
-"""Most drafts of one sequence when their number adapts."""
+FIRST_CHANCE = 0.7
+"""How likely a guess is taken to be right before there were any."""
 
-RATE = 0.1
-"""Weight of one draft in the estimate of how many are right."""
+LEAST_CHANCE = 0.02
+"""No draft is worth the draft model's step for it when it is right less often than this."""
 
-SHORTEST_PAUSE, LONGEST_PAUSE = 16, 256
-"""Steps without drafts after drafts did not pay; twice as many each time."""
+RATE = 0.05
+"""Weight of one guess in what new sequences begin with."""
+
+MOST_SLOWED = 0.25
+"""How much slower (its logarithm) a sequence may become for the sake of others; one draft may well cost a tenth."""
 
 
 class ModelSpeculator:
@@ -47,8 +52,7 @@ class ModelSpeculator:
         self._draft_costs = StepCosts()
         self._drafting_seconds = 0.0
         self._lengths: list[int] = []
-        self._pause = 0
-        self._next_pause = SHORTEST_PAUSE
+        self._typical = FIRST_CHANCE
 
     @staticmethod
     def most_tokens(max_tokens: int, max_num_sequence: int) -> int:
@@ -62,10 +66,13 @@ class ModelSpeculator:
             # What stands behind a draft that was wrong is to be written again.
             chunk.request.num_draft_computed = min(chunk.request.num_draft_computed, chunk.request.num_computed)
         room = scheduler.max_tokens - sum(chunk.num_tokens for chunk in chunks)
-        length = self._length or self._worthwhile(chunks)
+        if self._length:
+            wanted = [most_drafts(chunk, self._length) for chunk in chunks]
+        else:
+            wanted = self._worthwhile(chunks, room)
         counts = []
-        for chunk in chunks:
-            count = scheduler.reserve_drafts(chunk, min(most_drafts(chunk, length), room)) if length else 0
+        for chunk, count in zip(chunks, wanted, strict=True):
+            count = scheduler.reserve_drafts(chunk, min(count, room)) if count else 0
             if count and (_end(chunk) + count) % PAGE_SIZE == 0:
                 # The last draft is not run through the smaller model, so it must not be what fills a page.
                 count -= 1
@@ -87,38 +94,61 @@ class ModelSpeculator:
             request = chunk.request
             for draft, token_id in zip(chunk.drafts, request.token_ids[length:], strict=False):
                 right = draft == token_id
-                request.draft_acceptance += RATE * (right - request.draft_acceptance)
+                self._typical += RATE * (right - self._typical)
+                self._acceptance(request).note(right=right)
                 if not right:
                     break
         if only_decodes(chunks):
             num_drafts = sum(len(chunk.drafts) for chunk in chunks)
             self._costs.note(len(chunks) + num_drafts, seconds - self._drafting_seconds)
 
-    def _worthwhile(self, chunks: Sequence[Chunk]) -> int:
-        """How many drafts of every sequence make the step worth most; see ``NgramSpeculator``."""
-        if not only_decodes(chunks):
-            return 0
-        if self._pause:
-            self._pause -= 1
-            return 0
-        count = len(chunks)
-        step = self._costs.seconds(count)
-        if not step:
-            return 0
-        ratios = self._costs.ratios(count, count * LONGEST_DRAFT) or []
-        draft = (self._draft_costs.seconds(count) or 0.0) / step
-        best, taken = MARGIN, 0
-        for length in range(1, (len(ratios) - 1) // count + 1):
-            gained = sum(log(_expected(chunk.request.draft_acceptance, length)) for chunk in chunks)
-            worth = gained - count * log(ratios[count * length] + length * draft)
-            if worth > best:
-                best, taken = worth, length
-        if taken:
-            self._next_pause = SHORTEST_PAUSE
-            return taken
-        self._pause, self._next_pause = self._next_pause, min(2 * self._next_pause, LONGEST_PAUSE)
-        # One more try, to see whether they have become better.
-        return 1
+    def _acceptance(self, request: Request) -> Acceptance:
+        if request.acceptance is None:
+            request.acceptance = Acceptance(self._typical)
+        return request.acceptance
+
+    def _worthwhile(self, chunks: Sequence[Chunk], room: int) -> list[int]:
+        """How many drafts of each chunk make the step worth most."""
+        none = [0] * len(chunks)
+        step = self._costs.seconds(len(chunks))
+        if not only_decodes(chunks) or not step:
+            return none
+        gains: list[tuple[float, int]] = []
+        asked = []
+        for number, chunk in enumerate(chunks):
+            most = most_drafts(chunk, LONGEST_DRAFT)
+            acceptance = self._acceptance(chunk.request)
+            if acceptance.waits() or not most:
+                continue
+            asked.append((number, acceptance))
+            chance, expected = 1.0, 1.0
+            for _ in range(most):
+                chance *= acceptance.chance
+                if chance < LEAST_CHANCE:
+                    break
+                gains.append((log1p(chance / expected), number))
+                expected += chance
+        gains.sort(reverse=True)
+        del gains[room:]
+        ratios = self._costs.ratios(len(chunks), len(gains)) or [1.0]
+        writing = self._seconds_of_writing([number for _, number in gains[: len(ratios) - 1]])
+        costs = [ratio + seconds / step for ratio, seconds in zip(ratios, writing, strict=True)]
+        counts = worth_most(gains, costs, len(chunks), MOST_SLOWED)
+        for number, acceptance in asked:
+            counts[number] = counts[number] or acceptance.does_not_pay()
+        return counts
+
+    def _seconds_of_writing(self, numbers: Sequence[int]) -> list[float]:
+        """What the first 0, 1, 2 .. drafts take, those of ``numbers``; drafts that come at once count as one step."""
+        most = max(numbers, default=-1) + 1
+        seconds, drafts, sizes = [0.0], [0] * most, [0] * (LONGEST_DRAFT + 1)
+        costs = [0.0, *(self._draft_costs.near(size) or 0.0 for size in range(1, most + 1))]
+        for number in numbers:
+            drafts[number] += 1
+            turn = drafts[number]
+            sizes[turn] += 1
+            seconds.append(seconds[-1] + costs[sizes[turn]] - costs[sizes[turn] - 1])
+        return seconds
 
     def _catch_up(self, chunks: Sequence[Chunk], counts: Sequence[int]) -> Rows:
         """Run the smaller model where it is wanted now; return the logits behind the chunks that get drafts."""
@@ -132,7 +162,11 @@ class ModelSpeculator:
                 caught_up.append(chunk)
         if not spans:
             return np.zeros((0, 0), dtype=np.float32)
+        began = perf_counter()
         logits = self._executor.run(lay_out(spans))
+        if all(len(span.token_ids) <= 2 for span in spans):
+            # As after drafts that were all right: as good as one token each.
+            self._draft_costs.note(len(spans), perf_counter() - began)
         for chunk in caught_up:
             chunk.request.num_draft_computed = _end(chunk)
         return logits
@@ -141,13 +175,13 @@ class ModelSpeculator:
         """Draw the drafts one after the other, those of all sequences together."""
         drafts: list[list[int]] = [[] for _ in chunks]
         for written in range(1, max(counts, default=0) + 1):
+            began = perf_counter()
             wanted = [number for number, count in enumerate(counts) if count >= written]
             for number, token_id in zip(wanted, self._draw(logits, [chunks[n] for n in wanted], written), strict=True):
                 drafts[number].append(token_id)
-            going_on = [number for number, count in enumerate(counts) if count > written]
+            going_on = [number for number in wanted if counts[number] > written]
             if not going_on:
                 break
-            began = perf_counter()
             spans = [Span([drafts[n][-1]], _end(chunks[n]) + written - 1, chunks[n].request.pages, 1) for n in going_on]
             logits = self._executor.run(lay_out(spans))
             self._draft_costs.note(len(going_on), perf_counter() - began)
@@ -167,8 +201,3 @@ class ModelSpeculator:
 def _end(chunk: Chunk) -> int:
     """The position after the chunk's last token."""
     return chunk.request.num_computed + chunk.num_tokens
-
-
-def _expected(acceptance: float, length: int) -> float:
-    """Tokens of a step with ``length`` drafts."""
-    return sum(acceptance**right for right in range(length + 1))

@@ -6,6 +6,7 @@ import enum
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from windlass.engine.acceptance import Acceptance
 from windlass.engine.adapters import Adapter
 from windlass.engine.ngram import NgramDrafter
 from windlass.engine.pages import CachedPage
@@ -120,8 +121,8 @@ class Request:
     """What a model for embeddings has made of the tokens computed; the embedding once the request has finished."""
     num_draft_computed: int = field(init=False, default=0)
     """Positions that are in the draft model's KV cache too, if there is a draft model."""
-    draft_acceptance: float = field(init=False, default=0.7)
-    """Which part of the draft model's guesses has been right lately."""
+    acceptance: Acceptance | None = field(init=False, default=None)
+    """How good the draft model's guesses are, once there may be any."""
 
     def __post_init__(self) -> None:
         self.token_ids = list(self.prompt_ids)

@@ -26,7 +26,7 @@ MARGIN = 0.05
 """The speedup (its logarithm) that is not worth the trouble."""
 
 MOST_SLOWED = 0.1
-"""How much slower (its logarithm) a sequence may become, whatever it brings to others."""
+"""How much slower (its logarithm) a sequence may become for the sake of others."""
 
 SHARE = 0.01
 """Part of the time that may go into looks that lead to no draft; with a small model that means rare ones."""
@@ -70,6 +70,37 @@ def with_drafts(chunk: Chunk, drafts: Sequence[int]) -> Chunk:
 def only_decodes(chunks: Sequence[Chunk]) -> bool:
     """True for a step of one token each, drafts aside."""
     return all(chunk.num_tokens == 1 for chunk in chunks)
+
+
+def worth_most(
+    gains: Sequence[tuple[float, int]], costs: Sequence[float], num_sequences: int, most_slowed: float
+) -> list[int]:
+    """How many drafts of each sequence make a step worth most.
+
+    Worth is the sum, over the sequences, of the logarithm of their speed: tokens expected by the step's seconds. So
+    drafts end where a larger step costs more than they bring.
+
+    Args:
+        gains: what one more draft adds to the logarithm of the tokens expected, and of which sequence; largest first.
+        costs: what the step costs with the first 0, 1, 2 .. of them, as a multiple of its cost without.
+        most_slowed: how much slower (its logarithm) a sequence may become, whatever it brings to others.
+    """
+    gained, total = [0.0] * num_sequences, 0.0
+    best, taken = MARGIN, 0
+    for more, ((gain, number), cost) in enumerate(zip(gains, costs[1:], strict=False), start=1):
+        gained[number] += gain
+        total += gain
+        slowed = log(cost)
+        worth = total - num_sequences * slowed
+        if worth > best:
+            if slowed - min(gained) <= most_slowed:
+                best, taken = worth, more
+        elif worth < best - 10 * MARGIN:
+            break
+    counts = [0] * num_sequences
+    for _, number in gains[:taken]:
+        counts[number] += 1
+    return counts
 
 
 class NgramSpeculator:
@@ -127,15 +158,11 @@ class NgramSpeculator:
         ]
 
     def _worthwhile(self, chunks: Sequence[Chunk], room: int) -> list[int]:
-        """How many drafts of each chunk make the step worth most.
-
-        Worth is the sum, over the sequences, of the logarithm of their speed: tokens expected by the step's seconds.
-        So drafts end where a larger step costs more than they bring.
-        """
-        counts = [0] * len(chunks)
+        """How many drafts of each chunk make the step worth most."""
+        none = [0] * len(chunks)
         if not only_decodes(chunks):
             # Beside prefill the processor is busy as it is.
-            return counts
+            return none
         gains: list[tuple[float, int]] = []
         for number, chunk in enumerate(chunks):
             most = most_drafts(chunk, LONGEST_DRAFT)
@@ -145,27 +172,11 @@ class NgramSpeculator:
                     gains.append((log1p(chance / expected), number))
                     expected += chance
         if sum(gain for gain, _ in gains) <= MARGIN:
-            return counts
+            return none
         gains.sort(reverse=True)
         del gains[room:]
         ratios = self._costs.ratios(len(chunks), len(gains))
-        if ratios is None:
-            return counts
-        gained, total = [0.0] * len(chunks), 0.0
-        best, taken = MARGIN, 0
-        for more, ((gain, number), ratio) in enumerate(zip(gains, ratios[1:], strict=False), start=1):
-            gained[number] += gain
-            total += gain
-            slowed = log(ratio)
-            worth = total - len(chunks) * slowed
-            if worth > best:
-                if slowed - min(gained) <= MOST_SLOWED:
-                    best, taken = worth, more
-            elif worth < best - 10 * MARGIN:
-                break
-        for _, number in gains[:taken]:
-            counts[number] += 1
-        return counts
+        return none if ratios is None else worth_most(gains, ratios, len(chunks), MOST_SLOWED)
 
     def _drafter(self, request: Request) -> NgramDrafter:
         if request.drafter is None:

@@ -150,6 +150,7 @@ class Executor:
         num_threads: int,
         kv_dtype: str,
         kernels: str,
+        threads_of: Executor | None,
     ) -> None: ...
     def set_weight(
         self,

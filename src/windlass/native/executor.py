@@ -31,12 +31,13 @@ class PackFile:
 
 
 class NativeExecutor:
-    """Runs one program over one paged KV cache, on threads of its own; implements ``Executor``.
+    """Runs one program over one paged KV cache, on its own threads or another's; implements ``Executor``.
 
-    It owns the packed weights, the KV cache, all buffers and the threads; ``close`` frees them at once. ``run`` and
-    ``close`` are called by one thread at a time (a second one gets ``RuntimeError``); ``cancel``, ``clear_cancel`` and
-    the properties by any thread at any time, also after ``close``. In a forked child ``run`` raises
-    ``EngineForkedError`` and ``close`` does nothing.
+    It owns the packed weights, the KV cache and all buffers; ``close`` frees them at once, and ends the threads unless
+    another executor has them too. ``run`` and ``close`` are called by one thread at a time (a second one gets
+    ``RuntimeError``, and so does a ``run`` while another executor works on the same threads); ``cancel``,
+    ``clear_cancel`` and the properties by any thread at any time, also after ``close``. In a forked child ``run``
+    raises ``EngineForkedError`` and ``close`` does nothing.
 
     ``weights_mapped`` tells whether the weights are those of a file instead of packed memory.
 
@@ -53,6 +54,7 @@ class NativeExecutor:
         max_tokens: int,
         max_positions: int,
         num_threads: int | None = None,
+        threads_of: NativeExecutor | None = None,
         kv_dtype: KVDtype = "f16",
         kernels: str | None = None,
         pack_file: PackFile | None = None,
@@ -67,7 +69,9 @@ class NativeExecutor:
             max_tokens: the most tokens, and the most logit rows, of one batch.
             max_positions: the most positions of a sequence.
             num_threads: threads that work on a step, the caller of ``run`` included; by default one per physical core
-                that this process may use.
+                that this process may use, or as many as ``threads_of`` has.
+            threads_of: the executor on whose threads to work, instead of starting any. They end when the last executor
+                that works on them is closed. Of these executors one runs at a time.
             kv_dtype: how keys and values are stored; ``int16`` (codes of 14 bits) and ``int8`` have a scale per token
                 and KV head, for each of the two.
             kernels: name of a kernel table (``cpu_info().kernels``); by default the best one.
@@ -77,7 +81,10 @@ class NativeExecutor:
             ValueError: a size is out of range; a weight is missing, left over, or has the wrong shape or dtypes; or
                 there is no kernel table of that name.
             MemoryError: there is not enough memory.
+            RuntimeError: ``threads_of`` is closed, or in use by another thread; or no thread can be started.
         """
+        if num_threads is None:
+            num_threads = _core.default_thread_count() if threads_of is None else threads_of.num_threads
         self._output_width = program.output_width
         self._program = program
         self._pid = os.getpid()
@@ -87,9 +94,10 @@ class NativeExecutor:
             num_pages=num_pages,
             max_tokens=max_tokens,
             max_positions=max_positions,
-            num_threads=_core.default_thread_count() if num_threads is None else num_threads,
+            num_threads=num_threads,
             kv_dtype=kv_dtype,
             kernels=kernels or "",
+            threads_of=None if threads_of is None else threads_of.core,
         )
         try:
             for index, table in enumerate(program.ropes):
@@ -150,6 +158,7 @@ class NativeExecutor:
 
         Raises:
             OSError: the file cannot be written.
+            MemoryError: there is no memory for a piece.
             RuntimeError: the executor is closed, or in use by another thread.
         """
         total = self._core.num_pieces()
@@ -174,7 +183,7 @@ class NativeExecutor:
             raise EngineForkedError("the executor belongs to the parent process")
         logit_rows = _indices("logit_rows", batch.logit_rows)
         shape = (len(logit_rows), self._output_width)
-        # No memoryview can be empty.
+        # A memoryview of two axes cannot be empty.
         own = batch.borrows_result and len(logit_rows) > 0
         result = self._own_rows(shape) if own else np.empty(shape, dtype=np.float32)
         finished = self._core.run(

@@ -9,6 +9,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 from windlass.config import DEFAULT_PREFILL_CHUNK, EngineConfig, Sizes, default_threads, settle_sizes
 from windlass.engine.adapters import Adapters
@@ -195,7 +196,7 @@ def load_model(
         draft_executor = None
         if draft is not None:
             most_tokens = ModelSpeculator.most_tokens(sizes.prefill_chunk_size, sizes.max_num_sequence)
-            draft_executor = _make_executor(config, draft, sizes, most_tokens, progress)
+            draft_executor = _make_executor(config, draft, sizes, most_tokens, progress, threads_of=executor)
             on_failure.callback(draft_executor.close)
         loaded = LoadedModel(
             name=name,
@@ -364,7 +365,12 @@ def _reported(weights: Iterable[tuple[str, Tensor]], total: int, progress: Progr
 
 
 def _make_executor(
-    config: EngineConfig, model: DescribedModel, sizes: Sizes, max_tokens: int, progress: Progress
+    config: EngineConfig,
+    model: DescribedModel,
+    sizes: Sizes,
+    max_tokens: int,
+    progress: Progress,
+    threads_of: Executor | None = None,
 ) -> Executor:
     weights = _weights(config, model, progress)
     try:
@@ -390,6 +396,7 @@ def _make_executor(
                 max_tokens=max_tokens,
                 max_positions=sizes.max_single_sequence_length,
                 num_threads=config.num_threads or default_threads(),
+                threads_of=cast("NativeExecutor | None", threads_of),  # of the same backend
                 kv_dtype=model.kv_dtype,
                 kernels=config.kernels,
                 pack_file=stack.enter_context(kept.opened()) if kept is not None else None,

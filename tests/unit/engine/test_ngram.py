@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from support.fakes import make_request
-from windlass.engine.costs import FORGET_STEPS, StepCosts
+from windlass.engine.costs import FORGET_FIRST_STEPS, FORGET_STEPS, StepCosts
 from windlass.engine.ngram import INDEX_TOKENS, LONGEST_MATCH, MAX_CANDIDATES, PRIOR, NgramDrafter
 from windlass.engine.pages import PagePool
 from windlass.engine.request import Request
@@ -85,12 +85,31 @@ def test_costs_lie_between_what_was_measured() -> None:
 def test_a_slow_step_counts_little_and_old_ones_not_at_all() -> None:
     costs = StepCosts()
     costs.note(1, 1.0)
+    costs.note(2, 1000.0)
     costs.note(2, 1.0)
+    assert costs.ratios(1, 1) == pytest.approx([1.0, 1.0]), "also when it is the first"
     costs.note(2, 1000.0)
     assert costs.ratios(1, 1) == pytest.approx([1.0, 1.05])
+    costs.note(1, 1.0)
     for _ in range(FORGET_STEPS):
         costs.note(2, 1.0)
     assert costs.ratios(1, 1) is None, "the first is forgotten, and measured anew by a step without drafts"
+
+
+def test_a_first_measurement_is_soon_made_again() -> None:
+    costs = StepCosts()
+    costs.note(4, 100.0)
+    for _ in range(FORGET_FIRST_STEPS):
+        costs.note(1, 1.0)
+    assert costs.seconds(4) is None
+    assert costs.near(4) == 1.0
+    costs.note(4, 2.0)
+    for _ in range(FORGET_STEPS - 1):
+        costs.note(1, 1.0)
+    assert costs.seconds(4) == 2.0
+    assert costs.near(3) == 2.0
+    costs.note(1, 1.0)
+    assert costs.seconds(4) is None
 
 
 class Decoding:
