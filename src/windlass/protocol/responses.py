@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar, cast
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import VERSION, BaseModel, ConfigDict, Field
 
 Finish = Literal["stop", "length", "tool_calls"]
 Value = TypeVar("Value")
@@ -26,7 +26,8 @@ class Response(BaseModel):
     Its check, and the way to JSON, are made when one of them is first asked for: that takes longer than a first token.
     """
 
-    model_config = ConfigDict(defer_build=True)
+    # Before 2.14 a type that is not made yet fails where an object is written as part of something else.
+    model_config = ConfigDict(defer_build=tuple(map(int, VERSION.split(".")[:2])) >= (2, 14))
 
 
 def unchecked(kind: Callable[Fields, Value], *_: Fields.args, **fields: Fields.kwargs) -> Value:
