@@ -95,7 +95,10 @@ def partials(tmp_path: Path) -> list[Path]:
 
 
 SCRIPT = """
+import signal
 import sys
+# Whoever runs the tests in the background has it ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from windlass.errors import LoadError
 from windlass.weights.hub import pull_model, resolve_model
 assert "huggingface_hub" not in sys.modules
