@@ -81,7 +81,7 @@ void Step::fetch_next_product(std::int64_t rows) {
     if (rows <= kFewTokens) {
         const PackedMatrix& next = matrix(executor_.plan_.next_weight[op_]);
         ahead.begin = next.data;
-        ahead.stride = long_stretch((next.rows + kPanelRows - 1) / kPanelRows, rows, next.columns) * next.panel_bytes;
+        ahead.stride = long_stretch(num_panels(next), rows, next.columns) * next.panel_bytes;
         ahead.bytes = std::min(ahead.stride, kFetchedAhead);
     }
     resources_.pool->expect(ahead);
@@ -94,7 +94,7 @@ void Step::linear(const PackedMatrix& weights, const float* bias, const float* x
     const std::size_t tile_bytes = codes ? kernels_.tile_bytes(weights, static_cast<int>(tile)) : 0;
     if (codes && quantized_for_ != &weights) quantize(weights, x, x_stride, rows);
     quantized_for_ = nullptr;
-    const std::int64_t panels = (weights.rows + kPanelRows - 1) / kPanelRows;
+    const std::int64_t panels = num_panels(weights);
     LinearJob job = {};
     job.matrix = &weights;
     job.x_stride = x_stride;

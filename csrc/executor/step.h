@@ -27,6 +27,8 @@ inline constexpr std::int64_t kFewTokens = 16;
 // An exponential costs about this many multiplications.
 inline constexpr std::int64_t kExponentialCost = 16;
 
+inline std::int64_t num_panels(const PackedMatrix& matrix) { return (matrix.rows + kPanelRows - 1) / kPanelRows; }
+
 // Blocks of nearly equal size, of whole tiles, that `rows` rows are cut into: the rows of one.
 inline std::int64_t block_rows(std::int64_t rows, std::int64_t tile) {
     const std::int64_t tiles = (rows + tile - 1) / tile, most = kLinearTokens / tile;

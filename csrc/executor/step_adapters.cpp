@@ -59,7 +59,7 @@ void Step::add_update(const Linear& op, const AdapterUpdate& update, const Execu
     const std::int64_t blocks = (rows + kLinearTokens - 1) / kLinearTokens;
     for (const AdapterUpdate::Piece& piece : update.pieces) {
         const PackedMatrix& b = piece.b.matrix();
-        const std::int64_t panels = (b.rows + kPanelRows - 1) / kPanelRows;
+        const std::int64_t panels = num_panels(b);
         const std::int64_t parts = (panels + kAdapterPanels - 1) / kAdapterPanels;
         share(parts * blocks, costly_rows(rows) * kAdapterPanels * kPanelRows * b.columns,
               [&](int thread, std::int64_t begin, std::int64_t end) {
@@ -77,7 +77,7 @@ void Step::multiply_a(const AdapterUpdate& update, const float* x, std::int64_t 
     const std::int64_t stride = update.hidden_stride(), segments = AdapterUpdate::segments(a.columns);
     float* const hidden = resources_.adapter_hidden.floats();
     const std::int64_t column_bytes = a.panel_bytes / a.columns;
-    const std::int64_t panels = (a.rows + kPanelRows - 1) / kPanelRows;
+    const std::int64_t panels = num_panels(a);
     const std::int64_t blocks = (rows + kLinearTokens - 1) / kLinearTokens;
     share(segments * panels * blocks, costly_rows(rows) * kPanelRows * std::min(a.columns, kAdapterColumns),
           [&](int thread, std::int64_t begin, std::int64_t end) {
@@ -123,7 +123,7 @@ void Step::add_panels(const Linear& op, const AdapterUpdate& update, const Adapt
     float* const sums = resources_.adapter_sums.floats() + thread * kAdapterSums;
     LinearJob job = {};
     job.matrix = &b;
-    job.panel_end = (b.rows + kPanelRows - 1) / kPanelRows;
+    job.panel_end = num_panels(b);
     job.x_stride = update.hidden_stride();
     job.x = resources_.adapter_hidden.floats() + row * job.x_stride + piece.first_rank;
     job.tokens = count;
