@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -142,26 +141,26 @@ def fill(client: openai.OpenAI) -> tuple[list[Any], openai.RateLimitError]:
 
 def test_a_busy_server_is_asked_again() -> None:
     """429 with Retry-After: the client waits, and gets its answer when there is room."""
+    streams: list[Any] = []
+
+    def make_room(response: Any) -> None:
+        if response.status_code == 429:
+            gate.open.set()
+            for stream in streams:
+                stream.close()
+
     with (
         serving(NARROW) as server,
         make_client(server) as client,
-        make_client(server, max_retries=2) as patient,
+        openai.DefaultHttpxClient(event_hooks={"response": [make_room]}) as told,
+        make_client(server, max_retries=5, http_client=told) as patient,
         held(server) as gate,
     ):
         gate.open.clear()
         streams, refusal = fill(client)
         assert refusal.code == "overloaded"
         assert int(refusal.response.headers["retry-after"]) >= 1
-
-        def make_room() -> None:
-            gate.open.set()
-            for stream in streams:
-                stream.close()
-
-        timer = threading.Timer(0.3, make_room)
-        timer.start()
         raw = patient.chat.completions.with_raw_response.create(model=MODEL, messages=MESSAGES, temperature=0)
-        timer.join()
         assert raw.retries_taken >= 1
         assert raw.parse().choices[0].message.content == ANSWER
         assert idle_and_whole(server.engine)
