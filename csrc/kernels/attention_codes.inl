@@ -98,25 +98,38 @@ void store_pairs(const StoreKVJob& job) {
 
 // What codes of factors are multiples of, and its inverse: NaN, or 0 and 0, when there are none.
 struct CodeStep {
-    float step;
-    float inverse;
+    F32 step;
+    F32 inverse;
 };
-// From the bits of the largest magnitude, and the sum of the magnitudes.
-WINDLASS_INLINE CodeStep code_step(std::int32_t largest, float sum) {
-    const float by_largest = finite_magnitude(largest) * (1.0F / kFactorCode), by_sum = sum * (1.0F / kFactorSum);
-    if (!(by_largest > 0.0F)) return {by_largest, 0.0F};
-    const float step = by_sum > by_largest ? by_sum : by_largest;
-    return {step, 1.0F / step};
+// From the bits of the largest magnitude, those of anything not finite above all others, and the sum of the magnitudes.
+WINDLASS_INLINE CodeStep code_step(U32 largest, F32 sum) {
+    const F32 magnitude = (F32)largest;
+    const F32 by_largest = magnitude * (1.0F / kFactorCode), by_sum = sum * (1.0F / kFactorSum);
+    const F32 step = maximum(by_sum, by_largest);
+    const I32 small = magnitude < kSmallestMagnitude, finite = magnitude < __builtin_inff();
+    return {select(small, F32{}, select(finite, step, splat(__builtin_nanf("")))),
+            select(finite & ~small, 1.0F / step, F32{})};
 }
 
-void quantize_query(const float* q, int head_dim, const QueryState& state) {
+WINDLASS_INLINE U32 larger(U32 a, U32 b) { return a > b ? a : b; }
+
+// Stores codes of factors: a sum with this number has them in its 16 lowest bits.
+WINDLASS_INLINE void store_factor_codes(std::int16_t* to, F32 factors, F32 inverse) {
+    store_codes16(to, (I32)multiply_add(factors, inverse, splat(0x1.8p23F)));
+}
+
+void quantize_query(const float* q, int head_dim, const QueryStates& states, int query) {
     F32 sum = {};
-    for_vectors(head_dim,
-                [&](std::int64_t d, std::int64_t count) { sum += (F32)((I32)load_some(q + d, count) & 0x7FFFFFFF); });
-    const CodeStep step = code_step(largest_magnitude(q, head_dim), sum_lanes(sum));
-    *state.code_scale = step.step;
+    U32 largest = {};
     for_vectors(head_dim, [&](std::int64_t d, std::int64_t count) {
-        store_codes16(state.codes + d, round_to_integer(load_some(q + d, count) * step.inverse));
+        const U32 magnitude = (U32)load_some(q + d, count) & 0x7FFFFFFF;
+        largest = larger(largest, magnitude);
+        sum += (F32)magnitude;
+    });
+    const CodeStep step = code_step(combine_lanes(largest, larger), splat(sum_lanes(sum)));
+    store_part(states.code_scales + query * kOwnLanes, step.step, kOwnLanes);
+    for_vectors(head_dim, [&](std::int64_t d, std::int64_t count) {
+        store_factor_codes(states.query_codes(query) + d, load_some(q + d, count), step.inverse);
     });
 }
 
@@ -137,12 +150,15 @@ CodeBlock code_block(const AttentionJob& job, std::int64_t page) {
     return block;
 }
 
+// Scores to be multiplied by the scale of the query.
 template <int Queries>
 WINDLASS_INLINE void code_scores(const AttentionJob& job, const CodeBlock& block, const QueryGroup& group,
-                                 F32 (*scores)[kBlockVectors]) {
+                                 const QueryStates& states, F32 (*scores)[kBlockVectors]) {
     constexpr int kVectorsAtOnce = kScorePages * kKeyVectors;
     const std::int64_t pairs = (job.head_dim + 1) / 2;
     const CodeLayout layout(job.head_dim);
+    const std::int16_t* codes[Queries];
+    for (int query = 0; query < Queries; ++query) codes[query] = states.query_codes(group.first + query);
 #pragma GCC unroll 4
     for (int page = 0; page < kBlockPages; page += kScorePages) {
         PairSums sums[Queries][kVectorsAtOnce];
@@ -159,7 +175,7 @@ WINDLASS_INLINE void code_scores(const AttentionJob& job, const CodeBlock& block
             }
 #pragma GCC unroll 4
             for (int query = 0; query < Queries; ++query) {
-                const I16 value = splat_pair(group.states[query].codes + pair * 2);
+                const I16 value = splat_pair(codes[query] + pair * 2);
 #pragma GCC unroll 16
                 for (int i = 0; i < kVectorsAtOnce; ++i) sums[query][i].add(keys[i], value);
             }
@@ -172,45 +188,51 @@ WINDLASS_INLINE void code_scores(const AttentionJob& job, const CodeBlock& block
             }
         }
     }
+#pragma GCC unroll 16
     for (int v = 0; v < kBlockVectors; ++v) {
         const std::uint8_t* const scales = block.pages[v / kKeyVectors] + layout.scales;
         const F32 scale = load(reinterpret_cast<const float*>(scales) + v % kKeyVectors * kLanes);
 #pragma GCC unroll 4
-        for (int query = 0; query < Queries; ++query) {
-            scores[query][v] *= scale * (*group.states[query].code_scale * job.scale);
-        }
+        for (int query = 0; query < Queries; ++query) scores[query][v] *= scale;
     }
 }
 
-// The weights of a block's keys, times the scales of their values, as codes; `factors` turn sums of these into values.
+// The weights of a block's keys, times the scales of their values, as codes; `steps` turn sums of these into values.
 template <int Queries>
 WINDLASS_INLINE void weight_codes(const AttentionJob& job, const CodeBlock& block, const QueryGroup& group,
-                                  const float (*weights)[kBlockKeys], std::int16_t (*codes)[kBlockKeys],
-                                  float* factors) {
+                                  const F32 (*weights)[kBlockVectors], std::int16_t (*codes)[kBlockKeys], F32* steps) {
     const CodeLayout layout(job.head_dim);
     const bool all = group.begin == 0 && group.end == kBlockKeys;
-    F32 scales[kBlockVectors];
-    for (int v = 0; v < kBlockVectors; ++v) {
-        const std::uint8_t* const page_scales = block.pages[v / kKeyVectors] + layout.scales;
-        scales[v] = load(reinterpret_cast<const float*>(page_scales) + kPageSize + v % kKeyVectors * kLanes);
-        // Those of keys that are not seen may be anything, NaN included.
-        if (!all) scales[v] = select(keys_between(v, group.begin, group.end), scales[v], F32{});
-    }
+    F32 scaled[Queries][kBlockVectors], sums[Queries];
+    U32 largest[Queries];
 #pragma GCC unroll 4
     for (int query = 0; query < Queries; ++query) {
-        F32 scaled[kBlockVectors];
-        I32 largest = {};
-        F32 sum = {};
-        for (int v = 0; v < kBlockVectors; ++v) {
-            scaled[v] = load(weights[query] + v * kLanes) * scales[v];
-            const I32 bits = (I32)scaled[v] & 0x7FFFFFFF;
-            largest = bits > largest ? bits : largest;
-            sum += scaled[v];
+        largest[query] = U32{};
+        sums[query] = F32{};
+    }
+#pragma GCC unroll 16
+    for (int v = 0; v < kBlockVectors; ++v) {
+        const std::uint8_t* const page_scales = block.pages[v / kKeyVectors] + layout.scales;
+        F32 scale = load(reinterpret_cast<const float*>(page_scales) + kPageSize + v % kKeyVectors * kLanes);
+        // Those of keys that are not seen may be anything, NaN included.
+        if (!all) scale = select(keys_between(v, group.begin, group.end), scale, F32{});
+#pragma GCC unroll 4
+        for (int query = 0; query < Queries; ++query) {
+            scaled[query][v] = weights[query][v] * scale;
+            // No scale and no weight is negative, but a NaN may be.
+            largest[query] = larger(largest[query], (U32)scaled[query][v]);
+            sums[query] += scaled[query][v];
         }
-        const CodeStep step = code_step(max_lanes(largest), sum_lanes(sum));
-        factors[query] = step.step;
+    }
+    const CodeStep step = code_step(combine_each<Queries>(largest, larger) & 0x7FFFFFFF, sum_each<Queries>(sums));
+    F32 inverse[Queries];
+    spread_each<Queries>(step.inverse, inverse);
+    spread_each<Queries>(step.step, steps);
+#pragma GCC unroll 4
+    for (int query = 0; query < Queries; ++query) {
+#pragma GCC unroll 16
         for (int v = 0; v < kBlockVectors; ++v) {
-            store_codes16(codes[query] + v * kLanes, round_to_integer(scaled[v] * step.inverse));
+            store_factor_codes(codes[query] + v * kLanes, scaled[query][v], inverse[query]);
         }
     }
 }
@@ -218,8 +240,9 @@ WINDLASS_INLINE void weight_codes(const AttentionJob& job, const CodeBlock& bloc
 // sum = sum * correction + weights . values over the pairs of keys with one that is seen: the other has weight 0.
 template <int Queries, int Vectors>
 WINDLASS_INLINE void add_code_values(const CodeBlock& block, const CodeLayout& layout, int d, const QueryGroup& group,
-                                     const std::int16_t (*codes)[kBlockKeys], const float* factors,
-                                     const float* corrections) {
+                                     const QueryStates& states, const std::int16_t (*codes)[kBlockKeys],
+                                     const F32* steps, const F32* corrections) {
+    constexpr int kLines = (Vectors * kLanes * kPairBytes + 63) / 64;
     PairSums sums[Queries][Vectors];
     const int end = (group.end + 1) / 2;
     for (int pair = group.begin / 2; pair < end; ++pair) {
@@ -227,8 +250,7 @@ WINDLASS_INLINE void add_code_values(const CodeBlock& block, const CodeLayout& l
         const std::int64_t at = layout.values + (pair % (kPageSize / 2) * layout.width + d) * kPairBytes;
         if (group.fetch) {
 #pragma GCC unroll 4
-            for (int v = 0; v < Vectors; ++v)
-                __builtin_prefetch(block.ahead[page] + at + v * kLanes * kPairBytes, 0, 3);
+            for (int i = 0; i < kLines; ++i) __builtin_prefetch(block.ahead[page] + at + i * 64, 0, 3);
         }
         I16 values[Vectors];
 #pragma GCC unroll 4
@@ -242,36 +264,34 @@ WINDLASS_INLINE void add_code_values(const CodeBlock& block, const CodeLayout& l
     }
 #pragma GCC unroll 4
     for (int query = 0; query < Queries; ++query) {
+        float* const sum = states.sum(group.first + query) + d;
 #pragma GCC unroll 4
         for (int v = 0; v < Vectors; ++v) {
-            float* const sum = group.states[query].sum + d + v * kLanes;
             const F32 added = __builtin_convertvector(sums[query][v].total(), F32);
-            store(sum, multiply_add(added, splat(factors[query]), load(sum) * corrections[query]));
+            store(sum + v * kLanes, multiply_add(added, steps[query], load(sum + v * kLanes) * corrections[query]));
         }
     }
 }
 
 template <int Queries>
-void attend_codes(const AttentionJob& job, const CodeBlock& block, const QueryGroup& group) {
-    F32 scores[Queries][kBlockVectors];
-    code_scores<Queries>(job, block, group, scores);
-    if (job.softcap > 0.0F) cap_scores<Queries>(job.softcap, scores);
-    float weights[Queries][kBlockKeys];
-    float corrections[Queries];
-    block_weights<Queries>(scores, group.begin, group.end, group.states, weights, corrections);
+void attend_codes(const AttentionJob& job, const CodeBlock& block, const QueryGroup& group, const QueryStates& states) {
+    F32 scores[Queries][kBlockVectors], weights[Queries][kBlockVectors], corrections[Queries], steps[Queries];
+    code_scores<Queries>(job, block, group, states, scores);
+    const F32 query_scales = load(states.code_scales + group.first * kOwnLanes);
+    const F32 scales = scale_scores<Queries>(job, query_scales * job.scale, scores);
+    block_weights<Queries>(scores, scales, group, states, weights, corrections);
     std::int16_t codes[Queries][kBlockKeys];
-    float factors[Queries];
-    weight_codes<Queries>(job, block, group, weights, codes, factors);
+    weight_codes<Queries>(job, block, group, weights, codes, steps);
     const CodeLayout layout(job.head_dim);
     int d = 0;
     for (; d + kSumVectors * kLanes <= layout.width; d += kSumVectors * kLanes) {
-        add_code_values<Queries, kSumVectors>(block, layout, d, group, codes, factors, corrections);
+        add_code_values<Queries, kSumVectors>(block, layout, d, group, states, codes, steps, corrections);
     }
     for (; d < layout.width; d += kLanes) {
-        add_code_values<Queries, 1>(block, layout, d, group, codes, factors, corrections);
+        add_code_values<Queries, 1>(block, layout, d, group, states, codes, steps, corrections);
     }
 }
 
-using AttendCodes = void (*)(const AttentionJob&, const CodeBlock&, const QueryGroup&);
+using AttendCodes = void (*)(const AttentionJob&, const CodeBlock&, const QueryGroup&, const QueryStates&);
 constexpr AttendCodes kAttendCodes[kSharedQueries] = {attend_codes<1>, attend_codes<2>, attend_codes<3>,
                                                       attend_codes<4>};

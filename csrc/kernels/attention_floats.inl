@@ -92,10 +92,9 @@ FloatBlock load_block(const AttentionJob& job, std::int64_t page, std::int64_t e
     return block;
 }
 
-// Scores of a block's keys, one set of kBlockVectors per query.
+// Scores of a block's keys, one set of kBlockVectors per query, to be scaled.
 template <int Queries>
-void block_scores(const FloatBlock& block, const float* const* q, int head_dim, float scale,
-                  F32 (*scores)[kBlockVectors]) {
+void block_scores(const FloatBlock& block, const float* const* q, int head_dim, F32 (*scores)[kBlockVectors]) {
 #pragma GCC unroll 4
     for (int page = 0; page < kBlockPages; page += kScorePages) {
         F32 sums[Queries][kScorePages * kKeyVectors] = {};
@@ -118,7 +117,7 @@ void block_scores(const FloatBlock& block, const float* const* q, int head_dim, 
         for (int query = 0; query < Queries; ++query) {
 #pragma GCC unroll 16
             for (int i = 0; i < kScorePages * kKeyVectors; ++i) {
-                scores[query][page * kKeyVectors + i] = sums[query][i] * scale;
+                scores[query][page * kKeyVectors + i] = sums[query][i];
             }
         }
     }
@@ -128,13 +127,13 @@ void block_scores(const FloatBlock& block, const float* const* q, int head_dim, 
 // anything, NaN included.
 template <int Queries, int Vectors>
 WINDLASS_INLINE void add_values(const FloatBlock& block, int width, int d, const QueryGroup& group,
-                                const float* corrections, const float (*weights)[kBlockKeys]) {
+                                const QueryStates& states, const F32* corrections, const float (*weights)[kBlockKeys]) {
     F32 sums[Queries][Vectors];
 #pragma GCC unroll 4
     for (int query = 0; query < Queries; ++query) {
 #pragma GCC unroll 4
         for (int v = 0; v < Vectors; ++v) {
-            sums[query][v] = load(group.states[query].sum + d + v * kLanes) * corrections[query];
+            sums[query][v] = load(states.sum(group.first + query) + d + v * kLanes) * corrections[query];
         }
     }
     for (int key = group.begin; key < group.end; ++key) {
@@ -152,26 +151,33 @@ WINDLASS_INLINE void add_values(const FloatBlock& block, int width, int d, const
 #pragma GCC unroll 4
     for (int query = 0; query < Queries; ++query) {
 #pragma GCC unroll 4
-        for (int v = 0; v < Vectors; ++v) store(group.states[query].sum + d + v * kLanes, sums[query][v]);
+        for (int v = 0; v < Vectors; ++v) store(states.sum(group.first + query) + d + v * kLanes, sums[query][v]);
     }
 }
 
 template <int Queries>
-void attend_floats(const AttentionJob& job, const FloatBlock& block, const QueryGroup& group) {
-    F32 scores[Queries][kBlockVectors];
-    block_scores<Queries>(block, group.q, job.head_dim, job.scale, scores);
-    if (job.softcap > 0.0F) cap_scores<Queries>(job.softcap, scores);
-    float weights[Queries][kBlockKeys];
-    float corrections[Queries];
-    block_weights<Queries>(scores, group.begin, group.end, group.states, weights, corrections);
+void attend_floats(const AttentionJob& job, const FloatBlock& block, const QueryGroup& group,
+                   const QueryStates& states) {
+    F32 scores[Queries][kBlockVectors], weights[Queries][kBlockVectors], corrections[Queries];
+    block_scores<Queries>(block, group.q, job.head_dim, scores);
+    const F32 scales = scale_scores<Queries>(job, splat(job.scale), scores);
+    // Beforehand, so that the weight of the largest score is exactly 1.
+    for (int query = 0; query < Queries; ++query) {
+        for (int v = 0; v < kBlockVectors; ++v) scores[query][v] *= scales;
+    }
+    block_weights<Queries>(scores, splat(1.0F), group, states, weights, corrections);
+    float stored[Queries][kBlockKeys];
+    for (int query = 0; query < Queries; ++query) {
+        for (int v = 0; v < kBlockVectors; ++v) store(stored[query] + v * kLanes, weights[query][v]);
+    }
     const int width = padded(job.head_dim);
     int d = 0;
     for (; d + kSumVectors * kLanes <= width; d += kSumVectors * kLanes) {
-        add_values<Queries, kSumVectors>(block, width, d, group, corrections, weights);
+        add_values<Queries, kSumVectors>(block, width, d, group, states, corrections, stored);
     }
-    for (; d < width; d += kLanes) add_values<Queries, 1>(block, width, d, group, corrections, weights);
+    for (; d < width; d += kLanes) add_values<Queries, 1>(block, width, d, group, states, corrections, stored);
 }
 
-using AttendFloats = void (*)(const AttentionJob&, const FloatBlock&, const QueryGroup&);
+using AttendFloats = void (*)(const AttentionJob&, const FloatBlock&, const QueryGroup&, const QueryStates&);
 constexpr AttendFloats kAttendFloats[kSharedQueries] = {attend_floats<1>, attend_floats<2>, attend_floats<3>,
                                                         attend_floats<4>};

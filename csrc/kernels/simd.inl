@@ -94,25 +94,33 @@ WINDLASS_INLINE void settle([[maybe_unused]] Vector& sum) {
 
 // Clang has no __builtin_shuffle, and GCC before 12 has no __builtin_shufflevector.
 #if defined(__clang__)
-#define WINDLASS_SHUFFLE(v, ...) __builtin_shufflevector(v, v, __VA_ARGS__)
+#define WINDLASS_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
-#define WINDLASS_SHUFFLE(v, ...) __builtin_shuffle(v, decltype(v > v){__VA_ARGS__})
+#define WINDLASS_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, decltype(a > a){__VA_ARGS__})
 #endif
 
-// Lane i + by at lane i, around the end. A template of the vector too, so that only one branch is looked at.
-template <int by, typename Vector>
-WINDLASS_INLINE Vector rotate(Vector v) {
-#define WINDLASS_FROM(i) (i + by) % kLanes
-#define WINDLASS_FROM4(i) WINDLASS_FROM(i), WINDLASS_FROM(i + 1), WINDLASS_FROM(i + 2), WINDLASS_FROM(i + 3)
+// At each lane a lane of `a` or, from kLanes on, of `b`: the one that From::at(lane) names.
+#define WINDLASS_FROM(i) From::at(i), From::at(i + 1), From::at(i + 2), From::at(i + 3)
+template <typename From, typename Vector>
+WINDLASS_INLINE Vector shuffle(Vector a, Vector b) {
     if constexpr (kLanes == 16) {
-        return WINDLASS_SHUFFLE(v, WINDLASS_FROM4(0), WINDLASS_FROM4(4), WINDLASS_FROM4(8), WINDLASS_FROM4(12));
+        return WINDLASS_SHUFFLE(a, b, WINDLASS_FROM(0), WINDLASS_FROM(4), WINDLASS_FROM(8), WINDLASS_FROM(12));
     } else if constexpr (kLanes == 8) {
-        return WINDLASS_SHUFFLE(v, WINDLASS_FROM4(0), WINDLASS_FROM4(4));
+        return WINDLASS_SHUFFLE(a, b, WINDLASS_FROM(0), WINDLASS_FROM(4));
     } else {
-        return WINDLASS_SHUFFLE(v, WINDLASS_FROM4(0));
+        return WINDLASS_SHUFFLE(a, b, WINDLASS_FROM(0));
     }
-#undef WINDLASS_FROM4
+}
 #undef WINDLASS_FROM
+
+// Lane i + by at lane i, around the end of each `width` lanes.
+template <int width, int by>
+struct Rotated {
+    static constexpr int at(int lane) { return lane / width * width + (lane + by) % width; }
+};
+template <int by, int width = kLanes, typename Vector>
+WINDLASS_INLINE Vector rotate(Vector v) {
+    return shuffle<Rotated<width, by>>(v, v);
 }
 
 // Combines all lanes, always in the same order.
@@ -232,4 +240,18 @@ WINDLASS_INLINE F32 exponential(F32 x) {
     y = multiply_add(y, r * r, r) + 1.0F;
     // The low bits of `shifted` are n: add it to the exponent.
     return select(x < -87.0F, F32{}, (F32)((U32)y + ((U32)shifted << 23)));
+}
+
+// 2^x for x up to 1, about 2e-7 relative; 0 below -125; NaN for NaN. A polynomial of degree 5 for the part that no
+// integer has, fitted to 1e-7.
+WINDLASS_INLINE F32 power_of_two(F32 x) {
+    const F32 shifted = x + splat(0x1.8p23F);
+    const F32 r = x - (shifted - splat(0x1.8p23F));
+    F32 y = splat(1.326472731e-3F);
+    y = multiply_add(y, r, splat(9.671512991e-3F));
+    y = multiply_add(y, r, splat(5.550733581e-2F));
+    y = multiply_add(y, r, splat(2.402224243e-1F));
+    y = multiply_add(y, r, splat(6.931470037e-1F));
+    y = multiply_add(y, r, splat(1.0F));
+    return select(x < -125.0F, F32{}, (F32)((U32)y + ((U32)shifted << 23)));
 }
