@@ -96,7 +96,8 @@ void store_pairs(const StoreKVJob& job) {
     scales[kPageSize] = store_key_codes(job.v, job.head_dim, [values](std::int64_t d) { return values + d * 2; });
 }
 
-// What codes of factors are multiples of, and its inverse: NaN, or 0 and 0, when there are none.
+// What codes of factors are multiples of, and its inverse: 0 and 0 when all factors count as zero. When one is not
+// finite the step is not either, and what comes of it is NaN.
 struct CodeStep {
     F32 step;
     F32 inverse;
@@ -104,11 +105,9 @@ struct CodeStep {
 // From the bits of the largest magnitude, those of anything not finite above all others, and the sum of the magnitudes.
 WINDLASS_INLINE CodeStep code_step(U32 largest, F32 sum) {
     const F32 magnitude = (F32)largest;
-    const F32 by_largest = magnitude * (1.0F / kFactorCode), by_sum = sum * (1.0F / kFactorSum);
-    const F32 step = maximum(by_sum, by_largest);
-    const I32 small = magnitude < kSmallestMagnitude, finite = magnitude < __builtin_inff();
-    return {select(small, F32{}, select(finite, step, splat(__builtin_nanf("")))),
-            select(finite & ~small, 1.0F / step, F32{})};
+    const F32 step = maximum(sum * (1.0F / kFactorSum), magnitude * (1.0F / kFactorCode));
+    const I32 zero = magnitude < kSmallestMagnitude;
+    return {select(zero, F32{}, step), select(zero, F32{}, 1.0F / step)};
 }
 
 WINDLASS_INLINE U32 larger(U32 a, U32 b) { return a > b ? a : b; }
@@ -219,12 +218,12 @@ WINDLASS_INLINE void weight_codes(const AttentionJob& job, const CodeBlock& bloc
 #pragma GCC unroll 4
         for (int query = 0; query < Queries; ++query) {
             scaled[query][v] = weights[query][v] * scale;
-            // No scale and no weight is negative, but a NaN may be.
+            // No scale and no weight is negative, and a NaN, of either sign, is above all other bits.
             largest[query] = larger(largest[query], (U32)scaled[query][v]);
             sums[query] += scaled[query][v];
         }
     }
-    const CodeStep step = code_step(combine_each<Queries>(largest, larger) & 0x7FFFFFFF, sum_each<Queries>(sums));
+    const CodeStep step = code_step(combine_each<Queries>(largest, larger), sum_each<Queries>(sums));
     F32 inverse[Queries];
     spread_each<Queries>(step.inverse, inverse);
     spread_each<Queries>(step.step, steps);

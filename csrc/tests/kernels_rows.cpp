@@ -140,6 +140,25 @@ const AttentionSizes kAttentions[] = {{1, 1, 1, 0},
                                       {40, 3, 5, 600, {.window = 90, .softcap = 0.5F, .sinks = {-2, 0.5F, 9}}},
                                       {576, 16, 2, 70, {.sinks = Floats(16, 1.0F)}}};
 
+// A query with a number that is not finite gets NaN, and nothing else does.
+void check_broken_query(const KernelTable& table, KVType type) {
+    begin(table, "attention of a query that is not finite", {{"type", static_cast<int>(type)}});
+    const int head_dim = 40, heads = 7, broken = 2;
+    const std::int64_t positions = 600;
+    Sequence sequence(table, type, head_dim, positions);
+    for (std::int64_t p = 0; p < positions; ++p) {
+        sequence.store(p, random_floats(head_dim, 1), random_floats(head_dim, 1));
+    }
+    for (const float number : {kInfinity, -kInfinity, kNaN, -kNaN}) {
+        Floats q = random_floats(heads * head_dim, 1);
+        q[broken * head_dim + below(head_dim)] = number;
+        const Floats out = sequence.attend(q.data(), q.size(), 1, heads, positions - 1, 0.2F, {});
+        for (std::int64_t i = 0; i < std::ssize(out); ++i) {
+            expect_equal(std::isnan(out[i]), i / head_dim == broken, i);
+        }
+    }
+}
+
 void check_attention(const KernelTable& table, KVType type, const AttentionSizes& sizes) {
     const int head_dim = sizes.head_dim, heads = sizes.heads, tokens = sizes.tokens;
     const std::int64_t position = sizes.position;
@@ -424,6 +443,7 @@ void check_sampling(const KernelTable& table, std::int64_t count) {
 void check_rows(const KernelTable& table) {
     for (const KVType type : {KVType::kF32, KVType::kF16, KVType::kBF16, KVType::kInt8, KVType::kInt16}) {
         check_store(table, type);
+        check_broken_query(table, type);
         for (const AttentionSizes& sizes : kAttentions) check_attention(table, type, sizes);
     }
     for (const std::int64_t width : {1, 3, 4, 8, 15, 16, 17, 40, 127, 1000}) {
