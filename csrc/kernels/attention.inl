@@ -184,15 +184,15 @@ WINDLASS_INLINE void block_weights(const F32 (*scores)[kBlockVectors], F32 scale
     float* const old_maxima = states.maxima + group.first * kOwnLanes;
     float* const old_sums = states.weights + group.first * kOwnLanes;
     const F32 old = load(old_maxima), maxima = maximum(max_each<Queries>(highest) * scales, old);
-    F32 scale[Queries], shift[Queries], totals[Queries];
+    F32 scale[Queries], maximum_of[Queries], totals[Queries];
     spread_each<Queries>(scales, scale);
-    spread_each<Queries>(-maxima, shift);
+    spread_each<Queries>(maxima, maximum_of);
 #pragma GCC unroll 4
     for (int query = 0; query < Queries; ++query) {
         totals[query] = F32{};
 #pragma GCC unroll 16
         for (int v = 0; v < kBlockVectors; ++v) {
-            F32 weight = power_of_two(multiply_add(scores[query][v], scale[query], shift[query]));
+            F32 weight = power_of_two(scores[query][v] * scale[query] - maximum_of[query]);
             if (!all) weight = select(seen[v], weight, F32{});
             weights[query][v] = weight;
             totals[query] += weight;

@@ -112,20 +112,16 @@ WINDLASS_INLINE CodeStep code_step(U32 largest, F32 sum) {
 
 WINDLASS_INLINE U32 larger(U32 a, U32 b) { return a > b ? a : b; }
 
-// Stores codes of factors: a sum with this number has them in its 16 lowest bits.
+// Stores codes of factors: the 16 lowest bits of the sums.
 WINDLASS_INLINE void store_factor_codes(std::int16_t* to, F32 factors, F32 inverse) {
-    store_codes16(to, (I32)multiply_add(factors, inverse, splat(0x1.8p23F)));
+    store_codes16(to, (I32)multiply_add(factors, inverse, splat(kRounder)));
 }
 
 void quantize_query(const float* q, int head_dim, const QueryStates& states, int query) {
     F32 sum = {};
-    U32 largest = {};
-    for_vectors(head_dim, [&](std::int64_t d, std::int64_t count) {
-        const U32 magnitude = (U32)load_some(q + d, count) & 0x7FFFFFFF;
-        largest = larger(largest, magnitude);
-        sum += (F32)magnitude;
-    });
-    const CodeStep step = code_step(combine_lanes(largest, larger), splat(sum_lanes(sum)));
+    for_vectors(head_dim,
+                [&](std::int64_t d, std::int64_t count) { sum += (F32)((I32)load_some(q + d, count) & 0x7FFFFFFF); });
+    const CodeStep step = code_step((U32)splat(largest_magnitude(q, head_dim)), splat(sum_lanes(sum)));
     store_part(states.code_scales + query * kOwnLanes, step.step, kOwnLanes);
     for_vectors(head_dim, [&](std::int64_t d, std::int64_t count) {
         store_factor_codes(states.query_codes(query) + d, load_some(q + d, count), step.inverse);

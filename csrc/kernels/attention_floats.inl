@@ -161,11 +161,7 @@ void attend_floats(const AttentionJob& job, const FloatBlock& block, const Query
     F32 scores[Queries][kBlockVectors], weights[Queries][kBlockVectors], corrections[Queries];
     block_scores<Queries>(block, group.q, job.head_dim, scores);
     const F32 scales = scale_scores<Queries>(job, splat(job.scale), scores);
-    // Beforehand, so that the weight of the largest score is exactly 1.
-    for (int query = 0; query < Queries; ++query) {
-        for (int v = 0; v < kBlockVectors; ++v) scores[query][v] *= scales;
-    }
-    block_weights<Queries>(scores, splat(1.0F), group, states, weights, corrections);
+    block_weights<Queries>(scores, scales, group, states, weights, corrections);
     float stored[Queries][kBlockKeys];
     for (int query = 0; query < Queries; ++query) {
         for (int v = 0; v < kBlockVectors; ++v) store(stored[query] + v * kLanes, weights[query][v]);

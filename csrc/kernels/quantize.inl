@@ -7,10 +7,7 @@ constexpr float kSmallestMagnitude = 0x1p-100F;
 constexpr std::int32_t kInfiniteBits = 0x7F800000;
 
 // Rounds to the nearest integer, ties to even, for |x| < 2^22.
-WINDLASS_INLINE I32 round_to_integer(F32 x) {
-    const F32 rounder = splat(0x1.8p23F);
-    return (I32)(x + rounder) - (I32)rounder;
-}
+WINDLASS_INLINE I32 round_to_integer(F32 x) { return (I32)(x + kRounder) - (I32)splat(kRounder); }
 
 // The largest magnitude of `count` values as the bits of a float: anything not finite is above all finite values.
 std::int32_t largest_magnitude(const float* x, std::int64_t count) {
@@ -28,13 +25,12 @@ std::int32_t largest_magnitude(const float* x, std::int64_t count) {
     return result;
 }
 
-// The magnitude that codes of some values are scaled by, from the bits of the largest: NaN when that is not finite, 0
-// when all count as zero.
-WINDLASS_INLINE float finite_magnitude(std::int32_t bits) {
+// The magnitude that codes of some values are scaled by: NaN when one is not finite, 0 when all count as zero.
+float code_magnitude(const float* x, std::int64_t count) {
+    const std::int32_t bits = largest_magnitude(x, count);
     const float magnitude = load_as<float>(&bits);
     return bits >= kInfiniteBits ? __builtin_nanf("") : magnitude >= kSmallestMagnitude ? magnitude : 0.0F;
 }
-float code_magnitude(const float* x, std::int64_t count) { return finite_magnitude(largest_magnitude(x, count)); }
 
 // One token's run: its kTileColumns bytes into every `step` bytes of `to`, plane after plane; returns the codes' sum.
 template <int kPlanes>

@@ -223,12 +223,14 @@ WINDLASS_INLINE std::uint16_t to_f16(float value) {
 #endif
 }
 
+// The lowest bits of the sum of this and a number of less than 2^22 are the number rounded, ties to even.
+constexpr float kRounder = 0x1.8p23F;
+
 // e^x for x <= 0, about 1e-7 relative; 0 below -87, where the result would soon not be a normal number; NaN for NaN.
 // Range reduction to |r| <= ln(2) / 2 and a polynomial of degree 6 (Cephes, expf).
 WINDLASS_INLINE F32 exponential(F32 x) {
-    const F32 rounder = splat(0x1.8p23F);
-    const F32 shifted = multiply_add(x, splat(1.44269504F), rounder);
-    const F32 n = shifted - rounder;
+    const F32 shifted = multiply_add(x, splat(1.44269504F), splat(kRounder));
+    const F32 n = shifted - kRounder;
     F32 r = multiply_add(n, splat(-0.693359375F), x);
     r = multiply_add(n, splat(2.12194440e-4F), r);
     F32 y = splat(1.9875691500e-4F);
@@ -245,8 +247,8 @@ WINDLASS_INLINE F32 exponential(F32 x) {
 // 2^x for x up to 1, about 2e-7 relative; 0 below -125; NaN for NaN. A polynomial of degree 5 for the part that no
 // integer has, fitted to 1e-7.
 WINDLASS_INLINE F32 power_of_two(F32 x) {
-    const F32 shifted = x + splat(0x1.8p23F);
-    const F32 r = x - (shifted - splat(0x1.8p23F));
+    const F32 shifted = x + kRounder;
+    const F32 r = x - (shifted - kRounder);
     F32 y = splat(1.326472731e-3F);
     y = multiply_add(y, r, splat(9.671512991e-3F));
     y = multiply_add(y, r, splat(5.550733581e-2F));

@@ -108,8 +108,8 @@ void check_store(const KernelTable& table, KVType type) {
         sequence.store(0, Floats(head_dim, 1.0F), v);
         const Floats q(head_dim, 1.0F);
         const Floats out = sequence.attend(q.data(), head_dim, 1, 1, 0, 1.0F, {}), want = stored(type, v);
-        // The weight of the key is a code too, whose scale is rounded, and nearly 1.
-        const double tolerance = type == KVType::kInt16 ? 0x1p-21 : 0;
+        // The weight of the key is a code too, whose scale is rounded.
+        const double tolerance = type == KVType::kInt16 ? 0x1p-22 : 0;
         for (std::int64_t i = 0; i < std::ssize(out); ++i)
             expect_near(out[i], want[i], tolerance * std::abs(want[i]), i);
     }
